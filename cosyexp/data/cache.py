@@ -1,0 +1,120 @@
+"""Fields of a shard, computed once and memory-mapped ever after.
+
+Beside `x.parquet` lies the folder `x.fields` with an Arrow file for each field; it holds the shard's fingerprint, so that a shard
+that was prepared anew is computed anew. A row that a field refuses is empty there, with the reason beside it.
+"""
+
+import logging
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from cosyexp.data.fields import Field, Utterance, cache_name
+from cosyexp.data.shards import read_rows
+from cosyexp.errors import UserError
+from cosyexp.run.files import replace_file
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(shard: Path) -> bytes:
+    """Changes when the shard does: its size and the checksum of its footer."""
+    try:
+        with open(shard, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 65536))
+            return f"{size}-{zlib.crc32(file.read()):08x}".encode()
+    except FileNotFoundError:
+        raise UserError(f"there is no data file {shard}: prepare it, or correct its list") from None
+
+
+def cache_path(shard: Path, field: Field) -> Path:
+    return shard.with_suffix(".fields") / cache_name(field)
+
+
+def is_cached(shard: Path, field: Field) -> bool:
+    try:
+        with pa.memory_map(str(cache_path(shard, field))) as file:
+            return bool(pa.ipc.open_file(file).schema.metadata[b"shard"] == fingerprint(shard))
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+        return False
+
+
+def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
+    """Computes the fields of a shard and writes their files."""
+    import torch
+
+    torch.set_num_threads(1)
+    utts: list[str] = []
+    values: list[list[np.ndarray]] = [[] for _ in fields]
+    reasons: list[list[str | None]] = [[] for _ in fields]
+    for row in read_rows(shard, ["utt", *sorted({column for field in fields for column in field.columns})]):
+        utterance = Utterance(row)
+        utts.append(row["utt"])
+        for i, field in enumerate(fields):
+            try:
+                values[i].append(field(utterance))
+                reasons[i].append(None)
+            except ValueError as error:
+                values[i].append(np.empty(0, field.dtype))
+                reasons[i].append(str(error))
+    for i, field in enumerate(fields):
+        offsets = np.cumsum([0, *(len(value) for value in values[i])], dtype=np.int64)
+        flat = np.concatenate([np.empty(0, field.dtype), *values[i]])
+        columns: dict[str, Any] = {
+            "utt": pa.array(utts, pa.string()),
+            "values": pa.LargeListArray.from_arrays(offsets, pa.array(flat)),
+            "reason": pa.array(reasons[i], pa.string()),
+        }
+        table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
+        with replace_file(cache_path(shard, field)) as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> None:
+    """Computes what is not cached yet, several shards at a time, with a progress bar."""
+    missing = [(shard, [field for field in fields if not is_cached(shard, field)]) for shard in shards]
+    missing = [(shard, absent) for shard, absent in missing if absent]
+    if not missing:
+        return
+    names = ", ".join(sorted({cache_name(field).split("-")[0] for _, absent in missing for field in absent}))
+    log.info("computing %s of %d shards, once", names, len(missing))
+    work, wanted = zip(*missing, strict=True)
+    bar = tqdm(total=len(work), unit="shard", desc="features", leave=False, delay=1)
+    if processes <= 1 or len(work) == 1:
+        for shard, absent in missing:
+            compute_shard(shard, absent)
+            bar.update()
+    else:
+        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn")) as pool:
+            for _ in pool.map(compute_shard, work, wanted):
+                bar.update()
+    bar.close()
+
+
+class CachedField:
+    """One field of one shard; its numbers stay on the disk until they are read."""
+
+    def __init__(self, shard: Path, field: Field) -> None:
+        self._where = (shard, field)
+        with pa.memory_map(str(cache_path(shard, field))) as file:
+            table = pa.ipc.open_file(file).read_all()
+        lists = table["values"].combine_chunks() if table["values"].num_chunks != 1 else table["values"].chunk(0)
+        self.utts, self.reasons, self.width = table["utt"], table["reason"], field.width
+        self._offsets = lists.offsets.to_numpy()
+        self._values = lists.values.to_numpy()
+        self.lengths = np.diff(self._offsets) // self.width
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """The numbers of a row, (time * width,), read-only."""
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CachedField, self._where

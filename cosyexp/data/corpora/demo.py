@@ -1,0 +1,101 @@
+"""The embedded demo corpus: everyday sentences of a small vocabulary, spoken by espeak-ng in several voices."""
+
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count, cycle, islice
+
+from cosyexp.data.corpora.base import Recording
+from cosyexp.data.draws import keyed
+from cosyexp.errors import UserError
+
+WORDS = {
+    "who": ["my sister", "my brother", "the teacher", "our doctor", "the old man", "a young woman", "she", "he"],
+    "did": ["found", "bought", "lost", "saw", "painted", "cleaned", "sold", "carried"],
+    "how": ["red", "green", "small", "big", "old", "new", "heavy", "empty"],
+    "what": ["book", "cup", "box", "lamp", "chair", "clock", "letter", "bottle", "door", "table"],
+    "where": ["in the garden", "in the kitchen", "at the station", "behind the house", "near the river", "on the train"],
+    "when": ["today", "this morning", "yesterday", "after lunch", "on monday", "last night"],
+}
+PATTERNS = [
+    "{who} {did} the {how} {what} {where}.",
+    "{when}, {who} {did} a {how} {what}.",
+    "{who} {did} the {what} and the {how} {what2} {when}.",
+    "please put the {how} {what} {where}.",
+    "where is the {how} {what}?",
+    "hello, the {what} {where} is {how}.",
+    "good morning, {who} {did} your {what} {when}.",
+    "the {how} {what} is {where}, not {where2}.",
+    "thank you, the {what} is {how}.",
+    "is the {how} {what} {where}?",
+]
+VOICES = {
+    "anna": {"voice": "en-us+f2", "rate": 160, "pitch": 60, "range": 45},
+    "ben": {"voice": "en-us", "rate": 160, "pitch": 45, "range": 45},
+    "carl": {"voice": "en-us+m3", "rate": 160, "pitch": 35, "range": 45},
+    "dora": {"voice": "en-gb-x-rp", "rate": 160, "pitch": 55, "range": 45},
+}
+SECONDS = 2.35  # an average sentence
+
+
+def sentences(seed: int) -> Iterator[str]:
+    """Different sentences, for ever, as long as there are some; the first ones hold the whole vocabulary."""
+    draw, seen = keyed(seed, "demo sentences"), set()
+    decks = {slot: cycle(draw.permutation(words)) for slot, words in WORDS.items()}
+    for pattern in cycle(PATTERNS):
+        words = {slot: str(next(deck)) for slot, deck in decks.items()}
+        others = {f"{slot}2": str(next(decks[slot])) for slot in ("what", "where")}
+        for slot in WORDS:  # decks in step would pair the same words for ever
+            if draw.random() < 0.5:
+                next(decks[slot])
+        sentence = pattern.format(**words, **others)
+        if sentence not in seen:
+            seen.add(sentence)
+            yield sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """name: of the data set. minutes: about how much speech, over all voices. held_out: the share of it that is kept for validation.
+
+    No two utterances say the same sentence, so the held-out sentences are unseen ones.
+    """
+
+    name: str
+    minutes: float
+    held_out: float
+    seed: int
+
+    def __len__(self) -> int:
+        return max(round(self.minutes * 60 / SECONDS), 2 * len(VOICES))
+
+    def recordings(self) -> Iterator[Recording]:
+        draw = keyed(self.seed, "demo voices")
+        voices = (name for _ in count() for name in draw.permutation(list(VOICES)).tolist())
+        said = list(islice(zip(sentences(self.seed), voices, strict=False), len(self)))
+        unseen = max(round(self.held_out * len(said)), 1)
+        audios = speak({"text": text, **VOICES[name]} for text, name in said)
+        for i, ((text, name), audio) in enumerate(zip(said, audios, strict=True)):
+            utt = f"demo_{i:05d}_{name}"
+            held_out = i >= len(said) - unseen
+            yield Recording(utt=utt, text=text, speaker=name, audio=audio, path=f"{utt}.wav", held_out=held_out)
+
+
+def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
+    """The WAV files of sentences, from a child process, one after another."""
+    if importlib.util.find_spec("espeakng_loader") is None:
+        raise UserError("the demo speech needs espeak-ng: pip install 'cosyexp[demo]'")
+    command = [sys.executable, "-m", "cosyexp.data.corpora.espeak"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin and child.stdout
+        for order in orders:
+            child.stdin.write(json.dumps(order).encode() + b"\n")
+            child.stdin.flush()
+            header = child.stdout.read(4)
+            if len(header) < 4:
+                raise UserError(f"espeak-ng ended early, with exit status {child.wait()}")
+            yield child.stdout.read(struct.unpack("<I", header)[0])

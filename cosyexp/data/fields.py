@@ -1,0 +1,161 @@
+"""What the models read of an utterance: fields, each computed from a row of a shard.
+
+A field is a small frozen dataclass: its values are whatever changes its numbers, and so the key of its cache. To add one, write
+such a class with `columns`, `dtype`, `width` (numbers a step in time) and a call that takes an `Utterance`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+
+from cosyexp.data import features
+from cosyexp.data.tokenizers import Characters
+from cosyexp.models.layers.spectrogram import MelSpectrogram
+
+
+class Utterance:
+    """One row of a shard, its audio decoded once. Accessors raise ValueError where the row lacks what they give."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.row = row
+        self._waves: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, column: str) -> Any:
+        value = self.row.get(column)
+        if value is None or (not isinstance(value, int | float) and len(value) == 0):
+            raise ValueError(f"it has no {column}")
+        return value
+
+    def wave(self, sample_rate: int) -> np.ndarray:
+        """Mono float32 in [-1, 1], rounded to 16 bits, so that a cached wave is the same as a computed one."""
+        if sample_rate not in self._waves:
+            wave = features.read_wave(self["audio_data"], sample_rate)
+            self._waves[sample_rate] = np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
+        return self._waves[sample_rate]
+
+
+class Field(Protocol):
+    """An array computed from an utterance, (time * width,) of `dtype`."""
+
+    columns: ClassVar[tuple[str, ...]]
+    dtype: ClassVar[type]
+
+    @property
+    def width(self) -> int: ...
+
+    def __call__(self, utterance: Utterance) -> np.ndarray: ...
+
+
+def cache_name(field: Field) -> str:
+    """The name of the file that holds this field of a shard: another setting, another file."""
+    name = type(field).__name__.lower()
+    return f"{name}-{hashlib.blake2b(repr(field).encode(), digest_size=4).hexdigest()}.arrow"
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    dtype: ClassVar[type] = np.int32
+    width: ClassVar[int] = 1
+    tokenizer: Characters
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        tokens = np.array(self.tokenizer.encode(utterance["text"]), np.int32)
+        if not tokens.any():
+            raise ValueError(f"its text {utterance['text']!r} has no character of the alphabet")
+        return tokens
+
+
+@dataclass(frozen=True)
+class SpeechTokens:
+    columns: ClassVar[tuple[str, ...]] = ("speech_token",)
+    dtype: ClassVar[type] = np.int32
+    width: ClassVar[int] = 1
+    vocabulary: int
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        tokens = np.array(utterance["speech_token"], np.int32)
+        if tokens.min() < 0 or tokens.max() >= self.vocabulary:
+            raise ValueError(f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}")
+        return tokens
+
+
+@dataclass(frozen=True)
+class SpeakerEmbedding:
+    """`column`: utt_embedding, or spk_embedding, the mean over a speaker's utterances."""
+
+    columns: ClassVar[tuple[str, ...]] = ("utt_embedding", "spk_embedding")
+    dtype: ClassVar[type] = np.float32
+    column: str
+    width: int
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        embedding = np.array(utterance[self.column], np.float32)
+        if len(embedding) != self.width:
+            raise ValueError(f"its {self.column} has {len(embedding)} numbers instead of {self.width}")
+        return embedding
+
+
+@dataclass(frozen=True)
+class Wave:
+    """16-bit samples."""
+
+    columns: ClassVar[tuple[str, ...]] = ("audio_data",)
+    dtype: ClassVar[type] = np.int16
+    width: ClassVar[int] = 1
+    sample_rate: int
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        return np.round(utterance.wave(self.sample_rate) * 32767).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class Mel:
+    """Log-mel of the whole utterance, frame after frame."""
+
+    columns: ClassVar[tuple[str, ...]] = ("audio_data",)
+    dtype: ClassVar[type] = np.float32
+    sample_rate: int
+    n_fft: int
+    hop: int
+    win: int
+    bins: int
+    fmin: float
+    fmax: float | None
+
+    @property
+    def width(self) -> int:
+        return self.bins
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        wave = utterance.wave(self.sample_rate)
+        if len(wave) < self.n_fft:
+            raise ValueError(f"its audio of {len(wave)} samples is shorter than one frame")
+        return spectrogram(self)(torch.from_numpy(wave)[None])[0].T.numpy().reshape(-1)
+
+
+@cache
+def spectrogram(mel: Mel) -> MelSpectrogram:
+    return MelSpectrogram(
+        sample_rate=mel.sample_rate, n_fft=mel.n_fft, hop=mel.hop, win=mel.win, bins=mel.bins, fmin=mel.fmin, fmax=mel.fmax
+    )
+
+
+@dataclass(frozen=True)
+class F0:
+    """F0 of the whole utterance, a value a mel frame."""
+
+    columns: ClassVar[tuple[str, ...]] = ("audio_data",)
+    dtype: ClassVar[type] = np.float32
+    width: ClassVar[int] = 1
+    sample_rate: int
+    hop: int
+    method: str
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        return features.pitch(utterance.wave(self.sample_rate), self.sample_rate, self.hop, self.method)

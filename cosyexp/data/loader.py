@@ -1,0 +1,129 @@
+"""Delivers the plan's micro-batches, made by worker processes ahead of time."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cosyexp.data.batch import Batch
+from cosyexp.data.corpus import Corpus
+from cosyexp.data.draws import VALIDATION, Draws
+from cosyexp.data.sampler import Plan
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where training stands in the plan: `batch` micro-batches of `epoch` are consumed; `block` ordered that epoch."""
+
+    epoch: int
+    batch: int
+    block: int
+
+
+class MicroBatch(NamedTuple):
+    """A batch and its number, in the step's block or in the validation's plan: the same on whatever rank it runs."""
+
+    index: int
+    batch: Batch
+
+
+class Request(NamedTuple):
+    """What a worker is asked for: rows of micro-batches, by number."""
+
+    epoch: int
+    rows: Sequence[tuple[int, np.ndarray]]
+    after: Place | None = None
+
+
+class Delivery(NamedTuple):
+    micro_batches: list[MicroBatch]
+    after: Place | None
+
+
+class BatchMaker(Dataset[Delivery]):
+    """Makes what is requested; runs in the workers."""
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        self.corpus, self.seed = corpus, seed
+
+    def __getitem__(self, request: Any) -> Delivery:
+        draws = Draws(self.seed, request.epoch)
+        return Delivery([MicroBatch(index, self.corpus.batch(rows.tolist(), draws)) for index, rows in request.rows], request.after)
+
+
+def deaf(_: int) -> None:
+    """Workers leave the signals to the trainer, which stops them when its step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class Loader:
+    """This rank's part of every training step, epoch after epoch; its state is one `Place`.
+
+    rank, world: this process and their number. accumulate: micro-batches a rank has in a step; the last step of an epoch may
+    have fewer, even none.
+    """
+
+    def __init__(
+        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool
+    ) -> None:
+        self.corpus, self.plan, self.seed = corpus, plan, seed
+        self.rank, self.world, self.block = rank, world, world * accumulate
+        self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
+        self.place = Place(0, 0, self.block)
+        self._steps: Iterator[Delivery] | None = None
+
+    def seek(self, place: Place) -> None:
+        """Goes on at a place; an epoch that was begun with another block is finished in its request."""
+        self.place, self._steps = place, None
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the step consumed last was the last of its epoch."""
+        return self.place.batch == 0 and self.place.epoch > 0
+
+    def next_step(self) -> list[MicroBatch]:
+        if self._steps is None:
+            maker = BatchMaker(self.corpus, self.seed)
+            self._steps = iter(DataLoader(maker, sampler=self._requests(self.place), **self.options))  # type: ignore[arg-type]
+        micro_batches, after = next(self._steps)
+        assert after is not None
+        self.place = after
+        return micro_batches
+
+    def _requests(self, place: Place) -> Iterator[Request]:
+        while True:
+            batches = self.plan.epoch(place.epoch, place.block)
+            following = Place(place.epoch + 1, 0, self.block)
+            for start in range(place.batch, len(batches), self.block):
+                step = batches[start : start + self.block]
+                end = start + len(step)
+                after = following if end == len(batches) else replace(place, batch=end)
+                yield Request(place.epoch, list(enumerate(step))[self.rank :: self.world], after)
+            place = following
+
+    def close(self) -> None:
+        """Stops the workers."""
+        self._steps = None
+
+
+class ValidationLoader:
+    """This rank's part of the validation's micro-batches; the same rows, order and draws each time.
+
+    rounds: how many the rank with the most has.
+    """
+
+    def __init__(self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, workers: int, pin: bool) -> None:
+        self.maker = BatchMaker(corpus, seed)
+        requests = [Request(VALIDATION, [numbered]) for numbered in enumerate(plan.in_order())]
+        self.requests, self.rounds = requests[rank::world], -(-len(requests) // world)
+        self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):  # type: ignore[arg-type]
+            yield from delivery.micro_batches

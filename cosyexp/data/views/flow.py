@@ -1,0 +1,81 @@
+"""What a flow model reads: speech tokens, a speaker embedding, a mel spectrogram.
+
+B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosyexp.data.batch import Batch, lengths, pad
+from cosyexp.data.draws import Draws
+from cosyexp.data.fields import Field, Mel, SpeakerEmbedding, SpeechTokens
+from cosyexp.data.views.base import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowBatch(Batch):
+    """A row's draws: time_B in [0, 1], standard normal noise_BFT, prompt_lens_B frames of the mel given as a prompt,
+    keep_B 1 where the conditions are kept and 0 where guidance drops them."""
+
+    token_BN: Tensor
+    token_lens_B: Tensor
+    speaker_BE: Tensor
+    mel_BFT: Tensor
+    mel_lens_B: Tensor
+    time_B: Tensor
+    noise_BFT: Tensor
+    prompt_lens_B: Tensor
+    keep_B: Tensor
+
+
+class FlowView:
+    """One row costs its mel frames.
+
+    drop: the share of rows that lose their conditions. prompt: the largest share of a mel that is given as a prompt; half of
+    the rows have none.
+    """
+
+    def __init__(
+        self,
+        *,
+        speech_vocabulary: int,
+        speaker_dim: int,
+        use_spk_embedding: bool,
+        sample_rate: int,
+        mel: Mapping[str, Any],
+        drop: float = 0.2,
+        prompt: float = 0.3,
+    ) -> None:
+        self.drop, self.prompt = drop, prompt
+        self.fields: Mapping[str, Field] = {
+            "token": SpeechTokens(speech_vocabulary),
+            "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
+            "mel": Mel(sample_rate=sample_rate, **mel),
+        }
+
+    def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        return sizes["mel"]
+
+    def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> FlowBatch:
+        token, mel = [row["token"][0] for row in rows], [row["mel"] for row in rows]
+        noise = [draws(u, "noise").standard_normal(m.shape, dtype=np.float32) for u, m in zip(utts, mel, strict=True)]
+        return FlowBatch(
+            utts=tuple(utts),
+            token_BN=pad(token).long(),
+            token_lens_B=lengths(token),
+            speaker_BE=torch.from_numpy(np.stack([row["speaker"][:, 0] for row in rows])),
+            mel_BFT=pad(mel),
+            mel_lens_B=lengths(mel),
+            time_B=torch.tensor([draws(utt, "time").random(dtype=np.float32) for utt in utts]),
+            noise_BFT=pad(noise),
+            prompt_lens_B=torch.tensor([self._prompt(m.shape[1], draws(u, "prompt")) for u, m in zip(utts, mel, strict=True)]),
+            keep_B=torch.tensor([float(draws(utt, "keep").random() >= self.drop) for utt in utts]),
+        )
+
+    def _prompt(self, frames: int, draw: np.random.Generator) -> int:
+        return 0 if draw.random() < 0.5 else int(draw.integers(int(self.prompt * frames) + 1))

@@ -1,0 +1,83 @@
+"""What a vocoder reads: segments of a wave, with their mel and F0.
+
+B batch, F mel bands, T mel frames of a segment, S samples of a segment, H harmonics.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosyexp.data.batch import Batch
+from cosyexp.data.draws import Draws
+from cosyexp.data.fields import F0, Field, Mel, Wave
+from cosyexp.data.views.base import Row
+
+SILENCE = math.log(1e-5)  # a mel frame behind the end of an utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderBatch(Batch):
+    """wave_BS in [-1, 1], f0_BT in Hz. A row's draws: starting phases in radians, standard normal noise."""
+
+    wave_BS: Tensor
+    mel_BFT: Tensor
+    f0_BT: Tensor
+    phase_BH: Tensor
+    noise_BHS: Tensor
+
+
+class VocoderView:
+    """Segments of one size, cut at random but on whole mel frames, one from each utterance and epoch; one row costs its frames.
+
+    Mel and F0 are those of the whole utterance, then cut. segment: samples, a multiple of the hop. harmonics: of the source.
+    """
+
+    def __init__(
+        self, *, sample_rate: int, mel: Mapping[str, Any], pitch: str, segment: int, harmonics: int
+    ) -> None:
+        self.hop = int(mel["hop"])
+        if segment % self.hop:
+            raise ValueError(f"segment={segment} is no multiple of the hop of {self.hop} samples")
+        self.frames, self.harmonics = segment // self.hop, harmonics
+        self.fields: Mapping[str, Field] = {
+            "wave": Wave(sample_rate),
+            "mel": Mel(sample_rate=sample_rate, **mel),
+            "f0": F0(sample_rate, self.hop, pitch),
+        }
+
+    def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.full_like(sizes["mel"], self.frames)
+
+    def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> VocoderBatch:
+        wave, mel, f0, phase, noise = zip(
+            *(self._segment(row, utt, draws) for utt, row in zip(utts, rows, strict=True)), strict=True
+        )
+        return VocoderBatch(
+            utts=tuple(utts),
+            wave_BS=torch.from_numpy(np.stack(wave)),
+            mel_BFT=torch.from_numpy(np.stack(mel)),
+            f0_BT=torch.from_numpy(np.stack(f0)),
+            phase_BH=torch.from_numpy(np.stack(phase)),
+            noise_BHS=torch.from_numpy(np.stack(noise)),
+        )
+
+    def _segment(self, row: Row, utt: str, draws: Draws) -> tuple[np.ndarray, ...]:
+        size, hop = self.frames, self.hop
+        start = int(draws(utt, "crop").integers(max(row["mel"].shape[1] - size, 0) + 1))
+        wave = row["wave"][0, start * hop : (start + size) * hop].astype(np.float32) / 32767
+        mel, f0 = row["mel"][:, start : start + size], row["f0"][0, start : start + size]
+        missing = size - mel.shape[1]
+        phase = draws(utt, "phase").uniform(-math.pi, math.pi, self.harmonics).astype(np.float32)
+        phase[0] = 0
+        return (
+            np.pad(wave, (0, size * hop - len(wave))),
+            np.pad(mel, ((0, 0), (0, missing)), constant_values=SILENCE),
+            np.pad(f0, (0, missing)),
+            phase,
+            draws(utt, "noise").standard_normal((self.harmonics, size * hop), dtype=np.float32),
+        )

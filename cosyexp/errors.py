@@ -1,0 +1,5 @@
+"""What is the user's to mend, in one sentence."""
+
+
+class UserError(ValueError):
+    """One sentence that names the thing and the remedy; the apps print it and exit with 1, without a traceback."""

@@ -1,0 +1,87 @@
+"""Attention with relative positions, as the text encoder, the speech-token LM and the flow encoder use it.
+
+B batch, H heads, K width of a head, Q queries, S keys (Q <= S: a cache holds the first S - Q), D = H * K,
+W distances.
+"""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+HIDDEN = -3e4  # the score of an invisible key: finite in half precision too, and its weight underflows to exactly 0
+
+
+def distance_table(first: int, last: int, width: int, like: Tensor) -> Tensor:
+    """Sinusoids of the distances `first`, `first - 1`, ..., `last` between a query and a key.
+
+    Returns (first - last + 1, width) in the dtype and on the device of `like`: sine in the even columns, cosine in the odd
+    ones (Vaswani et al. 2017, section 3.5).
+    """
+    distances = torch.arange(first, last - 1, -1, dtype=torch.float32, device=like.device)
+    channels = torch.arange(0, width, 2, dtype=torch.float32, device=like.device)
+    angles = distances.unsqueeze(1) * torch.exp(channels * (-math.log(10000.0) / width))
+    return torch.stack([torch.sin(angles), torch.cos(angles)], dim=-1).flatten(1).to(like.dtype)
+
+
+def by_key(scores_BHQW: Tensor, keys: int) -> Tensor:
+    """Turns scores by distance into scores by key: out[i, j] = scores[i, column of the distance from query i to key j].
+
+    Row i of the table of distances starts Q - 1 - i columns later than row Q - 1; padding one column on the left and reading
+    the memory with another row length shifts every row by that much (Dai et al. 2019, appendix B).
+    """
+    batch, heads, queries, width = scores_BHQW.shape
+    padded = torch.nn.functional.pad(scores_BHQW, [1, 0])
+    shifted = padded.reshape(batch, heads, width + 1, queries)[:, :, 1:].reshape(batch, heads, queries, width)
+    return shifted[:, :, :, :keys]
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention whose scores add a term of the distance (Dai et al. 2019, section 3.3, parametrisation b).
+
+    score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_(i-j)) / sqrt(K)
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+        self.heads = heads
+        self.head_width = width // heads
+        self.scale = 1.0 / math.sqrt(self.head_width)
+        self.pos_bias_u = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
+        self.pos_bias_v = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
+        self.linear_q = nn.Linear(width, width)
+        self.linear_k = nn.Linear(width, width)
+        self.linear_v = nn.Linear(width, width)
+        self.linear_out = nn.Linear(width, width)
+        self.linear_pos = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BQD: Tensor, positions_WD: Tensor, visible: Tensor, cache_BHSK: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attends from `x` to the cached keys, if any, and to itself.
+
+        positions: the distance table, from the largest distance of a pair down to the smallest.
+        visible: bool, broadcastable to (B, 1, Q, S), True where a query may look. What a query that sees nothing returns
+            has no meaning, but is finite.
+        cache: (B, H, S - Q, 2K), keys and values side by side.
+        Returns the output (B, Q, D), and all keys and values, (B, H, S, K) each.
+        """
+        batch, queries, width = x_BQD.shape
+        q = self.linear_q(x_BQD).view(batch, queries, self.heads, self.head_width).transpose(1, 2)
+        k = self.linear_k(x_BQD).view(batch, queries, self.heads, self.head_width).transpose(1, 2)
+        v = self.linear_v(x_BQD).view(batch, queries, self.heads, self.head_width).transpose(1, 2)
+        if cache_BHSK is not None:
+            k = torch.cat([cache_BHSK[..., : self.head_width].to(k.dtype), k], dim=2)
+            v = torch.cat([cache_BHSK[..., self.head_width :].to(v.dtype), v], dim=2)
+        p = self.linear_pos(positions_WD).view(-1, self.heads, self.head_width).permute(1, 2, 0)
+
+        content = torch.matmul((q + self.pos_bias_u.unsqueeze(1)) * self.scale, k.transpose(-2, -1))
+        distance = torch.matmul((q + self.pos_bias_v.unsqueeze(1)) * self.scale, p)
+        scores = content + by_key(distance, k.size(2))
+        weights = torch.softmax(scores.masked_fill(~visible, HIDDEN), dim=-1)
+        out = torch.matmul(self.dropout(weights).to(v.dtype), v)
+        return self.linear_out(out.transpose(1, 2).reshape(batch, queries, width)), k, v

@@ -1,0 +1,30 @@
+"""Group norm of padded rows. B batch, C channels, T frames."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MaskedGroupNorm(nn.Module):
+    """Group norm (Wu & He 2018) whose statistics count only the frames where the mask is 1.
+
+    So a row's output does not depend on how far its batch pads it. With a mask of ones it is `nn.GroupNorm`.
+    """
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if channels % groups:
+            raise ValueError(f"{channels} channels do not divide into {groups} groups")
+        self.groups = groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCT: Tensor, mask_B1T: Tensor) -> Tensor:
+        x = x_BCT.unflatten(1, (self.groups, -1))
+        mask = mask_B1T.unsqueeze(1).to(x.dtype)
+        count = mask.sum(dim=(2, 3), keepdim=True) * x.size(2)
+        mean = (x * mask).sum(dim=(2, 3), keepdim=True) / count
+        centred = x - mean
+        variance = (centred.square() * mask).sum(dim=(2, 3), keepdim=True) / count
+        normed = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return normed * self.weight.unsqueeze(-1) + self.bias.unsqueeze(-1)

@@ -1,0 +1,92 @@
+"""Spectrograms. B batch, S samples, T frames, F mel bands, K frequency bins."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def slaney_mel(frequency: Tensor) -> Tensor:
+    """Hz to mel on Slaney's scale: linear below 1 kHz, logarithmic above (Slaney 1998, "Auditory Toolbox")."""
+    above = 15.0 + 27.0 * torch.log(frequency.clamp(min=1000.0) / 1000.0) / math.log(6.4)
+    return torch.where(frequency < 1000.0, frequency * 3.0 / 200.0, above)
+
+
+def mel_filters(sample_rate: int, n_fft: int, bins: int, fmin: float, fmax: float) -> Tensor:
+    """(bins, n_fft // 2 + 1) triangles of equal area, evenly spaced on Slaney's scale from `fmin` to `fmax` Hz."""
+    limits = slaney_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
+    mels = torch.linspace(float(limits[0]), float(limits[1]), bins + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * torch.exp((mels - 15.0) * math.log(6.4) / 27.0))
+    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
+    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+    triangles = torch.minimum(rising, falling).clamp(min=0)
+    return (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
+
+
+class MelSpectrogram(nn.Module):
+    """Log-mel spectrogram as the family computes it: reflect padding, Hann window, magnitude, Slaney mel, natural log.
+
+    sample_rate in Hz; n_fft, hop, win in samples; fmax null: half the sample rate.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(
+        self, *, sample_rate: int, n_fft: int, hop: int, win: int, bins: int, fmin: float = 0.0, fmax: float | None = None
+    ) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.win, self.bins = n_fft, hop, win, bins
+        filters = mel_filters(sample_rate, n_fft, bins, fmin, fmax if fmax is not None else sample_rate / 2)
+        self.register_buffer("filters", filters, persistent=False)
+        self.register_buffer("window", torch.hann_window(win), persistent=False)
+
+    def forward(self, wave_BS: Tensor) -> Tensor:
+        """Wave in [-1, 1] to (B, F, S // hop)."""
+        pad = (self.n_fft - self.hop) // 2
+        padded = functional.pad(wave_BS.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
+        spectrum = torch.stft(
+            padded, self.n_fft, self.hop, self.win, self.window, center=False, normalized=False, return_complex=True
+        )
+        magnitude = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
+        return torch.matmul(self.filters, magnitude).clamp(min=1e-5).log()
+
+
+class ConvolutionalSTFT(nn.Module):
+    """A short-time Fourier transform with a centred Hann window, and its inverse, both as convolutions.
+
+    The same numbers as `torch.stft` and `torch.istft`, in operations that every exporter knows.
+    """
+
+    forward_basis: Tensor
+    inverse_basis: Tensor
+    envelope: Tensor
+
+    def __init__(self, n_fft: int, hop: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop, self.bins = n_fft, hop, n_fft // 2 + 1
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        angles = torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double() * (2 * math.pi / n_fft)
+        basis = torch.cat([torch.cos(angles), -torch.sin(angles)])
+        # a real signal's spectrum is symmetric: every bin but the first and the last counts twice
+        count = torch.full((self.bins,), 2.0, dtype=torch.float64)
+        count[0] = count[-1] = 1.0
+        inverse = basis * torch.cat([count, count])[:, None] / n_fft
+        self.register_buffer("forward_basis", (basis * window).unsqueeze(1).float(), persistent=False)
+        self.register_buffer("inverse_basis", (inverse * window).unsqueeze(1).float(), persistent=False)
+        self.register_buffer("envelope", window.square()[None, None].float(), persistent=False)
+
+    def forward(self, wave_B1S: Tensor) -> Tensor:
+        """(B, 1, S) to (B, 2K, S // hop + 1): real parts, then imaginary parts."""
+        padded = functional.pad(wave_B1S, (self.n_fft // 2, self.n_fft // 2), mode="reflect")
+        return functional.conv1d(padded, self.forward_basis.to(padded.dtype), stride=self.hop)
+
+    def inverse(self, spectrum: Tensor) -> Tensor:
+        """(B, 2K, T) to (B, (T - 1) * hop), by overlap and add divided by the sum of squared windows."""
+        wave = functional.conv_transpose1d(spectrum, self.inverse_basis.to(spectrum.dtype), stride=self.hop)
+        ones = torch.ones_like(spectrum[:1, :1])
+        weight = functional.conv_transpose1d(ones, self.envelope.to(spectrum.dtype), stride=self.hop)
+        half = self.n_fft // 2
+        return (wave[:, :, half:-half] / weight[:, :, half:-half]).squeeze(1)

@@ -1,0 +1,108 @@
+"""What a task is to the trainer: players, and a coroutine that yields one loss for each of them in turn.
+
+To add a task, write a class like those beside this file and name it in `conf/objective/`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Player:
+    """A network that is trained, with how. Objectives reach the network by calling the player, never by other methods.
+
+    optimizer: called with the parameters, makes the optimizer. scheduler: (update, base learning rate) -> learning rate.
+    """
+
+    module: nn.Module
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    scheduler: Callable[[int, float], float]
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+class Term(NamedTuple):
+    """One summand of a loss: a sum over units of a batch, to be divided by the number of units of the whole step.
+
+    factor: its weight in the loss; 0 for what is only watched.
+    """
+
+    sum: Tensor
+    unit: str
+    factor: float
+
+
+class Loss(dict[str, Term]):
+    """Named terms: `Loss(mel=(sum, "segments", 45.0), ...)`."""
+
+    def __init__(self, **terms: tuple[Tensor, str, float]) -> None:
+        super().__init__({name: Term(*term) for name, term in terms.items()})
+
+    def detach(self) -> "Loss":
+        return Loss(**{name: term._replace(sum=term.sum.detach().double()) for name, term in self.items()})
+
+    def scaled(self, totals: Mapping[str, float]) -> Tensor:
+        """The scalar to differentiate: this batch's share of the step's loss, given the step's units."""
+        return torch.stack([t.factor * t.sum / totals[t.unit] for t in self.values() if t.factor]).sum()
+
+
+class Picture(NamedTuple):
+    """A mel spectrogram to look at, (bands, frames)."""
+
+    mel: np.ndarray
+
+
+class Sound(NamedTuple):
+    """A wave to listen to, (samples,) in [-1, 1], at a rate in Hz."""
+
+    wave: np.ndarray
+    sample_rate: int
+
+
+class Objective(Protocol):
+    """All that a task writes.
+
+    players: in the order of their turns; the last one gives the model that is exported, and the step's loss.
+    helpers: networks and transforms that are used but not trained.
+    units: the names of all units that `weights` counts.
+    """
+
+    players: Mapping[str, Player]
+    helpers: Sequence[nn.Module]
+    units: tuple[str, ...]
+
+    def weights(self, batch: Any) -> dict[str, int]:
+        """How many units of each kind a batch has, known before the forward."""
+        ...
+
+    def turns(self, batch: Any) -> Iterator[Loss]:
+        """Yields one loss for each player; is resumed after that player's update. No context manager stays open at a yield."""
+        ...
+
+    def validate(self, batch: Any) -> Loss:
+        """The loss of a validation batch; lower is better between any two checkpoints."""
+        ...
+
+    def preview(self, batch: Any) -> Iterator[tuple[str, Picture | Sound]]:
+        """Things to look at and to listen to for the first rows of a validation batch, by name."""
+        ...
+
+
+@contextmanager
+def frozen(player: Player) -> Iterator[None]:
+    """Within it, gradients flow through the player's network but not into its weights."""
+    trained = [parameter for parameter in player.module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

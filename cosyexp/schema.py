@@ -1,0 +1,129 @@
+"""Types of the keys that hold plain values, so that Hydra refuses a wrong value or name by itself. No torch here."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class OnNonfinite(Enum):
+    stop = "stop"
+    skip = "skip"
+
+
+class Select(Enum):
+    best = "best"
+    last = "last"
+
+
+class Backend(Enum):
+    torch = "torch"
+    onnx = "onnx"
+    jit = "jit"
+
+
+@dataclass
+class Trainer:
+    """steps, epochs: training ends at whichever comes first. accumulate: micro-batches a rank has in a step.
+
+    clip: largest gradient norm. ema: decay of the running mean of the weights, such as 0.999.
+    valid_every: steps between validations. valid_epochs: epochs between validations with a checkpoint; 0: none.
+    previews: validation utterances to look at and listen to in TensorBoard.
+    on_nonfinite: what a gradient that is not finite does. deterministic: on CUDA, at a price in speed.
+    """
+
+    steps: Optional[int] = 1000
+    epochs: Optional[int] = None
+    accumulate: int = 1
+    precision: Precision = Precision.fp32
+    clip: Optional[float] = 5.0
+    ema: Optional[float] = None
+    log_every: int = 50
+    valid_every: int = 500
+    valid_epochs: int = 1
+    previews: int = 3
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    deterministic: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """every: steps between checkpoints. keep_last, keep_best: how many stay, by age and by validation loss."""
+
+    every: int = 500
+    keep_last: int = 3
+    keep_best: int = 5
+
+
+@dataclass
+class Train:
+    family: Any = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
+    mode: Any = field(default_factory=dict)
+    network: Any = field(default_factory=dict)
+    components: Any = field(default_factory=dict)
+    objective: Any = field(default_factory=dict)
+    optimizer: Any = field(default_factory=dict)
+    scheduler: Any = field(default_factory=dict)
+    data: Any = field(default_factory=dict)
+    engine: Any = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=Trainer)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    seed: int = 0
+    run_dir: str = "???"
+    init_from: Optional[str] = None
+
+
+@dataclass
+class Average:
+    run_dir: str = "???"
+    select: Select = Select.best
+    num: int = 5
+    metric: str = "loss"
+    output: Optional[str] = None
+    strict: bool = True
+
+
+@dataclass
+class Export:
+    run_dir: Optional[str] = None
+    format: Any = field(default_factory=dict)
+    weights: str = "best"
+    precision: Any = "fp32"
+    components: Any = "all"
+    out: Optional[str] = None
+
+
+@dataclass
+class Synthesize:
+    text: str = "???"
+    llm: str = "???"
+    flow: str = "???"
+    hifigan: str = "???"
+    speaker: Optional[str] = None
+    backend: Backend = Backend.torch
+    weights: str = "best"
+    out: str = "out.wav"
+    seed: int = 0
+
+
+@dataclass
+class Prepare:
+    """out: the folder to write. shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
+
+    processes: at work side by side. max_bad: the share of recordings that may be unusable.
+    """
+
+    family: Any = field(default_factory=dict)
+    corpus: Any = field(default_factory=dict)
+    out: str = "???"
+    shard_size: int = 200
+    fit_on: int = 2000
+    processes: int = 2
+    max_bad: float = 0.05
+    seed: int = 0

@@ -1,0 +1,47 @@
+"""Trains one of the three CosyVoice models. The same command continues the run where it stopped.
+
+  family=demo                    which family of networks
+  model=llm|flow|hifigan         which of its three models
+  mode=sft                       what it learns from
+  engine=ddp                     where it runs
+  data=demo|prepared|parquet     what it trains on
+
+  run_dir=...                    where everything of the run lies; default runs/<family>/<model>
+  init_from=...                  start from the weights of another run, or of a file
+  trainer.steps=1000 trainer.accumulate=2 trainer.precision=bf16 optimizer.lr=1e-4 data.workers=4 ...
+
+Examples
+  python -m cosyexp.train model=flow
+  python -m cosyexp.train model=hifigan data=prepared data.dir=data/ljspeech_50hz trainer.steps=20000
+  python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4
+
+--cfg job    print the composed config        --info defaults-tree    where each value comes from
+--hydra-help Hydra's own options
+"""
+
+from typing import TYPE_CHECKING
+
+from cosyexp.face import door
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@door("train")
+def main(cfg: "DictConfig") -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from cosyexp.training.launch import launch
+    from cosyexp.training.session import run
+
+    config = OmegaConf.to_container(cfg, enum_to_str=True)
+    assert isinstance(config, dict)
+    outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
+    if outcome.stopped:  # also ends a sweep
+        raise SystemExit(0)
+    return outcome.best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What the trainer asks of an engine. An engine decides where and how a run computes, never what it learns.
+
+To add one, write a class like `ddp.DDP` and a YAML in `conf/engine/`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cosyexp.objectives.base import Player
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an update did. Both are tensors on the device, so that reading them waits for nothing.
+
+    grad_norm: before clipping. applied: whether it was finite, and so the weights moved.
+    """
+
+    grad_norm: Tensor
+    applied: Tensor
+
+
+class Engine(Protocol):
+    """rank, world: this process and the number of processes. device: where batches go."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+        """Moves networks to the device, makes the optimizers."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around every forward."""
+        ...
+
+    def backward(self, name: str, loss: Tensor) -> None:
+        """Adds the gradients of a player's share of the step's loss, on this rank alone."""
+        ...
+
+    def step(self, name: str, update: int) -> StepReport:
+        """Sums the gradients over ranks, clips, updates the player unless they are not finite, and clears them.
+
+        update: how many updates this player had, from which its learning rate follows. A rank without micro-batches calls it too.
+        """
+        ...
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks, on the host."""
+        ...
+
+    def gather(self, content: Any) -> list[Any]:
+        """What every rank gave, by rank."""
+        ...
+
+    def learning_rate(self, name: str) -> float: ...
+
+    def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """A player's full weights, tensor by tensor, to rank 0; all ranks iterate."""
+        ...
+
+    def ema_weights(self) -> Iterator[tuple[str, Tensor]] | None:
+        """The running mean of the last player's weights, if there is one."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank must save besides the weights; empty where another rank saves it all."""
+        ...
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
+        """Restores weights by player, their running mean, and what `state_dict` of this rank (or of rank 0) gave."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,72 @@
+"""Starts the ranks of a run on this machine, unless torchrun or another launcher has started them already."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.multiprocessing as mp
+
+from cosyexp.errors import UserError
+
+Outcome = TypeVar("Outcome")
+Work = Callable[[dict[str, Any]], Outcome]
+
+
+def launch(work: Work[Outcome], config: dict[str, Any]) -> Outcome:
+    """Runs `work(config)` in every rank, and returns what rank 0's returned.
+
+    `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without.
+    """
+    wanted = config["engine"]["nproc_per_node"]
+    processes = max(torch.cuda.device_count(), 1) if wanted == "auto" else int(wanted)
+    if processes == 1 or "RANK" in os.environ:
+        return work(config)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    results = mp.get_context("spawn").SimpleQueue()
+    context = mp.start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+    with _signals_go_to(context.pids()):
+        try:
+            while not context.join():
+                pass
+        except mp.ProcessExitedException:
+            if results.empty():  # killed from outside
+                raise
+    outcome = results.get()
+    if isinstance(outcome, Exception):
+        raise outcome
+    result: Outcome = outcome
+    return result
+
+
+def _rank(rank: int, work: Work[Any], config: dict[str, Any], shared: Mapping[str, Any], results: Any) -> None:
+    os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+    torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
+    try:
+        outcome = work(config)
+        if rank == 0:
+            results.put(outcome)
+    except (UserError, OSError) as error:  # the user's to mend: a sentence, not this rank's traceback
+        results.put(error)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def _signals_go_to(pids: list[int]) -> Iterator[None]:
+    """The ranks hear Ctrl-C themselves, as they share the terminal; SIGTERM comes to this process alone, and is passed on."""
+    previous = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: [os.kill(pid, number) for pid in pids]),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

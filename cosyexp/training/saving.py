@@ -1,0 +1,59 @@
+"""What a checkpoint of training holds, beside the weights: how each engine and the trainer go on."""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosyexp.errors import UserError
+from cosyexp.run.checkpoint import Checkpoint, Checkpoints
+from cosyexp.run.tensors import read_tensors, save_tensors
+from cosyexp.training.engines.base import Engine
+
+
+def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
+    folder = Path(engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0])
+    for name in players:
+        write_weights(folder / f"{name}.safetensors", dict(engine.weights(name)), engine.rank)
+    if (mean := engine.ema_weights()) is not None:
+        write_weights(folder / "ema.safetensors", dict(mean), engine.rank)
+    engine_state = engine.state_dict()
+    if engine.rank == 0 or engine_state:
+        content = io.BytesIO()
+        torch.save({"engine": engine_state, **(state if engine.rank == 0 else {})}, content)
+        (folder / "trainer").mkdir(exist_ok=True)
+        (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
+    engine.gather(None)  # all files are there
+    if engine.rank == 0:
+        checkpoints.commit(folder, meta)
+    engine.gather(None)
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], rank: int) -> None:
+    if rank == 0:
+        save_tensors(path, tensors)
+
+
+def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> dict[str, Any]:
+    """Gives the engine back its weights and state, and returns the trainer's."""
+    first = torch.load(checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True)
+    own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
+    engine_state = torch.load(own, map_location="cpu", weights_only=True)["engine"] if own.exists() else first["engine"]
+    ema = checkpoint.path / "ema.safetensors"
+    engine.load(
+        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in players},
+        read_tensors(ema) if ema.exists() else None,
+        engine_state,
+    )
+    return dict(first)
+
+
+def refuse_other_data(run: object, expected: str, found: str) -> None:
+    if expected != found:
+        raise UserError(
+            f"the training data are not those that {run} was begun with ({found} then, {expected} now): "
+            f"restore them, or give another run_dir="
+        )

@@ -1,0 +1,167 @@
+"""Makes a trainer from a config and runs it: one rank of one run."""
+
+import logging
+import shutil
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from cosyexp.data.corpus import Corpus
+from cosyexp.data.draws import VALIDATION, Draws
+from cosyexp.data.loader import Loader, ValidationLoader
+from cosyexp.data.preparation import check_family, prepare_corpus
+from cosyexp.data.sampler import Plan
+from cosyexp.objectives.base import Objective
+from cosyexp.run.checkpoint import Checkpoint
+from cosyexp.run.directory import RunDirectory
+from cosyexp.run.environment import describe
+from cosyexp.run.files import write_json
+from cosyexp.run.logs import console, log_file
+from cosyexp.run.targets import build
+from cosyexp.run.weights import init_weights
+from cosyexp.schema import Checkpoint as Retention
+from cosyexp.schema import Trainer as Options
+from cosyexp.training.engines.base import Engine
+from cosyexp.training.loggers import JsonLines, TensorBoard
+from cosyexp.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """best: the lowest validation loss. stopped: on request, before the end."""
+
+    best: float | None
+    stopped: bool
+
+
+def run(config: dict[str, Any]) -> Outcome:
+    """Trains what the (resolved) config says, from where its run directory stands."""
+    directory = RunDirectory(config["run_dir"])
+    if directory.exists:
+        directory.refuse_other(config)
+    with ExitStack() as stack:
+        engine = _engine(config)
+        stack.callback(engine.close)
+        stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
+        checkpoint = directory.checkpoints.latest() if directory.exists else None
+        _set_threads(config["engine"]["threads"], checkpoint)
+        corpora = _corpora(config, engine)
+        trainer = _trainer(config, engine, directory, *corpora)
+        if engine.rank == 0:
+            stack.enter_context(directory.lock())
+            _describe(directory, config)
+        engine.gather(None)
+        stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
+        _start(config, trainer, checkpoint)
+        if engine.rank == 0:
+            step = trainer.progress.step if checkpoint else -1
+            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
+            stack.callback(lambda: [logger.close() for logger in trainer.loggers])
+        progress = trainer.fit()
+        best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
+        log.info("%s at step %d%s: %s", "done" if trainer.done else "stopped", progress.step, best, directory)
+        return Outcome(progress.best, stopped=not trainer.done)
+
+
+def _engine(config: Mapping[str, Any]) -> Engine:
+    settings, trainer = dict(config["engine"]), config["trainer"]
+    del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
+    engine: Engine = build(settings)(precision=trainer["precision"], clip=trainer["clip"], ema=trainer["ema"])
+    if trainer["deterministic"]:
+        torch.use_deterministic_algorithms(True)
+    return engine
+
+
+def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
+    """On a CPU the number of threads is part of the arithmetic, so a resume keeps it unless told otherwise."""
+    kept = checkpoint.meta.get("threads") if checkpoint and not torch.cuda.is_available() else None
+    if (threads := wanted or kept) and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _corpora(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]:
+    """The training and the validation data; rank 0 computes what is missing on the disk, before the others look."""
+    data, family = config["data"], config["family"]
+    view = build(config["model"]["view"])
+
+    def load() -> tuple[Corpus, Corpus]:
+        train, valid = (
+            Corpus(
+                [lists] if isinstance(lists, str) else lists, view, max_bad=data["max_bad"], processes=data["processes"]
+            )
+            for lists in (data["train"], data["valid"])
+        )
+        return train, valid
+
+    corpora = None
+    if engine.rank == 0:
+        if "corpus" in data:
+            prepare_corpus(data["corpus"], family, Path(data["dir"]))
+        if "dir" in data:
+            check_family(Path(data["dir"]), family)
+        corpora = load()
+    engine.gather(None)
+    return corpora or load()
+
+
+def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory, train: Corpus, valid: Corpus) -> Trainer:
+    data, seed = config["data"], config["seed"]
+    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
+    retention = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"]))
+    assert isinstance(options, Options) and isinstance(retention, Retention)
+    plans = [Plan(lengths=corpus.lengths, budget=data["max_frames"], seed=seed) for corpus in (train, valid)]
+    shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"]}
+    pin = engine.device.type == "cuda"
+    shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()
+    log.info(
+        "%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plans[0].padding()
+    )
+    return Trainer(
+        objective=_objective(config),
+        engine=engine,
+        loader=Loader(train, plans[0], accumulate=options.accumulate, pin=pin, **shared),
+        validation=ValidationLoader(valid, plans[1], pin=pin, **shared),
+        preview=valid.batch(shown, Draws(seed, VALIDATION)) if shown else None,
+        run=directory,
+        options=options,
+        retention=retention,
+        seed=seed,
+        fingerprint=f"{len(train)} utterances, {zlib.crc32(train.lengths.tobytes()):08x}",
+    )
+
+
+def _objective(config: Mapping[str, Any]) -> Objective:
+    torch.manual_seed(config["seed"])  # the initial weights
+    network = build(config["network"])
+    objective: Objective = build(config["objective"])(network)
+    return objective
+
+
+def _describe(directory: RunDirectory, config: Mapping[str, Any]) -> None:
+    """What a run says of itself, before its first checkpoint."""
+    overrides = config.pop("overrides", [])
+    directory.write_config(config, overrides)
+    write_json(directory.path / "environment.json", describe())
+    directory.checkpoints.sweep()
+    speakers = config["data"]["speakers"]
+    if speakers and not directory.speakers.exists():
+        shutil.copyfile(speakers, directory.speakers)
+
+
+def _start(config: Mapping[str, Any], trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    """Where a run begins: where it stands, else from `init_from`, else from scratch."""
+    network = trainer.objective.players[trainer.model].module
+    source = init_weights(network, config["init_from"]) if config["init_from"] and not checkpoint else None
+    trainer.engine.place(trainer.objective.players, trainer.objective.helpers)
+    if checkpoint:
+        trainer.resume(checkpoint)
+        log.info("%s: resuming at step %d", trainer.run, trainer.progress.step)
+    else:
+        log.info("%s: starting from %s", trainer.run, source or "scratch")

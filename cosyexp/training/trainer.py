@@ -1,0 +1,279 @@
+"""The training loop: the only one of the repository. It knows neither tasks nor engines.
+
+What happens at a step, in this order: log if due, validate if due, save if due; then the next step. A run that was killed, or
+stopped during any of these, does what is missing when it comes back, and goes on to the same weights.
+
+    while not done:
+        log -> validate -> save
+        step:  units -> for each player: every micro-batch's turn -> engine.step
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cosyexp.data.batch import Batch
+from cosyexp.data.loader import Loader, MicroBatch, Place, ValidationLoader
+from cosyexp.objectives.base import Loss, Objective
+from cosyexp.run.checkpoint import Checkpoint
+from cosyexp.run.directory import RunDirectory
+from cosyexp.schema import Checkpoint as Retention
+from cosyexp.schema import Trainer as Options
+from cosyexp.training import saving
+from cosyexp.training.engines.base import Engine, StepReport
+from cosyexp.training.loggers import Logger
+from cosyexp.training.metrics import PlayerMetrics, means, merged, to_host
+from cosyexp.training.seeding import seed_forward
+from cosyexp.training.signals import StopRequest
+from cosyexp.training.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run is. step: updates of the model. samples: utterances seen. updates: of each player.
+
+    validated: the step of the newest validation, whose losses `losses` holds. best: the lowest validation loss so far.
+    seconds: spent in steps.
+    """
+
+    step: int = 0
+    samples: int = 0
+    updates: dict[str, int] = field(default_factory=dict)
+    validated: int = -1
+    losses: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Takes a run from where it stands to its last step.
+
+    preview: a batch of validation utterances to look at after each validation, or None. fingerprint: of the training data;
+    a resume on other data is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        engine: Engine,
+        loader: Loader,
+        validation: ValidationLoader,
+        preview: Batch | None,
+        run: RunDirectory,
+        options: Options,
+        retention: Retention,
+        seed: int,
+        fingerprint: str,
+    ) -> None:
+        self.objective, self.engine, self.loader, self.validation = objective, engine, loader, validation
+        self.preview, self.run, self.options, self.retention = preview, run, options, retention
+        self.seed, self.fingerprint = seed, fingerprint
+        self.loggers: Sequence[Logger] = ()
+        self.stop = StopRequest()
+        self.progress = Progress(updates=dict.fromkeys(objective.players, 0))
+        self.model = next(reversed(objective.players))
+        self.saved = -1
+        self.watch = Watch(run.logs, engine.rank, options.precision, options.on_nonfinite)
+        self._forget()
+
+    # the loop -------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Progress:
+        """Trains until done, or until asked to stop."""
+        with self.stop, tqdm(total=self.options.steps, initial=self.progress.step, unit="step", disable=self._quiet()) as bar:
+            while True:
+                stopping = self._stop_requested()
+                if self._due(self.options.log_every):
+                    bar.set_postfix(self._log())
+                if self._validation_due() and not stopping:
+                    stopping = not self.validate()
+                if self._save_due(stopping):
+                    self.save("stop" if stopping else "last" if self.done else "step")
+                if self.done or stopping:
+                    return self.progress
+                self.step(self.loader.next_step())
+                bar.update(self.progress.step - bar.n)
+
+    def step(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """One update of every player. A rank without micro-batches takes part all the same."""
+        began, progress = time.perf_counter(), self.progress
+        batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
+        totals = self._totals(batches)
+        games = [self.objective.turns(batch) for batch in batches]
+        for turn, name in enumerate(self.objective.players):
+            losses = []
+            for micro, game in zip(micro_batches, games, strict=True):
+                seed_forward(self.seed, progress.step, micro.index, turn)
+                with self.engine.autocast():
+                    loss = next(game)
+                self.engine.backward(name, loss.scaled(totals))
+                losses.append(loss.detach())
+            report = self.engine.step(name, progress.updates[name])
+            self._record(name, batches, losses, totals, report)
+        assert all(next(game, None) is None for game in games), "an objective yields once for each player"
+        progress.samples += int(totals["utterances"])
+        progress.seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def validate(self) -> bool:
+        """Measures the loss on the validation data; False where a request to stop came in between."""
+        parts, batches = [], iter(self.validation)
+        self._train(False)
+        for _ in range(self.validation.rounds):
+            if self._stop_requested():
+                self._train(True)
+                return False
+            if micro := next(batches, None):
+                batch = micro.batch.to(self.engine.device)
+                with self.engine.autocast():
+                    loss = self.objective.validate(batch)
+                parts.append((micro.index, to_host(loss.detach()), self.objective.weights(batch)))
+        gathered = sorted(part for rank in self.engine.gather(parts) for part in rank)
+        units = {unit: sum(weights[unit] for *_, weights in gathered) for unit in self.objective.units}
+        losses = means([sums for _, sums, _ in gathered], units)
+        self._show()
+        self._train(True)
+        progress = self.progress
+        progress.validated, progress.losses, self.saved = progress.step, losses, -1  # a checkpoint without them is to be renewed
+        progress.best = losses["loss"] if progress.best is None else min(progress.best, losses["loss"])
+        self._write({f"valid/{name}": value for name, value in losses.items()})
+        log.info("step %d: validation loss %.4f", progress.step, losses["loss"])
+        return True
+
+    @property
+    def done(self) -> bool:
+        steps, epochs = self.options.steps, self.options.epochs
+        return (steps is not None and self.progress.step >= steps) or (epochs is not None and self.loader.place.epoch >= epochs)
+
+    # checkpoints ----------------------------------------------------------------------------------------------------
+
+    def save(self, tag: str) -> None:
+        """Writes a checkpoint, and lets go of the ones that need not stay."""
+        self.watch.check(self.progress.step)
+        progress = self.progress
+        state = {
+            "progress": asdict(progress),
+            "place": asdict(self.loader.place),
+            "metrics": self._gathered(),
+            "fingerprint": self.fingerprint,
+        }
+        meta = {
+            "step": progress.step,
+            "epoch": self.loader.place.epoch,
+            "samples": progress.samples,
+            "loss_dict": progress.losses if progress.validated == progress.step else {},
+            "tag": tag,
+            "threads": torch.get_num_threads(),
+        }
+        saving.save(self.run.checkpoints, self.engine, self.objective.players, state, meta)
+        if self.engine.rank == 0:
+            self.run.checkpoints.prune(self.retention.keep_last, self.retention.keep_best)
+        self.saved = progress.step
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint."""
+        state = saving.restore(checkpoint, self.engine, self.objective.players)
+        saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
+        self.progress = Progress(**state["progress"])
+        self.loader.seek(Place(**state["place"]))
+        self._forget()
+        for name, metrics in self.metrics.items():
+            own = state["metrics"][name]
+            metrics.load(own if self.engine.rank == 0 else {**own, "loss": {}})  # rank 0 goes on with the sums of all
+        self.saved = self.progress.step
+
+    # details --------------------------------------------------------------------------------------------------------
+
+    def _totals(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The units of the whole step, over micro-batches and ranks, and its utterances."""
+        weights = [self.objective.weights(batch) for batch in batches]
+        own = [float(sum(w[unit] for w in weights)) for unit in self.objective.units]
+        sums = self.engine.sum([*own, float(sum(len(batch) for batch in batches))])
+        return dict(zip([*self.objective.units, "utterances"], sums, strict=True))
+
+    def _record(self, name: str, batches: Sequence[Batch], losses: Sequence[Loss], totals: Mapping[str, float], report: StepReport) -> None:
+        """Notes an update of a player. Where an update may be skipped, the host waits to know whether it was."""
+        progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
+        self.watch.add(progress.step, name, utts, losses, report)
+        if self.watch.forgiving and not self.watch.check(progress.step + 1):
+            return
+        self.metrics[name].add(losses, totals, report)
+        progress.updates[name] += 1
+        progress.step += name == self.model
+
+    def _log(self) -> dict[str, float]:
+        """Writes the means since the last log; returns what the progress bar shows."""
+        self.watch.check(self.progress.step)
+        if not self.metrics[self.model].updates:
+            return {}
+        values: dict[str, float] = {}
+        for name, state in self._gathered().items():
+            losses = means([state["loss"]], state["units"])
+            prefix = "train/" if name == self.model else f"train/{name}_"
+            values[f"{prefix}loss"] = losses.pop("loss")
+            values[f"{prefix}lr"] = self.engine.learning_rate(name)
+            values[f"{prefix}grad_norm"] = state["norm"] / state["updates"]
+            values |= {f"train/{key}": value for key, value in losses.items()}
+        seconds, samples = self.progress.seconds - self._since.seconds, self.progress.samples - self._since.samples
+        values["time/samples_per_second"] = samples / max(seconds, 1e-9)
+        self._write(values)
+        log.debug("step %d: %s", self.progress.step, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        self._forget()
+        return {"loss": values["train/loss"]}
+
+    def _forget(self) -> None:
+        """Starts the means anew."""
+        self.metrics = {name: PlayerMetrics() for name in self.objective.players}
+        self._since = replace(self.progress)
+
+    def _gathered(self) -> dict[str, dict[str, Any]]:
+        """What each player measured since the last log, over all ranks."""
+        ranks = self.engine.gather({name: metrics.state_dict() for name, metrics in self.metrics.items()})
+        return {name: merged([states[name] for states in ranks]) for name in self.objective.players}
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        for logger in self.loggers:
+            logger.scalars(self.progress.step, self.loader.place.epoch, values)
+
+    def _show(self) -> None:
+        """Gives the loggers something to look at and to listen to."""
+        if self.preview is None:
+            return
+        with self.engine.autocast():
+            for name, thing in self.objective.preview(self.preview.to(self.engine.device)):
+                for logger in self.loggers:
+                    logger.media(self.progress.step, name, thing)
+
+    def _train(self, mode: bool) -> None:
+        for player in self.objective.players.values():
+            player.module.train(mode)
+
+    def _due(self, every: int) -> bool:
+        return self.done or (every > 0 and self.progress.step % every == 0)
+
+    def _epoch_due(self) -> bool:
+        every = self.options.valid_epochs
+        return every > 0 and self.loader.epoch_ends and self.loader.place.epoch % every == 0
+
+    def _validation_due(self) -> bool:
+        return self.progress.validated != self.progress.step and (self._due(self.options.valid_every) or self._epoch_due())
+
+    def _save_due(self, stopping: bool) -> bool:
+        due = stopping or self._due(self.retention.every) or self._epoch_due()
+        return due and self.saved != self.progress.step
+
+    def _stop_requested(self) -> bool:
+        """Whether any rank was asked to stop; all ranks agree."""
+        return self.engine.sum([float(bool(self.stop))])[0] > 0
+
+    def _quiet(self) -> bool | None:
+        """No progress bar on other ranks, nor (None) where nobody looks."""
+        return True if self.engine.rank > 0 else None
