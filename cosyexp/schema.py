@@ -21,6 +21,10 @@ class Select(Enum):
     last = "last"
 
 
+class ExportPrecision(Enum):
+    fp32 = "fp32"
+
+
 class Backend(Enum):
     torch = "torch"
     onnx = "onnx"
@@ -94,8 +98,8 @@ class Export:
     run_dir: Optional[str] = None
     format: Any = field(default_factory=dict)
     weights: str = "best"
-    precision: Any = "fp32"
-    components: Any = "all"
+    precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
+    components: list[str] = field(default_factory=lambda: ["all"])
     out: Optional[str] = None
 
 

@@ -10,38 +10,36 @@ from hydra.errors import HydraException
 from cosyexp.errors import UserError
 
 
+def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) -> Iterator[str]:
+    """`text=Hello, world!` stays one sentence, `run_dir=a=b` a path, and `precision=fp32,fp16` becomes a list.
+
+    In a sweep (-m) commas part the jobs: text and paths stay as typed, a list is a list of one in each job.
+    free: keys of free text. lists: keys that take several values.
+    """
+    sweep = bool({"-m", "--multirun"} & set(words))
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and not word.startswith("-"):
+            if key in lists and not value.startswith("["):
+                word = f"{key}=" + (",".join(f"[{item}]" for item in value.split(",")) if sweep else f"[{value}]")
+            elif not sweep and needs_quotes(word, key in free):
+                word = f"{key}={literal(value)}"
+        yield word
+
+
+def needs_quotes(word: str, free: bool) -> bool:
+    """Whether Hydra would read a free text, or a path, as something else."""
+    try:
+        override: Override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return free or "/" in word
+    return free and not isinstance(override._value, QuotedString)
+
+
 def literal(value: str) -> str:
     """A value quoted as Hydra's grammar wants it: commas, equal signs, quotes, backslashes and ${ are only text."""
     value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return "'" + value.replace("${", "\\${") + "'"
-
-
-def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) -> Iterator[str]:
-    """`text=Hello, world!` stays one sentence, `precision=fp32,fp16` becomes a list, `run_dir=a=b` a path; a sweep stays as typed.
-
-    free: keys of free text. lists: keys that take several values.
-    """
-    parser, sweep = OverridesParser.create(), {"-m", "--multirun"} & set(words)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if equals and not sweep and not word.startswith("-"):
-            parsed = parse(parser, word)
-            if (parsed is None and (key in free or "/" in value)) or (parsed and key in free and not quoted(parsed)):
-                word = f"{key}={literal(value)}"
-            elif parsed and key in lists and parsed.is_sweep_override():
-                word = f"{key}=[{value}]"
-        yield word
-
-
-def parse(parser: OverridesParser, word: str) -> Override | None:
-    try:
-        return parser.parse_override(word)
-    except HydraException:
-        return None
-
-
-def quoted(override: Override) -> bool:
-    return isinstance(override._value, QuotedString)
 
 
 def refuse_added(words: Sequence[str]) -> None:

@@ -115,7 +115,7 @@ class Level(nn.ModuleList):
 
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor) -> Tensor:
         x_BTC = self[0](x_BCT, mask_B1T, statistics_B1T, time_BD).transpose(1, 2)
-        visible = mask_B1T.bool().unsqueeze(1)
+        visible = (mask_B1T > 0).unsqueeze(1)
         for block in self[1]:
             x_BTC = block(x_BTC, visible)
         return x_BTC.transpose(1, 2)

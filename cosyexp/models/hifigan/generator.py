@@ -15,9 +15,6 @@ from torch.nn.utils.parametrizations import weight_norm
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import ConvolutionalSTFT
 
-LEAK = 0.1  # slope of the leaky ReLUs
-LOUDEST = 0.99  # the wave is clipped here
-
 
 class Snake(nn.Module):
     """x + sin^2(a x) / a with one `a` per channel (Ziyin et al. 2020, eq. 3)."""
@@ -115,6 +112,8 @@ class HiFTGenerator(nn.Module):
         self.f0_predictor = f0
         self.stft = ConvolutionalSTFT(n_fft, n_hop)
         self.branches = len(resblock_kernels)
+        self.leak = 0.1  # slope of the leaky ReLUs
+        self.loudest = 0.99  # the wave is clipped here
 
     def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> tuple[Tensor, Tensor]:
         """The wave (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
@@ -129,7 +128,7 @@ class HiFTGenerator(nn.Module):
         spectrum = self.stft(source_B1S)
         x = self.conv_pre(mel_BFT)
         for i, (up, down, block) in enumerate(zip(self.ups, self.source_downs, self.source_resblocks)):  # noqa: B905
-            x = up(functional.leaky_relu(x, LEAK))
+            x = up(functional.leaky_relu(x, self.leak))
             if i == len(self.ups) - 1:
                 x = functional.pad(x, (1, 0), mode="reflect")
             x = x + block(down(spectrum))
@@ -143,4 +142,4 @@ class HiFTGenerator(nn.Module):
         magnitude = torch.exp(x[:, :bins]).clamp(max=1e2)
         phase = torch.sin(x[:, bins:])
         wave = self.stft.inverse(torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1))
-        return wave.clamp(-LOUDEST, LOUDEST)
+        return wave.clamp(-self.loudest, self.loudest)

@@ -10,8 +10,6 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-HIDDEN = -3e4  # the score of an invisible key: finite in half precision too, and its weight underflows to exactly 0
-
 
 def distance_table(first: int, last: int, width: int, like: Tensor) -> Tensor:
     """Sinusoids of the distances `first`, `first - 1`, ..., `last` between a query and a key.
@@ -49,6 +47,7 @@ class RelativeAttention(nn.Module):
             raise ValueError(f"a width of {width} does not divide into {heads} heads")
         self.heads = heads
         self.head_width = width // heads
+        self.hidden = -3e4  # score of an invisible key: finite in half precision too, its weight underflows to exactly 0
         self.scale = 1.0 / math.sqrt(self.head_width)
         self.pos_bias_u = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
         self.pos_bias_v = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
@@ -82,6 +81,6 @@ class RelativeAttention(nn.Module):
         content = torch.matmul((q + self.pos_bias_u.unsqueeze(1)) * self.scale, k.transpose(-2, -1))
         distance = torch.matmul((q + self.pos_bias_v.unsqueeze(1)) * self.scale, p)
         scores = content + by_key(distance, k.size(2))
-        weights = torch.softmax(scores.masked_fill(~visible, HIDDEN), dim=-1)
+        weights = torch.softmax(scores.masked_fill(~visible, self.hidden), dim=-1)
         out = torch.matmul(self.dropout(weights).to(v.dtype), v)
         return self.linear_out(out.transpose(1, 2).reshape(batch, queries, width)), k, v

@@ -1,0 +1,104 @@
+"""Text to speech tokens to mel to wave, from three runs.
+
+L text tokens, N speech tokens, E speaker embedding, F mel bands, T mel frames, S samples, H harmonics.
+"""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosyexp.errors import UserError
+from cosyexp.models.flow.matching import euler, guided
+from cosyexp.models.llm.sampling import drawn_from, ras
+from cosyexp.run.directory import RunDirectory
+from cosyexp.run.targets import build
+from cosyexp.run.tensors import read_tensors
+from cosyexp.synthesis.backends import load_runners
+
+log = logging.getLogger(__name__)
+SHARED = ("sample_rate", "mel", "token_rate", "speech_vocabulary")  # what the three models of one voice must agree on
+
+
+class Pipeline:
+    """Speaks sentences. Every draw follows from a seed.
+
+    llm, flow, hifigan: the three runs. backend: torch, onnx or jit. weights: which of a run the torch backend takes.
+    """
+
+    def __init__(self, *, llm: RunDirectory, flow: RunDirectory, hifigan: RunDirectory, backend: str, weights: str) -> None:
+        runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
+        configs = {name: run.config() for name, run in runs.items()}
+        for name, run in runs.items():
+            if configs[name]["model"]["name"] != name:
+                raise UserError(f"{run} is a run of {configs[name]['model']['name']}: give one of {name} as {name}=")
+            for key in SHARED:
+                if configs[name]["family"][key] != configs["llm"]["family"][key]:
+                    raise UserError(f"{run} and {llm} differ in family.{key}: their models do not fit together")
+        self.family: dict[str, Any] = configs["llm"]["family"]
+        self.harmonics: int = configs["hifigan"]["model"]["view"]["harmonics"]
+        self.tokenizer = build(self.family["tokenizer"])
+        self.speakers = read_tensors(llm.speakers) if llm.speakers.exists() else {}
+        self.runners = {key: r for run in runs.values() for key, r in load_runners(run, backend, weights).items()}
+
+    @property
+    def sample_rate(self) -> int:
+        return int(self.family["sample_rate"])
+
+    def speak(self, text: str, speaker: str | None = None, seed: int = 0) -> np.ndarray:
+        """The wave (S,) of a text, in [-1, 1]. speaker: a name of the training data, or None for the first."""
+        draw, speaker_BE = torch.Generator().manual_seed(seed), self._speaker(speaker)
+        tokens_BN = self.tokens(text, speaker_BE, draw)
+        return self.wave(self.mel(tokens_BN, speaker_BE, draw), draw)
+
+    def tokens(self, text: str, speaker_BE: Tensor, draw: torch.Generator) -> Tensor:
+        """Speech tokens (1, N) of a text, one after another."""
+        if unknown := self.tokenizer.unknown(text):
+            log.warning("characters without a sound are left out: %s", " ".join(map(repr, unknown)))
+        text_BL = torch.tensor([[token for token in self.tokenizer.encode(text) if token]])
+        if not text_BL.numel():
+            raise UserError(f"text={text!r} has nothing to say: give a sentence in the alphabet of the model")
+        shortest, longest = (int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"])
+        logp_BV, cache = self.runners["llm.prefill"](text_BL, speaker_BE)
+        end, tokens, choose = logp_BV.size(1) - 1, [], drawn_from(draw)
+        while len(tokens) < longest:
+            logp_V = logp_BV[0].clone()
+            if len(tokens) < shortest:
+                logp_V[end] = -torch.inf
+            if (token := ras(logp_V, tokens, choose)) == end:
+                break
+            tokens.append(token)
+            logp_BV, cache = self.runners["llm.decode"](torch.tensor([token]), cache)
+        return torch.tensor([tokens])
+
+    def mel(self, tokens_BN: Tensor, speaker_BE: Tensor, draw: torch.Generator) -> Tensor:
+        """The mel (1, F, T) of speech tokens, by Euler steps with guidance; each is one call on the pair (with, without)."""
+        spec = self.family["mel"]
+        frames = int(tokens_BN.size(1) / self.family["token_rate"] * self.sample_rate / spec["hop"])
+        noise = torch.randn(1, spec["bins"], frames, generator=draw)
+        mu, spks = (torch.cat([x, torch.zeros_like(x)]) for x in self.runners["flow.conditions"](tokens_BN, speaker_BE, noise))
+        mask, prompt = torch.ones(2, 1, frames), torch.zeros(2, spec["bins"], frames)
+
+        def velocity(y: Tensor, t: Tensor) -> Tensor:
+            (both,) = self.runners["flow.decoder.estimator"](y.repeat(2, 1, 1), mask, mu, t.repeat(2), spks, prompt)
+            return guided(both[:1], both[1:])
+
+        return euler(velocity, noise)
+
+    def wave(self, mel_BFT: Tensor, draw: torch.Generator) -> np.ndarray:
+        """The wave (S,) of a mel."""
+        phase = (torch.rand(1, self.harmonics, generator=draw) * 2 - 1) * math.pi
+        phase[:, 0] = 0
+        noise = torch.randn(1, self.harmonics, mel_BFT.size(2) * self.family["mel"]["hop"], generator=draw)
+        (wave,) = self.runners["hift"](mel_BFT, phase, noise)
+        return wave[0].numpy()
+
+    def _speaker(self, name: str | None) -> Tensor:
+        if not self.speakers:
+            raise UserError("the llm's run keeps no speakers: train it on data that names them (data.speakers=)")
+        if name is not None and name not in self.speakers:
+            raise UserError(f"there is no speaker {name}: the model knows {', '.join(self.speakers)}")
+        return self.speakers[name or next(iter(self.speakers))].unsqueeze(0)
