@@ -32,17 +32,22 @@ def launch(work: Work[Outcome], config: dict[str, Any]) -> Outcome:
     shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
     results = mp.get_context("spawn").SimpleQueue()
     context = mp.start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+    heard: list[Outcome | Exception] = []
     with _signals_go_to(context.pids()):
         try:
-            while not context.join():
-                pass
+            while not context.join(timeout=0.2):
+                if not results.empty():  # a rank cannot end before its words are heard
+                    heard.append(results.get())
         except mp.ProcessExitedException:
-            if results.empty():  # killed from outside
+            if results.empty() and not heard:  # killed from outside
                 raise
-    outcome = results.get()
-    if isinstance(outcome, Exception):
-        raise outcome
-    result: Outcome = outcome
+    while not results.empty():
+        heard.append(results.get())
+    for outcome in heard:
+        if isinstance(outcome, Exception):
+            raise outcome
+    (result,) = heard
+    assert not isinstance(result, Exception)
     return result
 
 
