@@ -108,7 +108,7 @@ class Loader:
             place = following
 
     def close(self) -> None:
-        """Stops the workers."""
+        """Stops the workers; they would outlive the trainer, as they heed no signals."""
         self._steps = None
 
 

@@ -13,10 +13,10 @@ import torch.multiprocessing as mp
 from cosyexp.errors import UserError
 
 Outcome = TypeVar("Outcome")
-Work = Callable[[dict[str, Any]], Outcome]
+Work = Callable[[Mapping[str, Any]], Outcome]
 
 
-def launch(work: Work[Outcome], config: dict[str, Any]) -> Outcome:
+def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     """Runs `work(config)` in every rank, and returns what rank 0's returned.
 
     `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without.
@@ -51,7 +51,7 @@ def launch(work: Work[Outcome], config: dict[str, Any]) -> Outcome:
     return result
 
 
-def _rank(rank: int, work: Work[Any], config: dict[str, Any], shared: Mapping[str, Any], results: Any) -> None:
+def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any) -> None:
     os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
     torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
     try:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +41,12 @@ class Outcome(NamedTuple):
     stopped: bool
 
 
-def run(config: dict[str, Any]) -> Outcome:
-    """Trains what the (resolved) config says, from where its run directory stands."""
+def run(config: Mapping[str, Any]) -> Outcome:
+    """Trains what the (resolved) config says, from where its run directory stands.
+
+    `overrides` in it are the words of the command line, kept in the run but no part of its identity.
+    """
+    config, overrides = {key: value for key, value in config.items() if key != "overrides"}, config.get("overrides", [])
     directory = RunDirectory(config["run_dir"])
     if directory.exists:
         directory.refuse_other(config)
@@ -54,9 +58,10 @@ def run(config: dict[str, Any]) -> Outcome:
         _set_threads(config["engine"]["threads"], checkpoint)
         corpora = _corpora(config, engine)
         trainer = _trainer(config, engine, directory, *corpora)
+        stack.callback(trainer.loader.close)
         if engine.rank == 0:
             stack.enter_context(directory.lock())
-            _describe(directory, config)
+            _describe(directory, config, overrides)
         engine.gather(None)
         stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
         _start(config, trainer, checkpoint)
@@ -144,9 +149,8 @@ def _objective(config: Mapping[str, Any]) -> Objective:
     return objective
 
 
-def _describe(directory: RunDirectory, config: Mapping[str, Any]) -> None:
+def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """What a run says of itself, before its first checkpoint."""
-    overrides = config.pop("overrides", [])
     directory.write_config(config, overrides)
     write_json(directory.path / "environment.json", describe())
     directory.checkpoints.sweep()

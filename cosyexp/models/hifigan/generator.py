@@ -3,6 +3,7 @@
 B batch, F mel bands, T mel frames, S samples, H harmonics, C channels.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
@@ -49,7 +50,10 @@ class ResBlock(nn.Module):
 
 
 class F0Predictor(nn.Module):
-    """Five convolutions and a linear layer: F0 in Hz from a mel spectrogram."""
+    """Five convolutions and a linear layer: F0 in Hz from a mel spectrogram.
+
+    The last layer starts at the scale of Hz, which small steps would take long to reach.
+    """
 
     def __init__(self, *, mel_bins: int, channels: int) -> None:
         super().__init__()
@@ -58,6 +62,9 @@ class F0Predictor(nn.Module):
             self.condnet.append(weight_norm(nn.Conv1d(mel_bins if i == 0 else channels, channels, 3, padding=1)))
             self.condnet.append(nn.ELU())
         self.classifier = nn.Linear(channels, 1)
+        with torch.no_grad():
+            self.classifier.weight.mul_(100.0)
+            self.classifier.bias.fill_(100.0)
 
     def forward(self, mel_BFT: Tensor) -> Tensor:
         return self.classifier(self.condnet(mel_BFT).transpose(1, 2)).squeeze(2).abs()
@@ -114,6 +121,7 @@ class HiFTGenerator(nn.Module):
         self.branches = len(resblock_kernels)
         self.leak = 0.1  # slope of the leaky ReLUs
         self.loudest = 0.99  # the wave is clipped here
+        self.loudest_bin = math.log(1e2)  # clipped before the exponential, whose gradient would overflow
 
     def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> tuple[Tensor, Tensor]:
         """The wave (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
@@ -139,7 +147,7 @@ class HiFTGenerator(nn.Module):
             x = total / self.branches
         x = self.conv_post(functional.leaky_relu(x))
         bins = self.stft.bins
-        magnitude = torch.exp(x[:, :bins]).clamp(max=1e2)
+        magnitude = torch.exp(x[:, :bins].clamp(max=self.loudest_bin))
         phase = torch.sin(x[:, bins:])
         wave = self.stft.inverse(torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1))
         return wave.clamp(-self.loudest, self.loudest)

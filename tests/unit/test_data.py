@@ -1,0 +1,306 @@
+"""The plan, keyed draws, shards, caches, and what is done with bad rows."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosyexp.data.cache import CachedField, compute_shard, is_cached
+from cosyexp.data.corpus import Corpus
+from cosyexp.data.draws import VALIDATION, Draws
+from cosyexp.data.fields import F0, Mel, SpeakerEmbedding, Utterance, Wave
+from cosyexp.data.frontends.kmeans import KMeansTokenizer
+from cosyexp.data.loader import Loader, Place, ValidationLoader
+from cosyexp.data.sampler import Plan
+from cosyexp.data.shards import read_list, read_rows, write_shard
+from cosyexp.data.tokenizers import Characters
+from cosyexp.data.views.flow import FlowView
+from cosyexp.data.views.hifigan import VocoderView
+from cosyexp.data.views.llm import LanguageView
+from cosyexp.errors import UserError
+
+MEL = {"n_fft": 1024, "hop": 256, "win": 1024, "bins": 80, "fmin": 0.0, "fmax": 8000.0}
+lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200).map(np.array)
+
+
+def llm_view() -> LanguageView:
+    alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
+    return LanguageView(tokenizer=alphabet, speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False)
+
+
+def flow_view() -> FlowView:
+    return FlowView(speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False, sample_rate=16000, mel=MEL)
+
+
+def vocoder_view() -> VocoderView:
+    return VocoderView(sample_rate=16000, mel=MEL, pitch="dio", segment=2048, harmonics=9)
+
+
+# the plan
+
+
+@given(lengths, st.integers(0, 3), st.integers(1, 8), st.integers(100, 2000))
+def test_an_epoch_has_every_row_once_within_the_budget(lengths, epoch, block, budget):
+    batches = Plan(lengths=lengths, budget=budget, seed=0).epoch(epoch, block)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * lengths[rows].max() <= budget
+
+
+@given(lengths, st.integers(1, 4))
+def test_the_plan_is_a_function_of_its_arguments(lengths, block):
+    plans = [Plan(lengths=lengths, budget=800, seed=3).epoch(5, block) for _ in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(*plans, strict=True))
+
+
+def test_epochs_differ_and_blocks_hold_similar_lengths():
+    lengths = np.random.default_rng(0).integers(10, 1000, 2000)
+    plan = Plan(lengths=lengths, budget=4000, seed=0)
+    first, second = plan.epoch(0, 4), plan.epoch(1, 4)
+    assert {tuple(sorted(rows)) for rows in first} != {tuple(sorted(rows)) for rows in second}
+    spreads = []
+    for i in range(0, len(first) - 4, 4):
+        longest = [lengths[rows].max() for rows in first[i : i + 4]]
+        spreads.append(max(longest) - min(longest))
+    assert np.median(spreads) < 60  # of lengths up to 1000
+    starts = [lengths[first[i]].max() for i in range(0, len(first), 4)]
+    assert starts != sorted(starts)
+    assert plan.padding() < 0.1
+
+
+# the loader
+
+
+def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
+    """What each rank is given, as (epoch-independent) utterances by step."""
+    loaders = []
+    for rank in range(ranks):
+        plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
+        loader = Loader(corpus, plan, seed=0, rank=rank, world=ranks, accumulate=accumulate, workers=workers, pin=False)
+        if place:
+            loader.seek(place)
+        loaders.append(loader)
+    steps, places = [], []
+    for _ in range(count):
+        parts = [micro for loader in loaders for micro in loader.next_step()]
+        steps.append([(micro.index, micro.batch) for micro in sorted(parts, key=lambda micro: micro.index)])
+        assert len({loader.place for loader in loaders}) == 1
+        places.append(loaders[0].place)
+    for loader in loaders:
+        loader.close()
+    return steps, places
+
+
+def same(a, b):
+    return [i for i, _ in a] == [i for i, _ in b] and all(
+        x.utts == y.utts and torch.equal(x.noise_BFT, y.noise_BFT) for (_, x), (_, y) in zip(a, b, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(data):
+    return Corpus([str(data / "train.list")], flow_view(), max_bad=0, processes=1)
+
+
+def test_ranks_accumulation_and_workers_give_the_same_steps(corpus):
+    wanted, _ = steps_of(corpus, accumulate=4)
+    for ranks, accumulate, workers in ((2, 2, 0), (4, 1, 0), (1, 4, 2)):
+        found, _ = steps_of(corpus, ranks=ranks, accumulate=accumulate, workers=workers)
+        assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def test_a_place_is_the_whole_state(corpus):
+    steps, places = steps_of(corpus, accumulate=2, count=12)
+    assert places[-1].epoch > 0
+    for stop in range(11):
+        again, _ = steps_of(corpus, accumulate=2, count=1, place=places[stop])
+        assert same(again[0], steps[stop + 1])
+
+
+def test_an_epoch_begun_with_another_block_is_finished_in_its_order(corpus):
+    steps, places = steps_of(corpus, accumulate=2, count=1)
+    rest, _ = steps_of(corpus, accumulate=1, count=40, place=places[0])
+    order = [b for rows in Plan(lengths=corpus.lengths, budget=700, seed=0).epoch(0, 2) for b in rows]
+    seen = [utt for step in [*steps, *rest] for _, batch in step for utt in batch.utts][: len(order)]
+    assert sorted(seen) == sorted(corpus.row(i)[0] for i in range(len(corpus)))
+
+
+def test_validation_is_the_same_however_it_is_divided(corpus):
+    plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
+
+    def of(ranks, workers):
+        loaders = [ValidationLoader(corpus, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False) for r in range(ranks)]
+        assert len({loader.rounds for loader in loaders}) == 1
+        return sorted(((m.index, m.batch) for loader in loaders for m in loader), key=lambda pair: pair[0])
+
+    wanted = of(1, 0)
+    assert same(wanted, of(2, 0)) and same(wanted, of(3, 2))
+
+
+# draws
+
+
+def test_draws_depend_on_their_key_alone():
+    one, two = Draws(0, 1), Draws(0, 1)
+    two("b", "noise").random(100)
+    assert one("a", "noise").random() == two("a", "noise").random()
+    values = {Draws(s, e)(u, p).random() for s in (0, 1) for e in (VALIDATION, 0) for u in "ab" for p in ("t", "z")}
+    assert len(values) == 16
+
+
+def test_rows_draw_the_same_in_any_batch(corpus):
+    draws = Draws(0, 0)
+    together, alone = corpus.batch([4, 1], draws), corpus.batch([1], draws)
+    frames = alone.mel_BFT.size(2)
+    assert torch.equal(together.noise_BFT[1, :, :frames], alone.noise_BFT[0])
+    assert together.time_B[1] == alone.time_B[0] and together.prompt_lens_B[1] == alone.prompt_lens_B[0]
+
+
+def test_flow_draws_have_their_distributions(corpus):
+    batches = [corpus.batch(range(len(corpus)), Draws(0, epoch)) for epoch in range(40)]
+    prompts = torch.cat([batch.prompt_lens_B / batch.mel_lens_B for batch in batches])
+    assert abs(torch.cat([batch.keep_B for batch in batches]).mean() - 0.8) < 0.05
+    assert prompts.max() <= 0.3 and abs((prompts == 0).float().mean() - 0.5) < 0.1
+    assert abs(torch.cat([batch.time_B for batch in batches]).mean() - 0.5) < 0.05
+
+
+# fields and their cache
+
+
+def test_cached_and_computed_are_the_same(data, tmp_path):
+    shard = tmp_path / "00000.parquet"
+    shutil.copy(data / "train" / "00000.parquet", shard)
+    fields = [Mel(sample_rate=16000, **MEL), F0(16000, 256, "dio"), Wave(16000), SpeakerEmbedding("utt_embedding", 192)]
+    compute_shard(shard, fields)
+    for field in fields:
+        cached = CachedField(shard, field)
+        for i, row in enumerate(read_rows(shard, ["utt", "audio_data", "utt_embedding"])):
+            assert np.array_equal(cached[i], field(Utterance(row)))
+    assert is_cached(shard, fields[0]) and not is_cached(shard, Mel(sample_rate=16000, **{**MEL, "fmax": None}))
+    rows = list(read_rows(shard, pq.read_schema(shard).names))
+    write_shard(shard, rows[:-1])
+    assert not is_cached(shard, fields[0]), "a shard that was written anew is computed anew"
+
+
+def test_segments_of_wave_mel_and_f0_are_aligned(data):
+    corpus = Corpus([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
+    batch = corpus.batch(range(6), Draws(0, 0))
+    assert batch.wave_BS.shape == (6, 2048) and batch.mel_BFT.shape == (6, 80, 8) and batch.f0_BT.shape == (6, 8)
+    for i in range(6):
+        _, row = corpus.row(i)
+        waves = [row["wave"][0, s * 256 : s * 256 + 2048] for s in range(row["mel"].shape[1] - 7)]
+        (start,) = [s for s, wave in enumerate(waves) if np.array_equal(wave / np.float32(32767), batch.wave_BS[i].numpy())]
+        assert np.array_equal(row["mel"][:, start : start + 8], batch.mel_BFT[i].numpy())
+        assert np.array_equal(row["f0"][0, start : start + 8], batch.f0_BT[i].numpy())
+
+
+def test_an_utterance_shorter_than_a_segment_ends_in_silence(data):
+    view = VocoderView(sample_rate=16000, mel=MEL, pitch="dio", segment=256 * 1000, harmonics=9)
+    batch = Corpus([str(data / "valid.list")], view, max_bad=0, processes=1).batch([0], Draws(0, 0))
+    assert batch.wave_BS.shape == (1, 256000) and not batch.wave_BS[0, -256:].any()
+    assert batch.f0_BT[0, -1] == 0 and batch.mel_BFT[0, :, -1].max() < -11
+
+
+# bad rows
+
+
+def spoil(data: Path, folder: Path, change) -> str:
+    """A copy of a shard whose rows went through `change`; the path of its list."""
+    rows = [dict(row) for row in read_rows(data / "train" / "00000.parquet", pq.read_schema(data / "train" / "00000.parquet").names)]
+    for i, row in enumerate(rows):
+        change(i, row)
+    write_shard(folder / "bad.parquet", rows)
+    (folder / "bad.list").write_text("bad.parquet\n")
+    return str(folder / "bad.list")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "view", "reason"),
+    [
+        ("speech_token", [], llm_view, "no speech_token"),
+        ("speech_token", None, flow_view, "no speech_token"),
+        ("speech_token", [3, 900], flow_view, "speech token 900 is outside the vocabulary of 512"),
+        ("text", "", llm_view, "no text"),
+        ("text", "日本", llm_view, "no character of the alphabet"),
+        ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),
+        ("audio_data", b"RIFF....", vocoder_view, "cannot be decoded"),
+        ("audio_data", None, vocoder_view, "no audio_data"),
+    ],
+)
+def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, view, reason):
+    path = spoil(data, tmp_path, lambda i, row: row.update({column: value}) if i == 2 else None)
+    logging.getLogger("cosyexp").propagate = True
+    with caplog.at_level(logging.WARNING, "cosyexp"):
+        corpus = Corpus([path], view(), max_bad=0.5, processes=1)
+    names = [row["utt"] for row in read_rows(tmp_path / "bad.parquet", ["utt"])]
+    assert len(corpus) == len(names) - 1 and names[2] not in {corpus.row(i)[0] for i in range(len(corpus))}
+    assert names[2] in caplog.text and reason in caplog.text
+    with pytest.raises(UserError, match="max_bad=0.01"):
+        Corpus([path], view(), max_bad=0.01, processes=1)
+
+
+def test_no_row_at_all(data, tmp_path):
+    path = spoil(data, tmp_path, lambda i, row: row.update(speech_token=None))
+    with pytest.raises(UserError, match="holds no utterance"):
+        Corpus([path], llm_view(), max_bad=1.0, processes=1)
+
+
+def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
+    whole = (data / "train" / "00000.parquet").read_bytes()
+    (tmp_path / "half.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "other.parquet").write_bytes(b"not parquet at all")
+    (tmp_path / "empty.list").write_text("\n")
+    (tmp_path / "gone.list").write_text("gone.parquet\n")
+    for name, message in (
+        ("half.parquet", "half.parquet is no readable parquet"),
+        ("other.parquet", "other.parquet is no readable parquet"),
+        ("empty.list", "empty.list is empty"),
+        ("gone.list", "no data file gone.parquet"),
+        ("nowhere.list", "no data list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Corpus([str(tmp_path / name)], llm_view(), max_bad=0, processes=1)
+    assert read_list(str(data / "train.list"))[0].exists()
+
+
+# the front ends
+
+
+def test_speech_tokens_are_the_nearest_centroids():
+    draw = np.random.default_rng(0)
+    waves = [draw.standard_normal(16000).astype(np.float32) * 0.1 for _ in range(3)]
+    tokenizer = KMeansTokenizer.fit(waves, codes=20, rate=50, seed=0)
+    tokens = tokenizer.encode(waves[0])
+    assert len(tokens) == 50 and set(tokens) <= set(range(20))
+    again = KMeansTokenizer.fit(waves, codes=20, rate=50, seed=0)
+    assert torch.equal(tokenizer.codes_KF, again.codes_KF)
+    assert len(KMeansTokenizer.fit(waves, codes=20, rate=25, seed=0).encode(waves[0])) == 25
+    with pytest.raises(ValueError, match="too few for 1000"):
+        KMeansTokenizer.fit(waves, codes=1000, rate=50, seed=0)
+
+
+def test_prepared_front_ends_are_kept_for_new_speech(data):
+    from cosyexp.data.features import read_wave
+    from cosyexp.data.frontends.mel_speaker import MelSpeakerEncoder
+
+    tokenizer = KMeansTokenizer.load(data / "speech_tokenizer.safetensors")
+    speaker = MelSpeakerEncoder.load(data / "speaker_encoder.safetensors")
+    row = next(iter(read_rows(data / "valid" / "00000.parquet", ["utt", "audio_data", "speech_token", "utt_embedding"])))
+    wave = read_wave(row["audio_data"], 16000)
+    assert tokenizer.encode(wave) == row["speech_token"]
+    assert np.allclose(speaker.encode(wave), row["utt_embedding"], atol=1e-4)
+
+
+def test_speaker_embeddings_tell_voices_apart(data):
+    rows = [row for shard in read_list(str(data / "valid.list")) for row in read_rows(shard, ["utt", "spk", "utt_embedding", "spk_embedding"])]
+    own = [np.linalg.norm(np.subtract(r["utt_embedding"], r["spk_embedding"])) for r in rows]
+    means = {r["spk"]: r["spk_embedding"] for r in rows}
+    for row, distance in zip(rows, own, strict=True):
+        others = [np.linalg.norm(np.subtract(row["utt_embedding"], mean)) for spk, mean in means.items() if spk != row["spk"]]
+        assert distance < min(others)
