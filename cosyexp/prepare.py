@@ -10,7 +10,7 @@ Examples
   python -m cosyexp.prepare corpus=ljspeech corpus.root=~/LJSpeech-1.1 processes=8
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosyexp.face import door
 
@@ -27,8 +27,7 @@ def main(cfg: "DictConfig") -> None:
     from cosyexp.data.preparation import prepare_corpus
     from cosyexp.run.logs import console
 
-    config = OmegaConf.to_container(cfg)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(cfg)
     options = {key: config[key] for key in ("shard_size", "fit_on", "processes", "max_bad", "seed")}
     with console():
         meta = prepare_corpus(config["corpus"], config["family"], Path(config["out"]), **options)

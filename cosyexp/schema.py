@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Optional
+from typing import Any
 
 
 class Precision(Enum):
@@ -41,12 +41,12 @@ class Trainer:
     on_nonfinite: what a gradient that is not finite does. deterministic: on CUDA, at a price in speed.
     """
 
-    steps: Optional[int] = 1000
-    epochs: Optional[int] = None
+    steps: int | None = 1000
+    epochs: int | None = None
     accumulate: int = 1
     precision: Precision = Precision.fp32
-    clip: Optional[float] = 5.0
-    ema: Optional[float] = None
+    clip: float | None = 5.0
+    ema: float | None = None
     log_every: int = 50
     valid_every: int = 500
     valid_epochs: int = 1
@@ -80,7 +80,7 @@ class Train:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     seed: int = 0
     run_dir: str = "???"
-    init_from: Optional[str] = None
+    init_from: str | None = None
 
 
 @dataclass
@@ -89,18 +89,18 @@ class Average:
     select: Select = Select.best
     num: int = 5
     metric: str = "loss"
-    output: Optional[str] = None
+    output: str | None = None
     strict: bool = True
 
 
 @dataclass
 class Export:
-    run_dir: Optional[str] = None
+    run_dir: str | None = None
     format: Any = field(default_factory=dict)
     weights: str = "best"
     precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
     components: list[str] = field(default_factory=lambda: ["all"])
-    out: Optional[str] = None
+    out: str | None = None
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Synthesize:
     llm: str = "???"
     flow: str = "???"
     hifigan: str = "???"
-    speaker: Optional[str] = None
+    speaker: str | None = None
     backend: Backend = Backend.torch
     weights: str = "best"
     out: str = "out.wav"

@@ -19,7 +19,7 @@ Examples
 --hydra-help Hydra's own options
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosyexp.face import door
 
@@ -35,8 +35,7 @@ def main(cfg: "DictConfig") -> float | None:
     from cosyexp.training.launch import launch
     from cosyexp.training.session import run
 
-    config = OmegaConf.to_container(cfg, enum_to_str=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(cfg, enum_to_str=True)
     outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
     if outcome.stopped:  # also ends a sweep
         raise SystemExit(0)

@@ -27,7 +27,7 @@ class Place:
 class MicroBatch(NamedTuple):
     """A batch and its number, in the step's block or in the validation's plan: the same on whatever rank it runs."""
 
-    index: int
+    number: int
     batch: Batch
 
 
@@ -69,9 +69,7 @@ class Loader:
     have fewer, even none.
     """
 
-    def __init__(
-        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool
-    ) -> None:
+    def __init__(self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool) -> None:
         self.corpus, self.plan, self.seed = corpus, plan, seed
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
@@ -90,7 +88,7 @@ class Loader:
     def next_step(self) -> list[MicroBatch]:
         if self._steps is None:
             maker = BatchMaker(self.corpus, self.seed)
-            self._steps = iter(DataLoader(maker, sampler=self._requests(self.place), **self.options))  # type: ignore[arg-type]
+            self._steps = iter(DataLoader(maker, sampler=self._requests(self.place), **self.options))
         micro_batches, after = next(self._steps)
         assert after is not None
         self.place = after
@@ -125,5 +123,5 @@ class ValidationLoader:
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):  # type: ignore[arg-type]
+        for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):
             yield from delivery.micro_batches

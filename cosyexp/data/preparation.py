@@ -1,9 +1,9 @@
 """From recordings to a data set: parquet shards, their lists, and the front ends that made them.
 
-    <out>/train/00000.parquet ...  train.list      valid/..., valid.list
-          speech_tokenizer.safetensors  speaker_encoder.safetensors     fitted on the training split, kept for new speech
-          speakers.safetensors                                          the mean embedding of each speaker
-          meta.yaml                                                     written last: a folder without it is not prepared
+<out>/train/00000.parquet ...  train.list      valid/..., valid.list
+      speech_tokenizer.safetensors  speaker_encoder.safetensors     fitted on the training split, kept for new speech
+      speakers.safetensors                                          the mean embedding of each speaker
+      meta.yaml                                                     written last: a folder without it is not prepared
 """
 
 import logging
@@ -100,10 +100,11 @@ def prepare(source: Source, out: Path, options: Options, settings: Mapping[str, 
             f"{len(faults)} of {len(encoded)} recordings cannot be used, more than max_bad={options.max_bad} allows; "
             f"the first is {': '.join(next(iter(faults.items())))}"
         )
-    speakers = {
-        speaker: np.mean([e.embedding for e in encoded if e.speaker == speaker and not e.fault], axis=0, dtype=np.float32)
-        for speaker in sorted({e.speaker for e in encoded if not e.fault})
-    }
+    voices: dict[str, list[np.ndarray]] = {}
+    for e in encoded:
+        if e.embedding is not None and not e.fault:
+            voices.setdefault(e.speaker, []).append(e.embedding)
+    speakers = {speaker: np.stack(voices[speaker]).mean(0, dtype=np.float32) for speaker in sorted(voices)}
     write_shards(source, encoded, speakers, out, options.shard_size)
     front_ends.tokenizer.save(out / "speech_tokenizer.safetensors")
     front_ends.speaker.save(out / "speaker_encoder.safetensors")
@@ -153,9 +154,7 @@ def encode(front_ends: FrontEnds, source: Source, processes: int) -> Iterator[En
             seen.add(encoded.utt)
 
 
-def write_shards(
-    source: Source, encoded: Sequence[Encoded], speakers: Mapping[str, np.ndarray], out: Path, size: int
-) -> None:
+def write_shards(source: Source, encoded: Sequence[Encoded], speakers: Mapping[str, np.ndarray], out: Path, size: int) -> None:
     """The shards of both splits, and their lists."""
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
     shards: dict[str, list[Path]] = {"train": [], "valid": []}

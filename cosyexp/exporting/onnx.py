@@ -3,8 +3,8 @@
 import io
 import logging
 import warnings
-from contextlib import contextmanager, redirect_stdout
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -25,9 +25,7 @@ class Onnx:
 
     def write(self, component: Component, path: Path) -> None:
         """One self-contained file; sizes stay dynamic where the component says so."""
-        shapes = tuple(
-            {dim: torch.export.Dim.DYNAMIC for dim in component.dynamic.get(name, {})} or None for name in component.inputs
-        )
+        shapes = tuple(dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in component.inputs)
         with quiet():
             program = torch.onnx.export(
                 component,  # type: ignore[arg-type]

@@ -38,9 +38,7 @@ class Language:
         return iter(())
 
     def _loss(self, batch: LanguageBatch) -> Loss:
-        logits = self.players["llm"](
-            batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speech_lens_B, batch.speaker_BE
-        )
+        logits = self.players["llm"](batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speech_lens_B, batch.speaker_BE)
         end = torch.full_like(batch.speech_lens_B, logits.size(-1) - 1).unsqueeze(1)
         targets = torch.cat([batch.speech_BN, end], dim=1).scatter(1, batch.speech_lens_B.unsqueeze(1), end)
         valid = valid_mask(batch.speech_lens_B + 1, targets.size(1))

@@ -6,6 +6,7 @@ folder is renamed and its parent synced. Whatever a kill leaves behind is a `.tm
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -113,7 +114,7 @@ class Checkpoints:
     def prune(self, keep_last: int, keep_best: int, metric: str = "loss") -> None:
         """Removes what is neither among the last nor among the best. The two newest sound ones stay in any case."""
         found = self.all()
-        scored = [checkpoint for checkpoint in found if metric in checkpoint.losses]
+        scored = [checkpoint for checkpoint in found if math.isfinite(checkpoint.losses.get(metric, math.nan))]
         best = sorted(scored, key=lambda checkpoint: checkpoint.losses[metric])[:keep_best]
         keep = {checkpoint.path for checkpoint in [*best, *found[len(found) - keep_last :]]}
         sound = 0

@@ -88,8 +88,11 @@ class RunDirectory:
 
 def newest_run(root: str = "runs") -> RunDirectory:
     """The run under `root` whose checkpoints changed last."""
-    found = [(os.path.getmtime(path.parent / "checkpoints"), path.parent) for path in Path(root).rglob("config.yaml")
-             if (path.parent / "checkpoints").is_dir()]
+    found = [
+        (os.path.getmtime(path.parent / "checkpoints"), path.parent)
+        for path in Path(root).rglob("config.yaml")
+        if (path.parent / "checkpoints").is_dir()
+    ]
     if not found:
         raise UserError(f"there is no run under {root}/: train one, or give run_dir=")
     return RunDirectory(max(found)[1])

@@ -100,7 +100,7 @@ def write_tensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for (dtype, shape), tensor in zip(shapes.values(), tensors, strict=True):
             assert tensor.dtype == dtype and tuple(tensor.shape) == shape
-            file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -108,5 +108,3 @@ def write_tensors(
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     write_tensors(path, shapes, iter(tensors.values()), metadata)
-
-

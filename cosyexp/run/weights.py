@@ -1,6 +1,7 @@
 """Which weights of a run, and how they come into a network."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
     model = run.config()["model"]["name"]
     if choice in ("best", "last", "ema"):
         sound = run.checkpoints.is_sound
-        found = [checkpoint for checkpoint in reversed(run.checkpoints.all())]
+        found = run.checkpoints.all()[::-1]
         if choice == "best":
-            found = sorted((c for c in found if "loss" in c.losses), key=lambda c: c.losses["loss"])
+            found = sorted((c for c in found if math.isfinite(c.losses.get("loss", math.nan))), key=lambda c: c.losses["loss"])
         checkpoint = next((checkpoint for checkpoint in found if sound(checkpoint)), None)
         name = "ema" if choice == "ema" else model
         if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():

@@ -63,7 +63,8 @@ class Pipeline:
             raise UserError(f"text={text!r} has nothing to say: give a sentence in the alphabet of the model")
         shortest, longest = (int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"])
         logp_BV, cache = self.runners["llm.prefill"](text_BL, speaker_BE)
-        end, tokens, choose = logp_BV.size(1) - 1, [], drawn_from(draw)
+        end, choose = logp_BV.size(1) - 1, drawn_from(draw)
+        tokens: list[int] = []
         while len(tokens) < longest:
             logp_V = logp_BV[0].clone()
             if len(tokens) < shortest:

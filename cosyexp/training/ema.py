@@ -15,8 +15,10 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self._live = dict(module.state_dict(keep_vars=False))
-        self._mean = {name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.detach().clone()
-                      for name, tensor in self._live.items()}
+        self._mean = {
+            name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.detach().clone()
+            for name, tensor in self._live.items()
+        }
 
     @torch.no_grad()
     def update(self, updates: int, applied: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from cosyexp.errors import UserError
 
@@ -31,14 +32,14 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
     shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
     results = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+    context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
     heard: list[Outcome | Exception] = []
     with _signals_go_to(context.pids()):
         try:
             while not context.join(timeout=0.2):
                 if not results.empty():  # a rank cannot end before its words are heard
                     heard.append(results.get())
-        except mp.ProcessExitedException:
+        except ProcessExitedException:
             if results.empty() and not heard:  # killed from outside
                 raise
     while not results.empty():
@@ -66,9 +67,14 @@ def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping
 @contextmanager
 def _signals_go_to(pids: list[int]) -> Iterator[None]:
     """The ranks hear Ctrl-C themselves, as they share the terminal; SIGTERM comes to this process alone, and is passed on."""
+
+    def pass_on(number: int, _: object) -> None:
+        for pid in pids:
+            os.kill(pid, number)
+
     previous = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: [os.kill(pid, number) for pid in pids]),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
     }
     try:
         yield

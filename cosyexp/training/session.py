@@ -68,7 +68,8 @@ def run(config: Mapping[str, Any]) -> Outcome:
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
             trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
-            stack.callback(lambda: [logger.close() for logger in trainer.loggers])
+            for logger in trainer.loggers:
+                stack.callback(logger.close)
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
         log.info("%s at step %d%s: %s", "done" if trainer.done else "stopped", progress.step, best, directory)
@@ -98,9 +99,7 @@ def _corpora(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]
 
     def load() -> tuple[Corpus, Corpus]:
         train, valid = (
-            Corpus(
-                [lists] if isinstance(lists, str) else lists, view, max_bad=data["max_bad"], processes=data["processes"]
-            )
+            Corpus([lists] if isinstance(lists, str) else lists, view, max_bad=data["max_bad"], processes=data["processes"])
             for lists in (data["train"], data["valid"])
         )
         return train, valid
@@ -125,9 +124,7 @@ def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory,
     shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"]}
     pin = engine.device.type == "cuda"
     shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()
-    log.info(
-        "%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plans[0].padding()
-    )
+    log.info("%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plans[0].padding())
     return Trainer(
         objective=_objective(config),
         engine=engine,

@@ -79,7 +79,7 @@ class Trainer:
         self.loggers: Sequence[Logger] = ()
         self.stop = StopRequest()
         self.progress = Progress(updates=dict.fromkeys(objective.players, 0))
-        self.model = next(reversed(objective.players))
+        self.model = list(objective.players)[-1]
         self.saved = -1
         self.watch = Watch(run.logs, engine.rank, options.precision, options.on_nonfinite)
         self._forget()
@@ -111,7 +111,7 @@ class Trainer:
         for turn, name in enumerate(self.objective.players):
             losses = []
             for micro, game in zip(micro_batches, games, strict=True):
-                seed_forward(self.seed, progress.step, micro.index, turn)
+                seed_forward(self.seed, progress.step, micro.number, turn)
                 with self.engine.autocast():
                     loss = next(game)
                 self.engine.backward(name, loss.scaled(totals))
@@ -135,7 +135,7 @@ class Trainer:
                 batch = micro.batch.to(self.engine.device)
                 with self.engine.autocast():
                     loss = self.objective.validate(batch)
-                parts.append((micro.index, to_host(loss.detach()), self.objective.weights(batch)))
+                parts.append((micro.number, to_host(loss.detach()), self.objective.weights(batch)))
         gathered = sorted(part for rank in self.engine.gather(parts) for part in rank)
         units = {unit: sum(weights[unit] for *_, weights in gathered) for unit in self.objective.units}
         losses = means([sums for _, sums, _ in gathered], units)

@@ -89,7 +89,7 @@ def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
     steps, places = [], []
     for _ in range(count):
         parts = [micro for loader in loaders for micro in loader.next_step()]
-        steps.append([(micro.index, micro.batch) for micro in sorted(parts, key=lambda micro: micro.index)])
+        steps.append([(micro.number, micro.batch) for micro in sorted(parts, key=lambda micro: micro.number)])
         assert len({loader.place for loader in loaders}) == 1
         places.append(loaders[0].place)
     for loader in loaders:
@@ -137,7 +137,7 @@ def test_validation_is_the_same_however_it_is_divided(corpus):
     def of(ranks, workers):
         loaders = [ValidationLoader(corpus, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False) for r in range(ranks)]
         assert len({loader.rounds for loader in loaders}) == 1
-        return sorted(((m.index, m.batch) for loader in loaders for m in loader), key=lambda pair: pair[0])
+        return sorted(((m.number, m.batch) for loader in loaders for m in loader), key=lambda pair: pair[0])
 
     wanted = of(1, 0)
     assert same(wanted, of(2, 0)) and same(wanted, of(3, 2))

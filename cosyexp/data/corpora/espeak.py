@@ -21,13 +21,13 @@ def main() -> None:
     sample_rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0)
     spoken = io.BytesIO()
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
     def keep(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _: int) -> int:
         if samples and count:
             spoken.write(ctypes.string_at(samples, 2 * count))
         return 0
 
-    library.espeak_SetSynthCallback(keep)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(keep)
+    library.espeak_SetSynthCallback(callback)
     for line in sys.stdin:
         order = json.loads(line)
         if library.espeak_SetVoiceByName(order["voice"].encode()):

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.models.layers.norm import MaskedGroupNorm

@@ -3,7 +3,6 @@
 B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
 """
 
-import torch
 from torch import Tensor, nn
 
 from cosyexp.models.flow.length_regulator import LengthRegulator
@@ -62,9 +61,7 @@ class MaskedDiffWithXvec(nn.Module):
         mask = valid_mask(mel_lens_B, noisy_BFT.size(2)).unsqueeze(1).to(mu.dtype)
         return self.decoder(noisy_BFT, mask, mu * keep, t_B, speaker * keep[:, 0], prompt_BFT * keep)
 
-    def encode(
-        self, token_BN: Tensor, token_lens_B: Tensor, speaker_BE: Tensor, frames: int, mel_lens_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, token_BN: Tensor, token_lens_B: Tensor, speaker_BE: Tensor, frames: int, mel_lens_B: Tensor) -> tuple[Tensor, Tensor]:
         """The conditions of the velocity field: mu (B, F, frames) and the speaker (B, F)."""
         speaker = self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1))
         tokens = self.input_embedding(token_BN) * valid_mask(token_lens_B, token_BN.size(1)).unsqueeze(-1)

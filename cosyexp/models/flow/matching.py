@@ -5,6 +5,7 @@ B batch, F mel bands, T mel frames.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,7 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.estimator = estimator
 
-    def forward(
-        self, x_BFT: Tensor, mask_B1T: Tensor, mu_BFT: Tensor, t_B: Tensor, spks_BF: Tensor, cond_BFT: Tensor
-    ) -> Tensor:
+    def forward(self, x_BFT: Tensor, mask_B1T: Tensor, mu_BFT: Tensor, t_B: Tensor, spks_BF: Tensor, cond_BFT: Tensor) -> Tensor:
         return self.estimator(x_BFT, mask_B1T, mu_BFT, t_B, spks_BF, cond_BFT)
 
 
@@ -41,7 +40,7 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps
     """
     times = [1 - math.cos(math.pi / 2 * i / steps) for i in range(steps + 1)]
     y = noise_BFT
-    for now, then in zip(times, times[1:], strict=False):
+    for now, then in pairwise(times):
         y = y + (then - now) * velocity(y, torch.full((y.size(0),), now, dtype=y.dtype, device=y.device))
     return y
 

@@ -116,7 +116,7 @@ class Level(nn.ModuleList):
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor) -> Tensor:
         x_BTC = self[0](x_BCT, mask_B1T, statistics_B1T, time_BD).transpose(1, 2)
         visible = (mask_B1T > 0).unsqueeze(1)
-        for block in self[1]:
+        for block in self[1]:  # type: ignore[attr-defined]
             x_BTC = block(x_BTC, visible)
         return x_BTC.transpose(1, 2)
 
@@ -178,9 +178,7 @@ class UNet(nn.Module):
         self.final_proj = nn.Conv1d(widths[0], mel_bins, 1)
         self.whole_rows = padding == "original"
 
-    def forward(
-        self, x_BFT: Tensor, mask_B1T: Tensor, mu_BFT: Tensor, t_B: Tensor, spks_BF: Tensor, cond_BFT: Tensor
-    ) -> Tensor:
+    def forward(self, x_BFT: Tensor, mask_B1T: Tensor, mu_BFT: Tensor, t_B: Tensor, spks_BF: Tensor, cond_BFT: Tensor) -> Tensor:
         """mask: 1 on the valid frames of each row, 0 behind them. Returns the velocity (B, F, T), 0 on padding."""
         speaker = spks_BF.unsqueeze(-1).expand(-1, -1, x_BFT.size(-1))
         x = torch.cat([x_BFT, mu_BFT, speaker, cond_BFT], dim=1)
@@ -190,7 +188,7 @@ class UNet(nn.Module):
             mask = masks[-1]
             x = level(x, mask, self._statistics(mask), time)
             skips.append(x)
-            x = level[2](x * mask)
+            x = level[2](x * mask)  # type: ignore[index]
             masks.append(mask[:, :, ::2])
         masks.pop()
         for level in self.mid_blocks:
@@ -199,7 +197,7 @@ class UNet(nn.Module):
             mask, skip = masks.pop(), skips.pop()
             x = torch.cat([x[:, :, : skip.size(-1)], skip], dim=1)
             x = level(x, mask, self._statistics(mask), time)
-            x = level[2](x * mask)
+            x = level[2](x * mask)  # type: ignore[index]
         x = self.final_block(x, mask_B1T, self._statistics(mask_B1T))
         return self.final_proj(x * mask_B1T) * mask_B1T
 

@@ -3,7 +3,7 @@
 B batch, S samples, P period. Every score and every feature map keeps the batch dimension first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,17 @@ class SpectralDiscriminator(nn.Module):
         return [*maps, self.out(x)]
 
 
+class Bank(nn.Module):
+    """Discriminators of one kind."""
+
+    def __init__(self, discriminators: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList(discriminators)
+
+    def forward(self, wave_BS: Tensor) -> list[list[Tensor]]:
+        return [discriminator(wave_BS) for discriminator in self.discriminators]
+
+
 class Discriminators(nn.Module):
     """All of them, under the key names of the original: `mpd` by period, `mrd` by resolution.
 
@@ -81,13 +92,9 @@ class Discriminators(nn.Module):
         spectral_channels: int = 32,
     ) -> None:
         super().__init__()
-        self.mpd = nn.Module()
-        self.mpd.discriminators = nn.ModuleList(PeriodDiscriminator(period, channels) for period in periods)
-        self.mrd = nn.Module()
-        self.mrd.discriminators = nn.ModuleList(
-            SpectralDiscriminator(n_fft, hop, win, spectral_channels) for n_fft, hop, win in resolutions
-        )
+        self.mpd = Bank(PeriodDiscriminator(period, channels) for period in periods)
+        self.mrd = Bank(SpectralDiscriminator(n_fft, hop, win, spectral_channels) for n_fft, hop, win in resolutions)
 
     def forward(self, wave_BS: Tensor) -> list[list[Tensor]]:
         """For each discriminator its feature maps, the score map last."""
-        return [judge(wave_BS) for judge in [*self.mpd.discriminators, *self.mrd.discriminators]]
+        return [*self.mpd(wave_BS), *self.mrd(wave_BS)]

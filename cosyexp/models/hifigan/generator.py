@@ -112,9 +112,7 @@ class HiFTGenerator(nn.Module):
         self.source_resblocks = nn.ModuleList(
             ResBlock(width, kernel, dilations) for width, kernel in zip(widths, source_kernels, strict=True)
         )
-        self.resblocks = nn.ModuleList(
-            ResBlock(width, kernel, dilations) for width in widths for kernel in resblock_kernels
-        )
+        self.resblocks = nn.ModuleList(ResBlock(width, kernel, dilations) for width in widths for kernel in resblock_kernels)
         self.conv_post = weight_norm(nn.Conv1d(widths[-1], n_fft + 2, 7, padding=3))
         self.f0_predictor = f0
         self.stft = ConvolutionalSTFT(n_fft, n_hop)

@@ -5,7 +5,6 @@ W distances.
 """
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ class RelativeAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BQD: Tensor, positions_WD: Tensor, visible: Tensor, cache_BHSK: Optional[Tensor] = None
+        self, x_BQD: Tensor, positions_WD: Tensor, visible: Tensor, cache_BHSK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Attends from `x` to the cached keys, if any, and to itself.
 

@@ -4,7 +4,6 @@ B batch, T positions, D width, I input width, L layers, H heads, K width of a he
 """
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +53,7 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Optional[Tensor] = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attended, k, v = self.self_attn(self.norm1(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))), k, v
@@ -73,9 +70,7 @@ class ConformerLayer(nn.Module):
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Optional[Tensor] = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attended, k, v = self.self_attn(self.norm_mha(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm_ff(x_BTD))), k, v

@@ -47,9 +47,7 @@ class MelSpectrogram(nn.Module):
         """Wave in [-1, 1] to (B, F, S // hop)."""
         pad = (self.n_fft - self.hop) // 2
         padded = functional.pad(wave_BS.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
-        spectrum = torch.stft(
-            padded, self.n_fft, self.hop, self.win, self.window, center=False, normalized=False, return_complex=True
-        )
+        spectrum = torch.stft(padded, self.n_fft, self.hop, self.win, self.window, center=False, normalized=False, return_complex=True)
         magnitude = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
         return torch.matmul(self.filters, magnitude).clamp(min=1e-5).log()
 

@@ -41,9 +41,7 @@ class TransformerLM(nn.Module):
         self.speech_embedding = nn.Embedding(speech_vocabulary, llm.width)
         self.spk_embed_affine_layer = nn.Linear(speaker_dim, llm.width)
 
-    def forward(
-        self, text_BL: Tensor, text_lens_B: Tensor, speech_BN: Tensor, speech_lens_B: Tensor, speaker_BE: Tensor
-    ) -> Tensor:
+    def forward(self, text_BL: Tensor, text_lens_B: Tensor, speech_BN: Tensor, speech_lens_B: Tensor, speaker_BE: Tensor) -> Tensor:
         """Teacher forcing. Padded ids may be anything inside the vocabulary.
 
         Returns (B, N + 1, V): row b holds at i < speech_lens[b] the log-odds of speech token i, at speech_lens[b] those of
