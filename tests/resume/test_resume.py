@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import MODELS, ROOT, checkpoints, command, environment, metrics, train_words
+from tests.support import MODELS, checkpoints, command, environment, metrics, train_words
 
 STEPS = 12
 EVERY = ["trainer.steps=12", "trainer.valid_every=4", "checkpoint.every=2", "checkpoint.keep_best=2"]
@@ -30,54 +30,50 @@ def hashes(run: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def start(words: list[str], cwd: Path, *point: object) -> subprocess.CompletedProcess[str]:
-    module = ["tests.resume.killer", *map(str, point)] if point else ["cosyexp.train"]
-    env = {**environment(), "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", *module, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+def newest(run: Path) -> int:
+    """The step of the newest checkpoint, -1 where there is none."""
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_????????")), default=-1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("model", MODELS)
-def test_killed_and_started_again(model, variant, data, tmp_path):
+def test_killed_and_started_again(model, variant, data, tmp_path, warm):
     words = train_words(model, data, *EVERY, *VARIANTS[variant])
-    straight = start([*words, "run_dir=straight"], tmp_path)
-    assert straight.returncode == 0, straight.stderr
+    warm("train", *words, "run_dir=straight", cwd=tmp_path)
     for point in DEATHS:
-        killed = start([*words, "run_dir=killed"], tmp_path, *point)
+        killed = warm.module("tests.resume.killer", *point, *words, "run_dir=killed", cwd=tmp_path)
         assert killed.returncode == -signal.SIGKILL, (point, killed.stdout, killed.stderr)
-    ended = start([*words, "run_dir=killed"], tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    ended = warm("train", *words, "run_dir=killed", cwd=tmp_path)
     assert "resuming at step" in ended.stdout
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "straight")
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
     assert checkpoints(tmp_path / "killed") == checkpoints(tmp_path / "straight")
 
 
-def test_killed_from_outside_at_random_times(data, tmp_path):
-    """SIGKILL at times that nobody chose, until the run is done."""
-    words = train_words("flow", data, "trainer.steps=40", "trainer.valid_every=8", "checkpoint.every=1")
-    assert start([*words, "run_dir=straight"], tmp_path).returncode == 0
-    draw, kills = random.Random(0), 0
-    for _ in range(30):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "cosyexp.train", *words, "run_dir=killed"], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
-        )
-        seen = len(list((tmp_path / "killed" / "checkpoints").glob("step_*")))
+def test_killed_from_outside_at_random_times(data, tmp_path, warm):
+    """SIGKILL soon after a new checkpoint is seen, at moments that nobody chose, in processes that share nothing."""
+    words = train_words("flow", data, "trainer.steps=16", "trainer.valid_every=8", "checkpoint.every=1")
+    warm("train", *words, "run_dir=straight", cwd=tmp_path)
+    run, draw, kills = tmp_path / "killed", random.Random(0), 0
+    while kills < 6:
+        before = newest(run)
+        with open(tmp_path / "said", "w") as said:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "cosyexp.train", *words, "run_dir=killed"], cwd=tmp_path, env=environment(), stdout=said, stderr=said
+            )
         limit = time.monotonic() + 120
-        while child.poll() is None and time.monotonic() < limit:  # wait until it trains
-            newest = len(metrics(tmp_path / "killed")) if (tmp_path / "killed" / "metrics.jsonl").exists() else 0
-            if newest > seen:
-                break
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.7))
-        if child.poll() is not None:
-            break
+        while child.poll() is None and newest(run) == before and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.3))
         child.kill()
-        child.wait()
+        if child.wait() != -signal.SIGKILL:
+            break
         kills += 1
-    assert child.returncode == 0 and kills > 2
-    last = "checkpoints/step_00000040/flow.safetensors"
-    assert (tmp_path / "killed" / last).read_bytes() == (tmp_path / "straight" / last).read_bytes()
+    assert kills > 2, (tmp_path / "said").read_text()
+    warm("train", *words, "run_dir=killed", cwd=tmp_path)
+    last = "checkpoints/step_00000016/flow.safetensors"
+    assert (run / last).read_bytes() == (tmp_path / "straight" / last).read_bytes()
+    assert metrics(run) == metrics(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -100,65 +96,36 @@ def test_a_signal_finishes_the_step_saves_and_exits(number, data, tmp_path):
     assert f"resuming at step {step}" in again.stdout
 
 
-def test_stopped_runs_end_like_uninterrupted_ones(data, tmp_path):
+def test_stopped_runs_end_like_uninterrupted_ones(data, tmp_path, warm):
     """A stop saves between the regular checkpoints, even within a validation; what was missed is made up for."""
     words = train_words("hifigan", data, "trainer.steps=6", "trainer.valid_every=3", "checkpoint.every=3")
-    assert start([*words, "run_dir=straight"], tmp_path).returncode == 0
+    warm("train", *words, "run_dir=straight", cwd=tmp_path)
     for point in ("validation", "step"):
-        code = STOPPER.format(point=point)
-        env = {**environment(), "PYTHONPATH": str(ROOT)}
-        result = subprocess.run(
-            [sys.executable, "-c", code, *words, "run_dir=stopped"], cwd=tmp_path, env=env, capture_output=True, text=True
-        )
+        result = warm.module("tests.resume.stopper", point, *words, "run_dir=stopped", cwd=tmp_path)
         assert result.returncode == 0 and "stopped at step" in result.stdout, result.stdout + result.stderr
-    assert start([*words, "run_dir=stopped"], tmp_path).returncode == 0
+    warm("train", *words, "run_dir=stopped", cwd=tmp_path)
     last = "checkpoints/step_00000006/hifigan.safetensors"
     assert (tmp_path / "stopped" / last).read_bytes() == (tmp_path / "straight" / last).read_bytes()
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
 
 
-STOPPER = """
-import os, signal, sys
-from cosyexp.data.loader import ValidationLoader
-from cosyexp.train import main
-from cosyexp.training.trainer import Trainer
-if "{point}" == "validation":
-    make = ValidationLoader.__iter__
-    def stop_within(self):
-        for i, micro in enumerate(make(self)):
-            if i == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield micro
-    ValidationLoader.__iter__ = stop_within
-else:
-    step, seen = Trainer.step, []
-    def stop_after(self, micro_batches):
-        step(self, micro_batches)
-        seen.append(1)
-        if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-    Trainer.step = stop_after
-main()
-"""
-
-
-def test_a_damaged_checkpoint_is_passed_over(data, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, warm):
     words = train_words("llm", data, "trainer.steps=4", "checkpoint.every=2", "run_dir=run")
-    command("train", *words, cwd=tmp_path)
+    warm("train", *words, cwd=tmp_path)
     wanted = (tmp_path / "run/checkpoints/step_00000004/llm.safetensors").read_bytes()
     for damage in (lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.unlink()):
         damage(tmp_path / "run/checkpoints/step_00000004/llm.safetensors")
-        again = command("train", *words, cwd=tmp_path)
+        again = warm("train", *words, cwd=tmp_path)
         assert "step_00000004 is passed over" in again.stdout and "resuming at step 2" in again.stdout
         assert (tmp_path / "run/checkpoints/step_00000004/llm.safetensors").read_bytes() == wanted
 
 
-def test_resumes_on_another_number_of_ranks(data, tmp_path):
+def test_resumes_on_another_number_of_ranks(data, tmp_path, warm):
     """The plan and the draws stay; the numbers differ by rounding alone."""
     words = train_words("flow", data, "trainer.steps=6", "checkpoint.every=3")
-    command("train", *words, "trainer.accumulate=2", "run_dir=one", cwd=tmp_path)
-    command("train", *words, "trainer.accumulate=2", "run_dir=two", "trainer.steps=3", cwd=tmp_path)
-    command("train", *words, "trainer.accumulate=1", "run_dir=two", "engine.nproc_per_node=2", cwd=tmp_path)
+    warm("train", *words, "trainer.accumulate=2", "run_dir=one", cwd=tmp_path)
+    warm("train", *words, "trainer.accumulate=2", "run_dir=two", "trainer.steps=3", cwd=tmp_path)
+    warm("train", *words, "trainer.accumulate=1", "run_dir=two", "engine.nproc_per_node=2", cwd=tmp_path)
     one, two = (metrics(tmp_path / run)[-1] for run in ("one", "two"))
     assert one["step"] == two["step"] == 6
     assert abs(one["valid/loss"] / two["valid/loss"] - 1) < 1e-5

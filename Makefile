@@ -1,0 +1,43 @@
+# make demo: everything from nothing to hello.wav.   make test: all tests.   make check: lint, types, walls, tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+TEXT ?= hello, the red lamp behind the house is old.
+
+.PHONY: demo test check lint format clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m cosyexp.prepare
+	$(BIN)/python -m cosyexp.train -m model=llm,flow,hifigan
+	$(BIN)/python -m cosyexp.average -m run_dir=$(RUN)/llm,$(RUN)/flow,$(RUN)/hifigan
+	$(BIN)/python -m cosyexp.export -m run_dir=$(RUN)/llm,$(RUN)/flow,$(RUN)/hifigan weights=average
+	$(BIN)/python -m cosyexp.synthesize backend=onnx out=hello.wav text="$(TEXT)" llm=$(RUN)/llm flow=$(RUN)/flow hifigan=$(RUN)/hifigan
+	@echo
+	@echo "data/demo_50hz         the demo corpus, prepared"
+	@echo "$(RUN)/<model>       the three runs: metrics.jsonl, logs, checkpoints, averages, exports"
+	@echo "$(BIN)/tensorboard --logdir runs       curves, mel spectrograms, audio"
+	@echo "hello.wav              \"$(TEXT)\", spoken by the exported models"
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint test
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,92 @@
+"""Runs modules in forks of a process that has imported the heavy packages already, which takes most of a cold start.
+
+`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err} and answers each with an exit status. What a fork runs is
+what `python -m <module> <words>` runs, in a process of its own.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT, environment
+
+HEAVY = (
+    "cosyexp.averaging.write",
+    "cosyexp.exporting.export",
+    "cosyexp.objectives.adversarial",
+    "cosyexp.objectives.flow",
+    "cosyexp.objectives.language",
+    "cosyexp.synthesis.pipeline",
+    "cosyexp.training.engines.ddp",
+    "cosyexp.training.session",
+    "hydra._internal.hydra",
+    "torch._dynamo",
+    "torch.onnx",
+    "torch.utils.tensorboard",
+)
+
+
+class Warm:
+    """`warm("train", "model=flow", cwd=...)` is `support.command`, but for the imports."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        self.server = server
+
+    def __call__(self, app: str, *words: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        result = self.module(f"cosyexp.{app}", *words, cwd=cwd)
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def module(self, name: str, *words: object, cwd: Path, seconds: int = 300) -> subprocess.CompletedProcess[str]:
+        assert self.server.stdin and self.server.stdout
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            order = {"module": name, "words": list(map(str, words)), "cwd": str(cwd), "seconds": seconds, "out": str(out), "err": str(err)}
+            self.server.stdin.write(json.dumps(order) + "\n")
+            self.server.stdin.flush()
+            status = int(self.server.stdout.readline())
+            return subprocess.CompletedProcess(order["words"], status, out.read_text(), err.read_text())
+
+
+@contextmanager
+def warm_process() -> Iterator[Warm]:
+    command = [sys.executable, "-m", "tests.apps.warm"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield Warm(server)
+
+
+def run(order: dict[str, Any]) -> None:
+    """Never returns to the server's loop: what the module raises ends this fork."""
+    signal.alarm(order["seconds"])
+    os.chdir(order["cwd"])
+    for number, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, order["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        (2, order["err"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    ):
+        os.dup2(os.open(path, flags, 0o600), number)
+    sys.argv = [order["module"], *order["words"]]
+    runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+
+
+def serve() -> None:
+    for name in HEAVY:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            return run(json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,293 @@
+"""Files of weights, which of them are read, and what a config may build."""
+
+import os
+import pickle
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cosyexp.errors import UserError
+from cosyexp.run.directory import RunDirectory
+from cosyexp.run.targets import build, check_targets
+from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
+from cosyexp.run.weights import find_weights, init_weights, load_weights
+from tests.unit.runs import add, cut, make_run
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+
+
+def sample(dtype):
+    """A matrix, a number and an empty tensor, in an order that leaves them unaligned in the file."""
+    draw = torch.Generator().manual_seed(0)
+    values = [(torch.randn(shape, generator=draw) * 3).to(dtype) for shape in ((3, 5), (), (0, 4))]
+    return {"byte": torch.tensor([1, 2, 3], dtype=torch.uint8), **dict(zip(("matrix", "number", "empty"), values, strict=True))}
+
+
+def assert_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+# files
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_safetensors_library_reads_what_we_write(tmp_path, dtype):
+    save_tensors(tmp_path / "a.safetensors", sample(dtype))
+    assert_equal(load_file(tmp_path / "a.safetensors"), sample(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_we_read_what_the_safetensors_library_writes(tmp_path, dtype):
+    save_file(sample(dtype), tmp_path / "a.safetensors")
+    assert_equal(read_tensors(tmp_path / "a.safetensors"), sample(dtype))
+
+
+def test_all_dtypes_live_in_one_file(tmp_path):
+    tensors = {f"{dtype}.{name}": tensor for dtype in DTYPES[::-1] for name, tensor in sample(dtype).items()}
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    assert_equal(load_file(tmp_path / "a.safetensors"), tensors)
+    assert_equal(read_tensors(tmp_path / "a.safetensors"), tensors)
+
+
+def test_metadata_is_the_library_s(tmp_path):
+    save_tensors(tmp_path / "ours.safetensors", sample(torch.float32), {"made by": "cosyexp ü"})
+    with safetensors.safe_open(tmp_path / "ours.safetensors", "pt") as file:
+        assert file.metadata() == {"made by": "cosyexp ü"}
+    save_file(sample(torch.float32), tmp_path / "theirs.safetensors", {"a": "b"})
+    with TensorFile(tmp_path / "theirs.safetensors") as file:
+        assert file.metadata == {"a": "b"} and sorted(file.keys()) == sorted(sample(torch.float32))
+
+
+def test_tied_and_strided_tensors_are_written_as_they_look(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {"a": base, "tied": base, "turned": base.t(), "sliced": base[:, ::2], "wide": base[:1].expand(5, 4), "parameter": nn.Parameter(base)}
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    assert_equal(load_file(tmp_path / "a.safetensors"), {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def test_one_tensor_is_read_without_the_others(tmp_path):
+    save_tensors(tmp_path / "a.safetensors", sample(torch.float16))
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        assert file.shape("matrix") == (torch.float16, (3, 5))
+        assert torch.equal(file["matrix"], sample(torch.float16)["matrix"])
+
+
+def test_what_is_read_can_be_changed_without_changing_the_file(tmp_path):
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+    with TensorFile(tmp_path / "a.safetensors") as file:
+        file["a"].add_(1)
+        assert not file["a"].any()
+
+
+def test_a_tensor_other_than_announced_is_not_written(tmp_path):
+    with pytest.raises(AssertionError):
+        write_tensors(tmp_path / "a.safetensors", {"a": (torch.float32, (2,))}, [torch.zeros(3)])
+
+
+def test_a_file_cut_anywhere_is_no_weights(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"weight": torch.randn(5), "bias": torch.randn(2)})
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.safetensors (is no safetensors file|is cut short)"):
+            TensorFile(path)
+        with pytest.raises(UserError, match="holds no readable weights"):
+            load_weights(nn.Linear(1, 1), path)
+
+
+# targets
+
+ALLOWED = ["torch.optim.AdamW", "torch.nn.Linear", "cosyexp.training.schedules.warmup", "cosyexp.models.layers.encoder.Encoder"]
+REFUSED = [
+    "os.system",
+    "builtins.eval",
+    "subprocess.check_output",
+    "torch.load",
+    "torch.nnx.Linear",
+    "cosyexpx.Thing",
+    "cosyexp.run.checkpoint.shutil.rmtree",
+    "cosyexp.run.files.os.system",
+    "cosyexp.run.directory.Path",
+    "torch.nn.modules.module.torch.load",
+    "cosyexp.errors.UserError.__class__",
+    "cosyexp.errors.UserError.__base__",
+    "torch.nn.Module.__init__",
+    "torch.nn.Module.__reduce_ex__",
+    "torch.nn.Module.load_state_dict",
+    "cosyexp.run.files.write_text.__globals__",
+    "cosyexp.run.environment.git",
+    "cosyexp.run.checkpoint",
+    "cosyexp.models.no_such_thing",
+    "cosyexp.",
+    "cosyexp..run",
+    "",
+    None,
+    7,
+]
+
+
+@pytest.mark.parametrize("target", ALLOWED)
+def test_our_own_and_torch_s_building_blocks_are_allowed(target):
+    check_targets({"_target_": target})
+
+
+@pytest.mark.parametrize("place", [lambda x: x, lambda x: {"a": {"b": x}}, lambda x: [1, [x]], lambda x: {"_target_": ALLOWED[1], "a": ({"b": [x]},)}])
+@pytest.mark.parametrize("target", REFUSED)
+def test_nothing_else_is_built_wherever_it_stands(target, place):
+    with pytest.raises(UserError, match="_target_"):
+        check_targets(place({"_target_": target}))
+
+
+def test_a_config_cannot_run_a_command(tmp_path):
+    words = ["-c", f"alias.x=!touch {tmp_path}/executed", "x"]
+    with pytest.raises(UserError):
+        build({"_target_": "cosyexp.run.environment.git", "_args_": words})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interpolation_cannot_bring_a_target_in(tmp_path):
+    path = f"{{_target_: pathlib.Path, _args_: [{tmp_path}/executed]}}"
+    config = {"_target_": "torch.nn.Identity", "x": f"${{oc.create:{{_target_: pathlib.Path.touch, _args_: [{path}]}}}}"}
+    with pytest.raises(UserError):
+        build(config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_packages_are_trusted_on_request_alone():
+    with pytest.raises(UserError, match="collections.Counter"):
+        check_targets({"_target_": "collections.Counter"})
+    check_targets({"_target_": "collections.Counter"}, trusted=["collections"])
+
+
+# which weights
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = make_run(tmp_path / "run")
+    for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0)):
+        add(run, step, {"loss": loss}, ema={"weight": torch.zeros(4)})
+    return run
+
+
+def average(run, name, time):
+    folder = run.averages / name
+    folder.mkdir(parents=True)
+    save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
+    (folder / "meta.yaml").write_text("method: uniform\n")
+    os.utime(folder / "meta.yaml", (time, time))
+
+
+def test_weights_are_found_by_what_they_are_called(run, tmp_path):
+    average(run, "best2", 2000)
+    average(run, "last2", 1000)
+    save_tensors(tmp_path / "mine.safetensors", {"weight": torch.zeros(4)})
+    for choice, place in (
+        ("best", "checkpoints/step_00000020/llm"),
+        ("last", "checkpoints/step_00000030/llm"),
+        ("ema", "checkpoints/step_00000030/ema"),
+        ("average", "averages/best2/llm"),
+        ("last2", "averages/last2/llm"),
+    ):
+        assert find_weights(run, choice) == run.path / f"{place}.safetensors", choice
+    assert find_weights(run, str(tmp_path / "mine.safetensors")) == tmp_path / "mine.safetensors"
+
+
+def test_damaged_checkpoints_are_no_weights(run):
+    for step in (20, 30):
+        cut(run.path / "checkpoints" / f"step_{step:08d}" / "llm.safetensors")
+    for choice in ("best", "last", "ema"):
+        assert find_weights(RunDirectory(run.path), choice).parent.name == "step_00000010"
+
+
+def test_a_loss_that_is_not_finite_is_not_the_best(run):
+    for step, loss in ((5, float("nan")), (15, float("nan")), (25, float("nan")), (40, float("-inf"))):
+        add(run, step, {"loss": loss})
+    assert find_weights(run, "best").parent.name == "step_00000020"
+
+
+@pytest.mark.parametrize("choice", ["best", "last", "ema", "average", "no_such_thing"])
+def test_missing_weights_are_a_sentence(tmp_path, choice):
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        find_weights(run, choice)
+    assert str(run) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
+    network = nn.Linear(4, 1, bias=False)
+    network.weight = nn.Parameter(torch.ones(4))
+    assert init_weights(network, str(run)).parent.name == "step_00000030" and network.weight.tolist() == [30.0] * 4
+    average(run, "best2", 2000)
+    assert init_weights(network, str(run)).parent.name == "best2" and not network.weight.any()
+
+
+# loading
+
+
+def load(path, tensors):
+    save_tensors(path, tensors) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    network = nn.Linear(2, 3)
+    load_weights(network, path)
+    return network
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_come_into_a_network(tmp_path, suffix):
+    tensors = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
+    network = load(tmp_path / f"a.{suffix}", tensors)
+    assert torch.equal(network.weight, tensors["weight"]) and torch.equal(network.bias, tensors["bias"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "parts"),
+    [
+        ({"weight": torch.zeros(3, 2)}, ["1 are missing (such as bias)"]),
+        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)}, ["1 are unknown (such as more)"]),
+        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, ["1 have another shape (such as weight)"]),
+        ({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, ["missing (such as bias)", "unknown (such as more)", "shape (such as weight)"]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_that_do_not_fit_are_named_in_one_sentence(tmp_path, suffix, tensors, parts):
+    with pytest.raises(UserError) as error:
+        load(tmp_path / f"a.{suffix}", tensors)
+    assert all(part in str(error.value) for part in [*parts, f"a.{suffix}"]) and "\n" not in str(error.value)
+
+
+class Executes:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))], ids=["torch", "pickle"])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
+    write({"weight": torch.zeros(3, 2), "bias": Executes(tmp_path / "executed")}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt holds no readable weights") as error:
+        load_weights(nn.Linear(2, 3), tmp_path / "a.pt")
+    assert not (tmp_path / "executed").exists() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "there are no weights"), (b"", "no readable"), (b"PK\3\4", "no readable")])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, message):
+    path = tmp_path / f"a.{suffix}"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_weights(nn.Linear(2, 3), path)
+
+
+def test_a_pt_that_is_no_mapping_is_refused(tmp_path):
+    torch.save([torch.zeros(1)], tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds a list"):
+        load_weights(nn.Linear(2, 3), tmp_path / "a.pt")
