@@ -25,9 +25,10 @@ TINY = {
         "data.max_frames=400",
     ],
     "flow": [
-        *(f"network.encoder.{size}" for size in ("width=16", "heads=2", "hidden=32", "blocks=1")),
+        *(f"network.encoder.{size}" for size in ("width=16", "heads=2", "hidden=32", "blocks=1", "dropout=0.1", "attention_dropout=0.1")),
         *(f"network.estimator.{size}" for size in ("channels=[16,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8")),
         "network.regulator_layers=1",
+        "model.view.drop=0.2",
         "data.max_frames=700",
     ],
     "hifigan": [

@@ -87,7 +87,7 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
     names = ", ".join(sorted({cache_name(field).split("-")[0] for _, absent in missing for field in absent}))
     log.info("computing %s of %d shards, once", names, len(missing))
     work, wanted = zip(*missing, strict=True)
-    bar = tqdm(total=len(work), unit="shard", desc="features", leave=False, delay=1)
+    bar = tqdm(total=len(work), unit="shard", desc="features", leave=False, delay=1, disable=None)
     if processes <= 1 or len(work) == 1:
         for shard, absent in missing:
             compute_shard(shard, absent)

@@ -15,7 +15,7 @@ import torch
 
 from cosyexp.data import features
 from cosyexp.data.tokenizers import Characters
-from cosyexp.models.layers.spectrogram import MelSpectrogram
+from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
 
 class Utterance:
@@ -116,7 +116,7 @@ class Wave:
 
 @dataclass(frozen=True)
 class Mel:
-    """Log-mel of the whole utterance, frame after frame."""
+    """Log-mel of the whole utterance, frame after frame, less `mean` and over `std`: 0 and 1 leave it as the families have it."""
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)
     dtype: ClassVar[type] = np.float32
@@ -127,6 +127,8 @@ class Mel:
     bins: int
     fmin: float
     fmax: float | None
+    mean: float = 0.0
+    std: float = 1.0
 
     @property
     def width(self) -> int:
@@ -136,7 +138,13 @@ class Mel:
         wave = utterance.wave(self.sample_rate)
         if len(wave) < self.n_fft:
             raise ValueError(f"its audio of {len(wave)} samples is shorter than one frame")
-        return spectrogram(self)(torch.from_numpy(wave)[None])[0].T.numpy().reshape(-1)
+        mel_FT = spectrogram(self)(torch.from_numpy(wave)[None])[0].numpy()
+        return ((mel_FT.T - self.mean) / self.std).astype(np.float32, copy=False).reshape(-1)
+
+    @property
+    def silence(self) -> float:
+        """The value of every band where there is no sound."""
+        return (SILENCE - self.mean) / self.std
 
 
 @cache

@@ -13,12 +13,16 @@ from cosyexp.objectives.base import Loss, Picture, Player, Sound
 
 
 class FlowMatchingLoss:
-    """Squared error of the estimated velocity (Lipman et al. 2023, eq. 23), every mel frame weighing the same."""
+    """Squared error of the estimated velocity (Lipman et al. 2023, eq. 23), every mel frame weighing the same.
+
+    guidance: strength of classifier-free guidance in previews.
+    """
 
     helpers = ()
     units = ("frames",)
 
-    def __init__(self, network: nn.Module, *, optimizer: Any, scheduler: Any) -> None:
+    def __init__(self, network: nn.Module, *, optimizer: Any, scheduler: Any, guidance: float) -> None:
+        self.guidance = guidance
         self.players: Mapping[str, Player] = {"flow": Player(network, optimizer, scheduler)}
 
     def weights(self, batch: FlowBatch) -> dict[str, int]:
@@ -59,6 +63,7 @@ class FlowMatchingLoss:
         keep, drop = torch.ones_like(batch.keep_B), torch.zeros_like(batch.keep_B)
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
-            return guided(self._velocity(batch, y, t, nothing, keep), self._velocity(batch, y, t, nothing, drop))
+            conditional = self._velocity(batch, y, t, nothing, keep)
+            return guided(conditional, self._velocity(batch, y, t, nothing, drop), self.guidance)
 
         return euler(velocity, batch.noise_BFT)

@@ -22,9 +22,12 @@ CHANGEABLE = (
     "trainer.accumulate",
     "trainer.*_every",
     "trainer.valid_epochs",
+    "trainer.previews",
+    "trainer.on_nonfinite",
     "checkpoint.*",
     "engine.*",
     "data.workers",
+    "data.processes",
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cosyexp.errors import UserError
 from cosyexp.models.flow.matching import euler, guided
-from cosyexp.models.llm.sampling import drawn_from, ras
+from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
@@ -40,7 +40,7 @@ class Pipeline:
                     raise UserError(f"{run} and {llm} differ in family.{key}: their models do not fit together")
         self.family: dict[str, Any] = configs["llm"]["family"]
         self.harmonics: int = configs["hifigan"]["model"]["view"]["harmonics"]
-        self.tokenizer = build(self.family["tokenizer"])
+        self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
         self.speakers = read_tensors(llm.speakers) if llm.speakers.exists() else {}
         self.runners = {key: r for run in runs.values() for key, r in load_runners(run, backend, weights).items()}
 
@@ -69,7 +69,7 @@ class Pipeline:
             logp_V = logp_BV[0].clone()
             if len(tokens) < shortest:
                 logp_V[end] = -torch.inf
-            if (token := ras(logp_V, tokens, choose)) == end:
+            if (token := self.sample(logp_V, tokens, choose)) == end:
                 break
             tokens.append(token)
             logp_BV, cache = self.runners["llm.decode"](torch.tensor([token]), cache)
@@ -85,7 +85,7 @@ class Pipeline:
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
             (both,) = self.runners["flow.decoder.estimator"](y.repeat(2, 1, 1), mask, mu, t.repeat(2), spks, prompt)
-            return guided(both[:1], both[1:])
+            return guided(both[:1], both[1:], self.family["guidance"])
 
         return euler(velocity, noise)
 

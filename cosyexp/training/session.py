@@ -54,6 +54,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         engine = _engine(config)
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
+        stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
         checkpoint = directory.checkpoints.latest() if directory.exists else None
         _set_threads(config["engine"]["threads"], checkpoint)
         corpora = _corpora(config, engine)
@@ -63,7 +64,6 @@ def run(config: Mapping[str, Any]) -> Outcome:
             stack.enter_context(directory.lock())
             _describe(directory, config, overrides)
         engine.gather(None)
-        stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
         _start(config, trainer, checkpoint)
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1

@@ -9,6 +9,7 @@ stopped during any of these, does what is missing when it comes back, and goes o
 """
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -183,7 +184,10 @@ class Trainer:
         state = saving.restore(checkpoint, self.engine, self.objective.players)
         saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
         self.progress = Progress(**state["progress"])
-        self.loader.seek(Place(**state["place"]))
+        place = Place(**state["place"])
+        self.loader.seek(place)
+        if place.batch and place.block != self.loader.block:
+            log.info("the epoch at hand goes on in steps of %d micro-batches, the next in steps of %d", place.block, self.loader.block)
         self._forget()
         for name, metrics in self.metrics.items():
             own = state["metrics"][name]
@@ -225,7 +229,9 @@ class Trainer:
         seconds, samples = self.progress.seconds - self._since.seconds, self.progress.samples - self._since.samples
         values["time/samples_per_second"] = samples / max(seconds, 1e-9)
         self._write(values)
-        log.debug("step %d: %s", self.progress.step, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        told = logging.DEBUG if sys.stderr.isatty() else logging.INFO  # on a terminal the bar says it
+        speed = values["time/samples_per_second"]
+        log.log(told, "step %d: training loss %.4f, %.1f utterances/s", self.progress.step, values["train/loss"], speed)
         self._forget()
         return {"loss": values["train/loss"]}
 

@@ -63,7 +63,7 @@ def test_loss_and_gradients(fixture, close, seed):
     numbers = fixture("flow_v1")
     recorded = numbers[f"train_seed{seed}"]
     net, batch = network(numbers), batch_of(numbers["batch"], recorded["tape"])
-    objective = FlowMatchingLoss(net, optimizer=None, scheduler=None)
+    objective = FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
     # the original divides by frames times bands
     loss = next(objective.turns(batch)).scaled({"frames": objective.weights(batch)["frames"]})
     loss.backward()

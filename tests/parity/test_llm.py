@@ -95,8 +95,6 @@ def test_greedy_decoding_with_the_cache(fixture, close):
 def test_repetition_aware_decoding(fixture):
     numbers = fixture("llm_v1")
     drawn = [int(value) for _, value in numbers["inference_ras"]["tape"]]
-    tokens, _ = decode(
-        network(numbers), numbers["inference_input"], lambda row, history: ras(row, history, lambda weights: drawn.pop(0))
-    )
+    tokens, _ = decode(network(numbers), numbers["inference_input"], lambda row, history: ras(row, history, lambda weights: drawn.pop(0)))
     assert tokens == numbers["inference_ras"]["tokens"]
     assert not drawn

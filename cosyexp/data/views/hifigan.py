@@ -17,8 +17,6 @@ from cosyexp.data.draws import Draws
 from cosyexp.data.fields import F0, Field, Mel, Wave
 from cosyexp.data.views.base import Row
 
-SILENCE = math.log(1e-5)  # a mel frame behind the end of an utterance
-
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderBatch(Batch):
@@ -42,9 +40,10 @@ class VocoderView:
         if segment % self.hop:
             raise ValueError(f"segment={segment} is no multiple of the hop of {self.hop} samples")
         self.frames, self.harmonics = segment // self.hop, harmonics
+        self.mel = Mel(sample_rate=sample_rate, **mel)
         self.fields: Mapping[str, Field] = {
             "wave": Wave(sample_rate),
-            "mel": Mel(sample_rate=sample_rate, **mel),
+            "mel": self.mel,
             "f0": F0(sample_rate, self.hop, pitch),
         }
 
@@ -72,7 +71,7 @@ class VocoderView:
         phase[0] = 0
         return (
             np.pad(wave, (0, size * hop - len(wave))),
-            np.pad(mel, ((0, 0), (0, missing)), constant_values=SILENCE),
+            np.pad(mel, ((0, 0), (0, missing)), constant_values=self.mel.silence),
             np.pad(f0, (0, missing)),
             phase,
             draws(utt, "noise").standard_normal((self.harmonics, size * hop), dtype=np.float32),

@@ -45,6 +45,6 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps
     return y
 
 
-def guided(conditional: Tensor, unconditional: Tensor, strength: float = 0.7) -> Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): (1 + w) v_c - w v_u."""
     return (1 + strength) * conditional - strength * unconditional

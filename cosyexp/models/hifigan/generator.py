@@ -144,6 +144,8 @@ class HiFTGenerator(nn.Module):
                     total = total + resblock(x)
             x = total / self.branches
         x = self.conv_post(functional.leaky_relu(x))
+        if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+            x = x.float()
         bins = self.stft.bins
         magnitude = torch.exp(x[:, :bins].clamp(max=self.loudest_bin))
         phase = torch.sin(x[:, bins:])

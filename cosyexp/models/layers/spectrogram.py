@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SILENCE = math.log(1e-5)  # the lowest log-mel
+HALVES = (torch.float16, torch.bfloat16)
+
 
 def slaney_mel(frequency: Tensor) -> Tensor:
     """Hz to mel on Slaney's scale: linear below 1 kHz, logarithmic above (Slaney 1998, "Auditory Toolbox")."""
@@ -44,12 +47,16 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win), persistent=False)
 
     def forward(self, wave_BS: Tensor) -> Tensor:
-        """Wave in [-1, 1] to (B, F, S // hop)."""
+        """Wave in [-1, 1] to (B, F, S // hop), in full precision also under autocast."""
+        with torch.autocast(wave_BS.device.type, enabled=False):
+            return self._log_mel(wave_BS.float() if wave_BS.dtype in HALVES else wave_BS)
+
+    def _log_mel(self, wave_BS: Tensor) -> Tensor:
         pad = (self.n_fft - self.hop) // 2
         padded = functional.pad(wave_BS.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
         spectrum = torch.stft(padded, self.n_fft, self.hop, self.win, self.window, center=False, normalized=False, return_complex=True)
         magnitude = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
-        return torch.matmul(self.filters, magnitude).clamp(min=1e-5).log()
+        return torch.matmul(self.filters, magnitude).clamp(min=math.exp(SILENCE)).log()
 
 
 class ConvolutionalSTFT(nn.Module):
@@ -82,7 +89,16 @@ class ConvolutionalSTFT(nn.Module):
         return functional.conv1d(padded, self.forward_basis.to(padded.dtype), stride=self.hop)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        """(B, 2K, T) to (B, (T - 1) * hop), by overlap and add divided by the sum of squared windows."""
+        """(B, 2K, T) to (B, (T - 1) * hop), in full precision also under autocast.
+
+        Overlap and add, divided by the sum of squared windows.
+        """
+        if not torch.jit.is_scripting() and torch.is_autocast_enabled(spectrum.device.type):
+            with torch.autocast(spectrum.device.type, enabled=False):
+                return self._overlap_add(spectrum.float())
+        return self._overlap_add(spectrum)
+
+    def _overlap_add(self, spectrum: Tensor) -> Tensor:
         wave = functional.conv_transpose1d(spectrum, self.inverse_basis.to(spectrum.dtype), stride=self.hop)
         ones = torch.ones_like(spectrum[:1, :1])
         weight = functional.conv_transpose1d(ones, self.envelope.to(spectrum.dtype), stride=self.hop)

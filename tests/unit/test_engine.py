@@ -1,0 +1,221 @@
+"""Updates of the ddp engine in one process."""
+
+import io
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from cosyexp.objectives.base import Player
+from cosyexp.training.engines.ddp import DDP, buckets
+
+OPTIMIZERS = {
+    "fused AdamW": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01, fused=True),
+    "AdamW": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01, fused=False),
+    "fused Adam": partial(torch.optim.Adam, lr=0.1, fused=True),
+    "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+}
+
+
+def constant(update, lr):
+    return lr
+
+
+def engine_of(*modules, optimizer="fused AdamW", scheduler=constant, **options):
+    engine = DDP(**options)
+    players = {f"player{i}": Player(module, OPTIMIZERS[optimizer], scheduler) for i, module in enumerate(modules)}
+    engine.place(players, [])
+    return engine
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def update(engine, module, scale=1.0, number=0):
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+    engine.backward("player0", module(x).square().sum() * scale)
+    return engine.step("player0", number)
+
+
+def everything(engine, module):
+    state = engine.optimizers["player0"].state_dict()["state"]
+    return {**module.state_dict(), **{f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}}
+
+
+def copied(tensors):
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()}
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(two[name])) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_optimizer(optimizer, bad, clip):
+    module = net()
+    engine = engine_of(module, optimizer=optimizer, clip=clip)
+    assert update(engine, module).applied
+    before = copied(everything(engine, module))
+    report = update(engine, module, bad, 1)
+    assert not report.applied and not torch.isfinite(report.grad_norm)
+    assert equal(everything(engine, module), before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_after_a_skipped_update_it_goes_on_as_if_nothing_had_been(optimizer):
+    modules = [net(), net()]
+    engines = [engine_of(module, optimizer=optimizer) for module in modules]
+    assert not update(engines[0], modules[0], math.nan).applied
+    for engine, module in zip(engines, modules, strict=True):
+        for number in range(3):
+            assert update(engine, module, number=number).applied
+    assert equal(*(everything(engine, module) for engine, module in zip(engines, modules, strict=True)))
+
+
+@pytest.mark.parametrize("clip", [0.5, 1e6, None])
+def test_clipping_is_torch_s(clip):
+    ours, theirs = net(), net()
+    engine, optimizer = engine_of(ours, clip=clip), OPTIMIZERS["fused AdamW"](theirs.parameters())
+    for number in range(3):
+        report = update(engine, ours, number=number)
+        theirs(torch.randn(5, 4, generator=torch.Generator().manual_seed(number))).square().sum().backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), math.inf if clip is None else clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(report.grad_norm, norm, rtol=1e-6, atol=0)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_of_micro_batches_add_up_and_are_cleared():
+    one, two = net(), net()
+    engines = engine_of(one), engine_of(two)
+    update(engines[0], one, 3.0)
+    engines[1].backward("player0", two(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum())
+    update(engines[1], two, 2.0)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert b.grad is None
+
+
+class Forked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.unused = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x, both):
+        return self.used(x) + (0 * self.unused(x) if both else 0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_unused_parameter_is_updated_as_with_a_zero_gradient(optimizer):
+    weights = []
+    for both in (False, True):
+        module = Forked()
+        engine = engine_of(module, optimizer=optimizer)
+        for number in range(3):
+            engine.backward("player0", module(torch.ones(1, 4), both).sum())
+            assert engine.step("player0", number).applied
+        weights.append(everything(engine, module))
+    assert equal(*weights)
+
+
+def test_a_rank_without_micro_batches_can_step():
+    module = net()
+    report = engine_of(module).step("player0", 0)
+    assert report.applied and report.grad_norm == 0
+
+
+def test_the_schedule_is_followed_from_the_base_rate():
+    module = net()
+    engine = engine_of(module, scheduler=lambda number, lr: lr * (number + 1))
+    rates = []
+    for number in range(3):
+        update(engine, module, number=number)
+        rates.append(engine.learning_rate("player0"))
+    assert rates == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_frozen_weights_stay():
+    module = net()
+    module[0].requires_grad_(False)
+    before = copied(module.state_dict())
+    update(engine_of(module), module)
+    assert torch.equal(module[0].weight, before["0.weight"]) and not torch.equal(module[2].weight, before["2.weight"])
+
+
+def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped():
+    first, last = net(), net(1)
+    engine = engine_of(first, last, ema=0.5)
+    before = copied(dict(engine.ema_weights()))
+    assert equal(before, last.state_dict())
+    update(engine, first)
+    assert equal(dict(engine.ema_weights()), before)
+    for scale in (math.nan, 1.0):
+        engine.backward("player1", last(torch.ones(1, 4)).sum() * scale)
+        applied = bool(engine.step("player1", 0).applied)
+        assert applied == (scale == 1.0) and equal(dict(engine.ema_weights()), before) != applied
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision):
+    straight = net()
+    engine = engine_of(straight, optimizer=optimizer, precision=precision, ema=0.5)
+    for number in range(2):
+        update(engine, straight, number=number)
+    weights, ema, state = copied(dict(engine.weights("player0"))), copied(dict(engine.ema_weights())), copied_state(engine)
+    resumed = net(5)
+    other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5)
+    other.load({"player0": weights}, ema, state)
+    for number in range(2, 5):
+        update(engine, straight, number=number)
+        update(other, resumed, number=number)
+    assert equal(everything(engine, straight), everything(other, resumed))
+    assert equal(dict(engine.ema_weights()), dict(other.ema_weights()))
+    assert engine.scalers["player0"].state_dict() == other.scalers["player0"].state_dict()
+
+
+def copied_state(engine):
+    """Through a file, as a checkpoint does it."""
+    content = io.BytesIO()
+    torch.save(engine.state_dict(), content)
+    content.seek(0)
+    return torch.load(content, weights_only=True)
+
+
+def test_fp16_lowers_its_scale_when_gradients_overflow():
+    module = net()
+    engine = engine_of(module, precision="fp16")
+    scale = engine.scalers["player0"].get_scale()
+    assert not update(engine, module, 1e38).applied
+    assert engine.scalers["player0"].get_scale() == scale / 2
+    report = update(engine, module)
+    assert report.applied
+    reference = net()
+    torch.testing.assert_close(report.grad_norm, update(engine_of(reference), reference).grad_norm, rtol=1e-3, atol=0)
+
+
+# what travels together
+
+
+@pytest.mark.parametrize("size", [1, 40, 100, 10**6])
+def test_buckets_hold_all_tensors_in_order_each_of_one_dtype(size):
+    tensors = [torch.zeros(n, dtype=d) for n, d in ((3, torch.float32), (7, torch.float32), (2, torch.float64), (0, torch.float64), (9, torch.float32))]
+    found = list(buckets(tensors, size))
+    assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
+    for bucket in found:
+        assert len({tensor.dtype for tensor in bucket}) == 1
+        assert len(bucket) == 1 or sum(tensor.nbytes for tensor in bucket) <= size
+
+
+def test_small_tensors_travel_together():
+    assert [len(bucket) for bucket in buckets([torch.zeros(10)] * 6, 120)] == [3, 3]
+    assert list(buckets([], 100)) == []

@@ -1,0 +1,117 @@
+"""Ranks, validation, and precisions."""
+
+import signal
+import time
+
+import pytest
+import torch
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+from cosyexp.errors import UserError
+from cosyexp.training.launch import launch
+from tests.invariants.trajectory import Trajectory, step, trainer_of
+from tests.support import MODELS, config
+from tests.unit import ranks
+
+TWO = {"engine": {"nproc_per_node": 2}}
+
+
+# launch
+
+
+def test_one_process_is_no_launch():
+    here = object()
+    assert launch(lambda _: here, {"engine": {"nproc_per_node": 1}}) is here
+
+
+@pytest.mark.parametrize(
+    ("work", "error", "message"),
+    [
+        (ranks.refuse, UserError, "rank 1 has no shoes: buy some"),
+        (ranks.die, ProcessExitedException, "SIGKILL"),
+        (ranks.crash, ProcessRaisedException, "a bug of ours"),
+    ],
+)
+def test_what_ends_one_rank_ends_the_run_with_its_reason(work, error, message):
+    handlers, began = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], time.monotonic()
+    with pytest.raises(error, match=message):
+        launch(work, TWO)
+    assert time.monotonic() - began < ranks.LONG / 3
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_outcome_is_rank_0_s_however_large_it_is():
+    word, much = launch(ranks.give_much, {**TWO, "word": "rank "})
+    assert word == "rank 02" and much == bytes(ranks.LARGE)
+
+
+# validation
+
+
+def settings(model, data, tmp_path, *words):
+    return config(model, data, f"run_dir={tmp_path}", *words)
+
+
+@pytest.fixture(params=MODELS)
+def trainer(request, data, tmp_path):
+    return trainer_of(settings(request.param, data, tmp_path), double=False)
+
+
+def test_validating_twice_measures_the_same(trainer):
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        assert trainer.validate()
+        losses.append(trainer.progress.losses)
+    assert losses[0] == losses[1] and all(torch.isfinite(torch.tensor(list(losses[0].values()))))
+
+
+def test_validation_leaves_training_as_it_was(request, trainer, data, tmp_path):
+    other, found = trainer_of(settings(trainer.model, data, tmp_path), double=False), []
+    for each, validates in ((trainer, True), (other, False)):
+        trajectory = Trajectory([], [], {})
+        step(each, each.loader.next_step(), trajectory)
+        if validates:
+            each.validate()
+            assert all(player.module.training for player in each.objective.players.values())
+        step(each, each.loader.next_step(), trajectory)
+        found.append((trajectory.losses, trajectory.norms))
+    assert found[0] == found[1]
+
+
+def test_two_ranks_validate_as_one(data, tmp_path):
+    models = {model: settings(model, data, tmp_path, "data.max_frames=300") for model in MODELS}
+    one, two = ranks.validate({"models": models}), launch(ranks.validate, {**TWO, "models": models})
+    assert one == two and set(one) == set(MODELS)
+
+
+# precision
+
+
+def steps_of(model, data, tmp_path, precision):
+    """The losses of two updates, the trainer, and how many tries they took."""
+    trainer = trainer_of(settings(model, data, tmp_path, f"trainer.precision={precision}"), double=False)
+    losses, tries = [], 0
+    for number in range(2):
+        micro_batches = trainer.loader.next_step()
+        while trainer.progress.step == number:  # fp16 may have to find its scale
+            trajectory = Trajectory([], [], {})
+            step(trainer, micro_batches, trajectory)
+            tries += 1
+        losses.append(trajectory.losses[0])
+    return losses, trainer, tries
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_half_precision_trains_like_fp32_and_keeps_fp32_weights(model, data, tmp_path):
+    wanted, _, _ = steps_of(model, data, tmp_path, "fp32")
+    for precision in ("bf16", "fp16"):
+        found, trainer, tries = steps_of(model, data, tmp_path, precision)
+        print(precision, tries, wanted, found)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours != theirs, "computes in fp32"
+            for name, value in theirs.items():
+                assert ours[name] == pytest.approx(value, rel=0.05), (precision, name)
+        for name, player in trainer.objective.players.items():
+            assert {parameter.dtype for parameter in player.module.parameters()} == {torch.float32}
+            assert all(torch.isfinite(weight).all() for _, weight in trainer.engine.weights(name))
