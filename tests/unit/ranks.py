@@ -39,16 +39,19 @@ def give_much(config: Mapping[str, Any]) -> tuple[str, bytes]:
 
 
 def validate(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The validation losses of new trainers, by model."""
+    """The validation losses of new trainers, by model. ports: one for each, as a process group does not let go of its own at once."""
     import torch
 
     from tests.invariants.trajectory import trainer_of
 
     torch.set_num_threads(1)
     found = {}
-    for model, settings in config["models"].items():
+    for (model, settings), port in zip(config["models"].items(), config["ports"], strict=True):
+        if "RANK" in os.environ:
+            os.environ["MASTER_PORT"] = str(port)
         trainer = trainer_of(settings, double=False)
         torch.manual_seed(int(os.environ.get("RANK", 0)))
+        assert trainer.validation.rounds > 1
         assert trainer.validate()
         trainer.engine.close()
         found[model] = trainer.progress.losses

@@ -208,7 +208,8 @@ def test_fp16_lowers_its_scale_when_gradients_overflow():
 
 @pytest.mark.parametrize("size", [1, 40, 100, 10**6])
 def test_buckets_hold_all_tensors_in_order_each_of_one_dtype(size):
-    tensors = [torch.zeros(n, dtype=d) for n, d in ((3, torch.float32), (7, torch.float32), (2, torch.float64), (0, torch.float64), (9, torch.float32))]
+    single, double = torch.float32, torch.float64
+    tensors = [torch.zeros(n, dtype=dtype) for n, dtype in ((3, single), (7, single), (2, double), (0, double), (9, single))]
     found = list(buckets(tensors, size))
     assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
     for bucket in found:

@@ -11,7 +11,7 @@ import torch
 
 from cosyexp.errors import UserError
 from cosyexp.run import checkpoint as module
-from cosyexp.run.checkpoint import META, Checkpoints
+from cosyexp.run.checkpoint import META
 from cosyexp.run.directory import CHANGEABLE, RunDirectory, flat, newest_run
 from cosyexp.run.files import replace_file, write_text
 from cosyexp.run.tensors import read_tensors
@@ -199,7 +199,7 @@ def test_a_resume_may_not_change_what_is_learned(tmp_path, key):
 def test_a_key_more_or_less_is_a_change(run):
     with pytest.raises(UserError, match="seed=None, not 3"):
         run.refuse_other({**run.config(), "seed": 3})
-    with pytest.raises(UserError, match="model.name=llm, not None"):
+    with pytest.raises(UserError, match=r"model\.name=llm, not None"):
         run.refuse_other({})
 
 
@@ -225,7 +225,7 @@ def test_every_changeable_pattern_is_a_key_of_some_config():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no run directory"), (b"a: [", "no readable YAML"), (b"\xff\xfe\x00", "no readable YAML"), (b"", "no readable YAML"), (b"- 1", "YAML")],
+    [(None, "no run directory"), *((text, "no readable YAML") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1"))],
 )
 def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
     if content is not None:

@@ -1,4 +1,4 @@
-"""Files of weights, which of them are read, and what a config may build."""
+"""Files of weights, and which of them are read."""
 
 import os
 import pickle
@@ -11,7 +11,6 @@ from torch import nn
 
 from cosyexp.errors import UserError
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.targets import build, check_targets
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
 from cosyexp.run.weights import find_weights, init_weights, load_weights
 from tests.unit.runs import add, cut, make_run
@@ -64,8 +63,8 @@ def test_metadata_is_the_library_s(tmp_path):
 
 
 def test_tied_and_strided_tensors_are_written_as_they_look(tmp_path):
-    base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"a": base, "tied": base, "turned": base.t(), "sliced": base[:, ::2], "wide": base[:1].expand(5, 4), "parameter": nn.Parameter(base)}
+    base = nn.Parameter(torch.arange(12.0).reshape(3, 4))
+    tensors = {"a": base, "tied": base, "turned": base.t(), "sliced": base[:, ::2], "wide": base[:1].expand(5, 4)}
     save_tensors(tmp_path / "a.safetensors", tensors)
     assert_equal(load_file(tmp_path / "a.safetensors"), {name: tensor.detach() for name, tensor in tensors.items()})
 
@@ -99,70 +98,6 @@ def test_a_file_cut_anywhere_is_no_weights(tmp_path):
             TensorFile(path)
         with pytest.raises(UserError, match="holds no readable weights"):
             load_weights(nn.Linear(1, 1), path)
-
-
-# targets
-
-ALLOWED = ["torch.optim.AdamW", "torch.nn.Linear", "cosyexp.training.schedules.warmup", "cosyexp.models.layers.encoder.Encoder"]
-REFUSED = [
-    "os.system",
-    "builtins.eval",
-    "subprocess.check_output",
-    "torch.load",
-    "torch.nnx.Linear",
-    "cosyexpx.Thing",
-    "cosyexp.run.checkpoint.shutil.rmtree",
-    "cosyexp.run.files.os.system",
-    "cosyexp.run.directory.Path",
-    "torch.nn.modules.module.torch.load",
-    "cosyexp.errors.UserError.__class__",
-    "cosyexp.errors.UserError.__base__",
-    "torch.nn.Module.__init__",
-    "torch.nn.Module.__reduce_ex__",
-    "torch.nn.Module.load_state_dict",
-    "cosyexp.run.files.write_text.__globals__",
-    "cosyexp.run.environment.git",
-    "cosyexp.run.checkpoint",
-    "cosyexp.models.no_such_thing",
-    "cosyexp.",
-    "cosyexp..run",
-    "",
-    None,
-    7,
-]
-
-
-@pytest.mark.parametrize("target", ALLOWED)
-def test_our_own_and_torch_s_building_blocks_are_allowed(target):
-    check_targets({"_target_": target})
-
-
-@pytest.mark.parametrize("place", [lambda x: x, lambda x: {"a": {"b": x}}, lambda x: [1, [x]], lambda x: {"_target_": ALLOWED[1], "a": ({"b": [x]},)}])
-@pytest.mark.parametrize("target", REFUSED)
-def test_nothing_else_is_built_wherever_it_stands(target, place):
-    with pytest.raises(UserError, match="_target_"):
-        check_targets(place({"_target_": target}))
-
-
-def test_a_config_cannot_run_a_command(tmp_path):
-    words = ["-c", f"alias.x=!touch {tmp_path}/executed", "x"]
-    with pytest.raises(UserError):
-        build({"_target_": "cosyexp.run.environment.git", "_args_": words})
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interpolation_cannot_bring_a_target_in(tmp_path):
-    path = f"{{_target_: pathlib.Path, _args_: [{tmp_path}/executed]}}"
-    config = {"_target_": "torch.nn.Identity", "x": f"${{oc.create:{{_target_: pathlib.Path.touch, _args_: [{path}]}}}}"}
-    with pytest.raises(UserError):
-        build(config)
-    assert not list(tmp_path.iterdir())
-
-
-def test_more_packages_are_trusted_on_request_alone():
-    with pytest.raises(UserError, match="collections.Counter"):
-        check_targets({"_target_": "collections.Counter"})
-    check_targets({"_target_": "collections.Counter"}, trusted=["collections"])
 
 
 # which weights
@@ -251,7 +186,7 @@ def test_weights_come_into_a_network(tmp_path, suffix):
         ({"weight": torch.zeros(3, 2)}, ["1 are missing (such as bias)"]),
         ({"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)}, ["1 are unknown (such as more)"]),
         ({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, ["1 have another shape (such as weight)"]),
-        ({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, ["missing (such as bias)", "unknown (such as more)", "shape (such as weight)"]),
+        ({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, ["such as bias", "such as more", "such as weight"]),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

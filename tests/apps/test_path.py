@@ -1,0 +1,333 @@
+"""The whole path as a user walks it: prepare, train, average, export, synthesize."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cosyexp.data.shards import COLUMNS, read_list
+from cosyexp.run.checkpoint import Checkpoints
+from cosyexp.run.tensors import read_tensors
+from tests.support import MODELS, checkpoints, command, environment, metrics, train_words
+
+COMPONENTS = {"llm": ("llm.prefill", "llm.decode"), "flow": ("flow.conditions", "flow.decoder.estimator"), "hifigan": ("hift",)}
+RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """The files below a folder, with their size and time of writing."""
+    return {str(path.relative_to(folder)): path.stat()[6:9:2] for path in sorted(folder.rglob("*")) if path.is_file()}  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def walked(trained, warm, tmp_path_factory) -> Path:
+    """The trained runs, averaged and exported."""
+    folder = tmp_path_factory.mktemp("walked")
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    for model in MODELS:
+        for words in (["select=best", "num=2"], ["select=last", "num=3"]):
+            warm("average", f"run_dir=runs/demo/{model}", *words, cwd=folder)
+        for form in ("onnx", "jit"):
+            warm("export", f"run_dir=runs/demo/{model}", f"format={form}", cwd=folder)
+    return folder
+
+
+# prepare ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("prepared")
+    words = ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=2", "shard_size=3", "out=data/small"]
+    return folder, command("prepare", *words, cwd=folder).stdout
+
+
+def test_prepare_writes_shards_front_ends_and_says_what_it_made(prepared):
+    folder, said = prepared
+    out = folder / "data/small"
+    meta = yaml.safe_load((out / "meta.yaml").read_text())
+    assert f"data/small: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers" in said
+    shards = {split: read_list(str(out / f"{split}.list")) for split in ("train", "valid")}
+    tables = {split: [pq.read_table(shard) for shard in shards[split]] for split in shards}
+    assert all(table.schema.equals(COLUMNS) for split in tables.values() for table in split)
+    assert sum(map(len, tables["train"] + tables["valid"])) == meta["utterances"] == 8
+    texts = {split: {text.as_py() for table in tables[split] for text in table["text"]} for split in tables}
+    assert texts["valid"] and not texts["valid"] & texts["train"]
+    tokens = {token.as_py() for table in tables["train"] for row in table["speech_token"] for token in row}
+    assert max(tokens) < 64 and len(tokens) > 32
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "meta.yaml", "train.list", "valid.list", "speech_tokenizer.safetensors", "speaker_encoder.safetensors", "speakers.safetensors",
+    }
+
+
+def test_speech_tokens_and_embeddings_fit_their_audio(prepared):
+    for row in pq.read_table(prepared[0] / "data/small/train/00000.parquet").to_pylist():
+        with open(prepared[0] / "utt.wav", "wb") as file:
+            file.write(row["audio_data"])
+        seconds = soundfile.info(str(prepared[0] / "utt.wav")).duration
+        assert abs(len(row["speech_token"]) - 50 * seconds) <= 2
+        assert len(row["utt_embedding"]) == len(row["spk_embedding"]) == 192
+
+
+def test_what_is_prepared_is_left_alone(prepared, warm):
+    folder, _ = prepared
+    before = tree(folder)
+    words = ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=1", "shard_size=3", "out=data/small"]
+    said = warm("prepare", *words, cwd=folder).stdout
+    assert tree(folder) == before and "preparing" not in said
+
+
+def test_train_prepares_the_demo_by_itself_once_and_shows_it(tmp_path, warm):
+    """On a terminal, with a progress bar for the preparation and one for the training."""
+    words = ["data=demo", "data.corpus.minutes=0.8", "trainer.steps=2"]
+    first = train_words("llm", tmp_path / "data/demo_50hz", *words)
+    shown = on_a_terminal([sys.executable, "-m", "cosyexp.train", *first], tmp_path)
+    assert "preparing 20 recordings in" in shown and "starting from scratch" in shown
+    assert "prepare: 100%" in shown and "2/2" in shown and "loss=" in shown
+    before = tree(tmp_path / "data")
+    said = warm("train", *train_words("flow", tmp_path / "data/demo_50hz", *words), cwd=tmp_path).stdout
+    assert "preparing" not in said
+    assert before.items() <= tree(tmp_path / "data").items()
+
+
+def on_a_terminal(words: list[str], cwd: Path) -> str:
+    """What a command shows on a terminal of its own."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 120))
+    child = subprocess.Popen(words, cwd=cwd, env=environment(), stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    assert child.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+# train --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_directory_holds_the_whole_run_and_nothing_lies_beside_it(model, trained):
+    run = trained / "runs/demo" / model
+    assert {path.name for path in trained.iterdir()} == {"runs"}
+    assert {path.name for path in run.iterdir()} == {
+        ".lock", "checkpoints", "config.yaml", "environment.json", "logs", "metrics.jsonl", "overrides.yaml", "speakers.safetensors", "tensorboard",
+    }
+    assert checkpoints(run) == ["step_00000000", "step_00000002", "step_00000004"]
+    assert [path.name for path in (run / "logs").iterdir()] == ["rank_0.log"]
+    assert "done at step 4" in (run / "logs/rank_0.log").read_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_checkpoint_names_its_files_and_losses(model, trained):
+    players = {"hifigan.safetensors", "discriminator.safetensors"} if model == "hifigan" else {f"{model}.safetensors"}
+    found = Checkpoints(trained / "runs/demo" / model / "checkpoints").all()
+    valid = {line["step"]: line["valid/loss"] for line in metrics(trained / "runs/demo" / model) if "valid/loss" in line}
+    for checkpoint in found:
+        assert set(checkpoint.meta["sha256"]) == {*players, "trainer/rank_0.pt"}
+        assert checkpoint.damage() is None
+        assert checkpoint.losses["loss"] == valid[checkpoint.step]
+        assert {"step", "epoch", "samples", "loss_dict", "tag", "sha256"} <= set(checkpoint.meta)
+    assert [checkpoint.meta["tag"] for checkpoint in found] == ["step", "step", "last"]
+
+
+def test_a_run_keeps_its_config_words_and_surroundings(trained, data):
+    run = trained / "runs/demo/llm"
+    assert yaml.safe_load((run / "overrides.yaml").read_text()) == train_words("llm", data, "trainer.steps=4")
+    text = (run / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    assert "${" not in text and config["network"]["llm"]["width"] == 16 and config["data"]["train"] == f"{data}/train.list"
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"argv", "git", "versions", "host", "cpus", "threads"} <= set(environment)
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_metrics_have_flat_keys_and_the_last_step_logs_and_validates(model, trained):
+    lines = [json.loads(line) for line in (trained / "runs/demo" / model / "metrics.jsonl").read_text().splitlines()]
+    trains, valids = ([line for line in lines if f"{kind}/loss" in line] for kind in ("train", "valid"))
+    assert [line["step"] for line in trains] == [1, 2, 3, 4]
+    assert [line["step"] for line in valids] == [0, 2, 4]
+    wanted = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "time/samples_per_second"}
+    if model == "hifigan":
+        wanted |= {"train/discriminator_loss", "train/discriminator_lr", "train/discriminator_grad_norm"}
+    assert all(wanted <= set(line) for line in trains)
+    assert all(np.isfinite(value) for line in lines for value in line.values())
+    if model == "llm":
+        assert all(0 <= line["valid/acc"] <= 1 for line in valids)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_tensorboard_holds_scalars_pictures_and_sounds(model, trained):
+    run = trained / "runs/demo" / model
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "audio": 0}).Reload()
+    tags = events.Tags()
+    losses = {line["step"]: line["valid/loss"] for line in metrics(run) if "valid/loss" in line}
+    assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("valid/loss")} == losses
+    assert {"train/loss", "train/lr", "train/grad_norm"} <= set(tags["scalars"])
+    kind, made = {"llm": ("", []), "flow": ("images", events.Images), "hifigan": ("audio", events.Audio)}[model]
+    if kind:
+        names = {tag.split("/")[-1]: tag for tag in tags[kind]}
+        assert set(names) == {"real", "generated"}
+        assert all([event.step for event in made(tag)] == [0, 2, 4] for tag in names.values())
+    if model == "hifigan":
+        assert all(event.sample_rate == 16000 and event.length_frames == 2048 for event in made(names["generated"]))
+
+
+def test_a_run_starts_from_the_weights_of_another(trained, data, warm, tmp_path):
+    source = trained / "runs/demo/llm"
+    said = warm("train", *train_words("llm", data, "trainer.steps=1", f"init_from={source}", "run_dir=second"), cwd=tmp_path).stdout
+    last = source / "checkpoints/step_00000004/llm.safetensors"
+    assert f"second: starting from {last}" in said
+    wanted, found = read_tensors(last), read_tensors(tmp_path / "second/checkpoints/step_00000000/llm.safetensors")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_a_run_starts_from_a_file_of_weights(trained, data, warm, tmp_path):
+    weights = read_tensors(trained / "runs/demo/llm/checkpoints/step_00000002/llm.safetensors")
+    torch.save({**weights, "epoch": 3, "step": 7}, tmp_path / "llm.pt")
+    said = warm("train", *train_words("llm", data, "trainer.steps=1", "init_from=llm.pt", "run_dir=run"), cwd=tmp_path).stdout
+    found = read_tensors(tmp_path / "run/checkpoints/step_00000000/llm.safetensors")
+    assert "starting from llm.pt" in said and all(torch.equal(weights[name], found[name]) for name in weights)
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, data, warm, tmp_path):
+    shutil.copytree(trained / "runs/demo/llm/checkpoints", tmp_path / "run/checkpoints")
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(trained / "runs/demo/llm" / name, tmp_path / "run" / name)
+    before = tree(tmp_path / "run/checkpoints")
+    said = warm("train", *train_words("llm", data, "trainer.steps=4", "run_dir=run"), cwd=tmp_path).stdout
+    assert "resuming at step 4" in said and "done at step 4" in said
+    assert tree(tmp_path / "run/checkpoints") == before
+    assert metrics(tmp_path / "run") == metrics(trained / "runs/demo/llm")
+
+
+# average ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("name", "steps"), [("best2", [2, 4]), ("last3", [0, 2, 4])])
+def test_an_average_is_the_mean_of_what_its_meta_names(model, name, steps, walked):
+    run = walked / "runs/demo" / model
+    meta = yaml.safe_load((run / "averages" / name / "meta.yaml").read_text())
+    assert [source["step"] for source in meta["sources"]] == steps  # the loss falls, so the last are the best
+    assert {path.name for path in (run / "averages" / name).iterdir()} == {f"{model}.safetensors", "meta.yaml"}
+    found = read_tensors(run / "averages" / name / f"{model}.safetensors")
+    parts = [read_tensors(run / f"checkpoints/step_{step:08d}/{model}.safetensors") for step in steps]
+    for tensor, tensors in ((found[key], [part[key] for part in parts]) for key in parts[0]):
+        wanted = torch.stack(tensors).double().mean(0) if tensor.is_floating_point() else tensors[-1]
+        assert torch.allclose(tensor.double(), wanted.double(), rtol=1e-6, atol=1e-7)
+
+
+def test_average_says_what_went_in(walked, warm):
+    said = warm("average", "run_dir=runs/demo/llm", "num=2", "output=elsewhere/llm.safetensors", cwd=walked).stdout.splitlines()
+    losses = {line["step"]: f"{line['valid/loss']:.4f}" for line in metrics(walked / "runs/demo/llm") if "valid/loss" in line}
+    assert [line.split() for line in said] == [
+        ["step", "epoch", "loss", "weight"], ["2", "0", losses[2], "0.500"], ["4", "0", losses[4], "0.500"], ["elsewhere/llm.safetensors"],
+    ]
+    assert (walked / said[-1]).read_bytes() == (walked / "runs/demo/llm/averages/best2/llm.safetensors").read_bytes()
+
+
+# export -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", "onnx"), ("jit", "zip")])
+def test_an_export_writes_the_components_and_a_report(model, form, suffix, walked):
+    folder = walked / "runs/demo" / model / "exports" / form
+    report = json.loads((folder / "report.fp32.json").read_text())
+    files = {f"{name}.fp32.{suffix}" for name in COMPONENTS[model]}
+    assert {path.name for path in folder.iterdir()} == {*files, "report.fp32.json"}
+    assert set(report["components"]) == set(COMPONENTS[model])
+    assert report["weights"] == f"runs/demo/{model}/checkpoints/step_00000004/{model}.safetensors"
+    for name, component in report["components"].items():
+        assert 0 <= max(component["largest_error"].values()) < 1e-4
+        assert component["bytes"] == (folder / f"{name}.fp32.{suffix}").stat().st_size
+        assert min(component["milliseconds"].values()) > 0
+
+
+def test_export_takes_the_newest_run_and_says_so(walked, warm):
+    now = (walked / "runs/demo/llm/checkpoints").stat().st_mtime
+    for model in MODELS:
+        os.utime(walked / "runs/demo" / model / "checkpoints", (now, now + (model == "llm")))
+    said = warm("export", "format=jit", "components=llm.decode", "weights=average", "out=only", cwd=walked).stdout
+    assert "the newest run, runs/demo/llm" in said and "exporting runs/demo/llm/averages/last3/llm.safetensors" in said
+    assert {path.name for path in (walked / "only").iterdir()} == {"llm.decode.fp32.zip", "report.fp32.json"}
+
+
+# synthesize ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def say(walked, warm):
+    """Speaks, and returns the file's bytes."""
+
+    def say(*words: str) -> bytes:
+        said = warm("synthesize", "text=hello, you!", *RUNS, "out=said/it.wav", *words, cwd=walked).stdout
+        content = (walked / "said/it.wav").read_bytes()
+        info = soundfile.info(str(walked / "said/it.wav"))
+        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+        assert said.splitlines()[-1] == f"said/it.wav: {info.duration:.2f} s"
+        return content
+
+    return say
+
+
+@pytest.fixture(scope="module")
+def spoken(say) -> bytes:
+    return say()
+
+
+def samples(content: bytes) -> np.ndarray:
+    return np.frombuffer(content[44:], np.int16).astype(float)
+
+
+def test_the_same_seed_says_the_same(say, spoken):
+    assert say("seed=0", "weights=best") == spoken
+    assert samples(spoken).any()
+
+
+def test_another_seed_speaker_or_text_says_something_else(say, spoken):
+    others = [say("seed=1"), say("speaker=dora"), say("text=good morning")]
+    assert len({spoken, *others}) == 4
+
+
+def test_the_first_speaker_is_the_default(say, spoken):
+    assert say("speaker=anna") == spoken
+
+
+def test_averaged_weights_say_something_else(say, spoken):
+    assert say("weights=average") != spoken
+
+
+@pytest.mark.parametrize("backend", ["onnx", "jit"])
+def test_exported_models_say_what_pytorch_says(backend, say, spoken):
+    wanted, found = samples(spoken), samples(say(f"backend={backend}"))
+    assert len(found) == len(wanted)
+    assert np.abs(found - wanted).max() <= max(4, 1e-3 * np.abs(wanted).max())
+
+
+def test_characters_without_a_sound_are_named(walked, warm):
+    said = warm("synthesize", "text=call 23!", *RUNS, "out=said/numbers.wav", cwd=walked).stdout
+    assert "left out: '2' '3'" in said
+
+
+def test_text_with_commas_quotes_and_equal_signs_is_one_sentence(walked, warm):
+    said = warm("synthesize", 'text=no, "it\'s" a=b ${c}', *RUNS, "out=said/odd=name.wav", cwd=walked).stdout
+    assert '\'"\' \'$\' \'=\' \'{\' \'}\'' in said
+    assert (walked / "said/odd=name.wav").exists()
