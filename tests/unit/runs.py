@@ -25,9 +25,9 @@ def add(
     tensors: Mapping[str, Tensor] | None = None,
     **others: Mapping[str, Tensor],
 ) -> Checkpoint:
-    """A checkpoint with `llm.safetensors`, and with the other files of weights, by name."""
-    folder = run.checkpoints.begin(step)
-    for name, content in {"llm": tensors or {"weight": torch.full((4,), float(step))}, **others}.items():
+    """A checkpoint with the model's weights, and with the other files of weights, by name."""
+    folder, model = run.checkpoints.begin(step), run.config()["model"]["name"]
+    for name, content in {model: tensors or {"weight": torch.full((4,), float(step))}, **others}.items():
         save_tensors(folder / f"{name}.safetensors", content)
     return run.checkpoints.commit(folder, {"step": step, "epoch": 0, "samples": step, "loss_dict": dict(losses or {}), "tag": "step"})
 

@@ -1,0 +1,136 @@
+"""Sweeps: jobs do not share a folder, one that fails hides no other, and a table says what came of each."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import MODELS, checkpoints, metrics, sentence, train_words
+
+
+def table(said: str) -> list[dict[str, str]]:
+    """The rows of the table at the end of what a sweep prints, cut where its columns begin."""
+    lines = said.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("job "))
+    names = lines[start].split()
+    edges = [*(lines[start].index(name) for name in names), None]
+    return [{name: line[a:b].strip() for name, a, b in zip(names, edges, edges[1:], strict=False)} for line in lines[start + 1 :]]
+
+
+def folders(root: Path) -> set[str]:
+    return {str(path.parent.relative_to(root)) for path in root.rglob("config.yaml")}
+
+
+@pytest.fixture(scope="module")
+def swept(data, warm, tmp_path_factory):
+    """Two learning rates and two seeds."""
+    folder = tmp_path_factory.mktemp("swept")
+    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3", "seed=0,1"), cwd=folder)
+    return folder, table(said.stdout)
+
+
+def test_runs_are_named_by_what_is_swept(swept):
+    folder, _ = swept
+    assert folders(folder / "runs") == {f"demo/llm+optimizer.lr-{lr}+seed-{seed}" for lr in ("0.001", "0.003") for seed in (0, 1)}
+
+
+def test_the_table_has_overrides_result_and_run_directory(swept):
+    folder, rows = swept
+    assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
+    assert {row["status"] for row in rows} == {"completed"}
+    for row in rows:
+        lr, seed = row["run_dir"].split("lr-")[1].split("+seed-")
+        assert f"optimizer.lr={lr} seed={seed}" in row["overrides"]
+        best = min(line["valid/loss"] for line in metrics(folder / row["run_dir"]) if "valid/loss" in line)
+        assert float(row["result"]) == best
+
+
+def test_the_same_sweep_goes_on_in_the_same_folders(swept, data, warm):
+    folder, _ = swept
+    before = folders(folder / "runs")
+    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3", "seed=0,1"), cwd=folder).stdout
+    assert said.count("resuming at step 1") == 4
+    assert folders(folder / "runs") == before
+
+
+def test_models_of_a_sweep_take_the_names_of_single_runs(data, warm, tmp_path):
+    words = ["data=prepared", f"data.dir={data}", "data.processes=1", "trainer.steps=0", "trainer.previews=0"]
+    said = warm("train", "-m", "model=llm,hifigan", *words, cwd=tmp_path).stdout
+    assert [row["run_dir"] for row in table(said)] == ["runs/demo/llm", "runs/demo/hifigan"]
+    assert folders(tmp_path / "runs") == {"demo/llm", "demo/hifigan"}
+
+
+def test_values_that_no_folder_can_be_named_by_still_get_folders_of_their_own(data, warm, tmp_path):
+    words = train_words("llm", data, "trainer.steps=0", "optimizer.betas=[0.9,0.99],[0.8,0.99]")
+    said = warm("train", "-m", *words, cwd=tmp_path).stdout
+    names = [row["run_dir"] for row in table(said)]
+    assert len(set(names)) == 2 and folders(tmp_path) == set(names)
+    assert not any(character in name for name in names for character in ",=[]")
+
+
+def test_a_failed_job_hides_no_other(data, warm, tmp_path):
+    words = train_words("llm", f"nowhere,{data}", "trainer.steps=1")
+    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(said, "nowhere is no prepared data set")
+    rows = table(said.stdout)
+    assert [row["status"] for row in rows] == ["failed", "completed"]
+    assert "nowhere is no prepared data set" in rows[0]["result"] and float(rows[1]["result"]) > 0
+    assert checkpoints(tmp_path / rows[1]["run_dir"])[-1] == "step_00000001"
+
+
+def test_two_jobs_in_one_run_directory_are_refused(data, warm, tmp_path):
+    words = train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3", "run_dir=same")
+    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(said, "same was begun with", "optimizer.lr=0.001, not 0.003", "run_dir=")
+    assert [row["status"] for row in table(said.stdout)] == ["completed", "failed"]
+    assert yaml.safe_load((tmp_path / "same/config.yaml").read_text())["optimizer"]["lr"] == 0.001
+
+
+def test_a_misspelled_word_ends_a_sweep_before_its_first_job(data, warm, tmp_path):
+    said = warm("train", "-m", *train_words("llm", data, "trainer.stepz=1,2"), cwd=tmp_path, check=False)
+    sentence(said, "trainer.stepz", "Did you mean steps?")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def copies(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("copies")
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    return folder
+
+
+def test_average_sweeps_over_runs_choices_and_numbers(copies, warm):
+    runs = ",".join(f"runs/demo/{model}" for model in MODELS)
+    rows = table(warm("average", "-m", f"run_dir={runs}", "select=best,last", "num=1,2", cwd=copies).stdout)
+    assert len(rows) == 12 and {row["status"] for row in rows} == {"completed"}
+    assert len({row["result"] for row in rows}) == 12
+    for model in MODELS:
+        assert {path.name for path in (copies / "runs/demo" / model / "averages").iterdir()} == {"best1", "best2", "last1", "last2"}
+    assert all((copies / row["result"]).is_file() for row in rows)
+
+
+def test_a_failed_average_hides_no_other(copies, warm):
+    said = warm("average", "-m", "run_dir=runs/demo/llm,nowhere,runs/demo/flow", "num=3", cwd=copies, check=False)
+    sentence(said, "nowhere is no run directory")
+    assert [row["status"] for row in table(said.stdout)] == ["completed", "failed", "completed"]
+
+
+def test_a_list_is_one_job_and_a_sweep_over_it_several(copies, warm):
+    words = ["run_dir=runs/demo/llm", "format=jit", "components=llm.prefill,llm.decode"]
+    assert "job " not in warm("export", *words, cwd=copies).stdout
+    assert len(list((copies / "runs/demo/llm/exports/jit").glob("*.zip"))) == 2
+    rows = table(warm("export", "-m", *words, "out=each", cwd=copies).stdout)
+    assert [row["overrides"].split("components=")[1] for row in rows] == ["[llm.prefill] out=each", "[llm.decode] out=each"]
+
+
+def test_exports_of_other_weights_do_not_overwrite_one_another(copies, warm):
+    first = "runs/demo/hifigan/checkpoints/step_00000000/hifigan.safetensors"
+    rows = table(warm("export", "-m", "run_dir=runs/demo/hifigan", "format=jit", f"weights=best,{first}", cwd=copies).stdout)
+    assert len({row["result"] for row in rows}) == 2
+
+
+def test_readings_of_several_seeds_do_not_overwrite_one_another(copies, warm):
+    runs = [f"{model}=runs/demo/{model}" for model in MODELS]
+    rows = table(warm("synthesize", "-m", "seed=0,1", "text=hello", *runs, cwd=copies).stdout)
+    assert len({(copies / row["result"]).read_bytes() for row in rows}) == 2
