@@ -27,11 +27,14 @@ def average(files: Sequence[Path], out: Path) -> None:
 
 def _means(sources: Sequence[TensorFile], names: Sequence[str]) -> Iterator[Tensor]:
     for name in names:
-        newest = sources[-1][name]
-        if not newest.is_floating_point():
-            yield newest
-            continue
-        total = newest.to(torch.promote_types(newest.dtype, torch.float32))
-        for source in sources[:-1]:
-            total += source[name]
-        yield (total / len(sources)).to(newest.dtype)
+        yield _mean(sources, name)  # nothing of one tensor is held while the next is read
+
+
+def _mean(sources: Sequence[TensorFile], name: str) -> Tensor:
+    newest = sources[-1][name]
+    if not newest.is_floating_point():
+        return newest
+    total = newest.to(torch.promote_types(newest.dtype, torch.float32))
+    for source in sources[:-1]:
+        total += source[name]
+    return total.div_(len(sources)).to(newest.dtype)

@@ -22,8 +22,10 @@ def select(run: RunDirectory, how: str, num: int, metric: str, strict: bool) -> 
     for checkpoint in found:
         if len(chosen) < num and run.checkpoints.is_sound(checkpoint):
             chosen.append(checkpoint)
-    if not chosen:
+    if not chosen and how == "best":
         raise UserError(f"{run} has no checkpoint with a validation {metric}: train it further, or give select=last")
+    if not chosen:
+        raise UserError(f"{run} has no checkpoint that can be read: train it further")
     if len(chosen) < num and strict:
         raise UserError(f"{run} has {len(chosen)} checkpoints to choose from, not num={num}: give a smaller num, or strict=false")
     return sorted(chosen, key=lambda checkpoint: checkpoint.step)

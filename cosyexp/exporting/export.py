@@ -45,13 +45,15 @@ def export(run: RunDirectory, form: Format, weights: str, precision: str, names:
     for name in names or components:
         path = out / f"{name}.{precision}.{form.suffix}"
         part = path.with_name(f".{path.name}")
-        form.write(components[name], part)
-        found = compare(components[name], form.load(part))
-        worst = max(found["largest_error"].values())
-        if worst > TOLERANCE:
-            part.unlink()
-            raise UserError(f"{name} as {form.name} differs from PyTorch by {worst:.1e}, above {TOLERANCE}: it was not kept")
-        os.replace(part, path)
+        try:
+            form.write(components[name], part)
+            found = compare(components[name], form.load(part))
+            worst = max(found["largest_error"].values())
+            if worst > TOLERANCE:
+                raise UserError(f"{name} as {form.name} differs from PyTorch by {worst:.1e}, above {TOLERANCE}: it was not kept")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
         report[name] = {**found, "bytes": path.stat().st_size}
         paths.append(path)
         log.info("%s: %.1f MB, differs by %.1e at most", path, path.stat().st_size / 1e6, worst)

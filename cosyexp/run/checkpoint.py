@@ -69,8 +69,8 @@ class Checkpoints:
                 continue
             try:
                 meta = yaml.safe_load((path / META).read_text())
-                found.append(Checkpoint(path, {"step": meta["step"], "sha256": meta["sha256"], **meta}))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+                found.append(Checkpoint(path, {**meta, "step": int(meta["step"]), "sha256": dict(meta["sha256"])}))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
                 log.warning("%s is passed over: its %s is missing or unreadable", path, META)
         return found
 
@@ -116,7 +116,7 @@ class Checkpoints:
         found = self.all()
         scored = [checkpoint for checkpoint in found if math.isfinite(checkpoint.losses.get(metric, math.nan))]
         best = sorted(scored, key=lambda checkpoint: checkpoint.losses[metric])[:keep_best]
-        keep = {checkpoint.path for checkpoint in [*best, *found[len(found) - keep_last :]]}
+        keep = {checkpoint.path for checkpoint in [*best, *found[max(len(found) - keep_last, 0) :]]}
         sound = 0
         for checkpoint in reversed(found):
             if sound < 2 and self.is_sound(checkpoint):

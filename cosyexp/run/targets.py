@@ -9,7 +9,8 @@ from hydra.errors import HydraException
 
 from cosyexp.errors import UserError
 
-TRUSTED = ("cosyexp.", "torch.optim.", "torch.nn.")
+ROOMS = ("data", "models", "objectives", "training", "exporting")
+TRUSTED = (*(f"cosyexp.{room}." for room in ROOMS), "torch.optim.", "torch.nn.")
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
@@ -25,6 +26,8 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for value in config:
             check_targets(value, trusted)
+    elif isinstance(config, str) and "${" in config:  # a run's config is resolved; what is not could bring in anything
+        raise UserError(f"the config holds {config!r}, an interpolation, where a _target_ is built: write out its value")
 
 
 def _check(target: str, trusted: tuple[str, ...]) -> None:
@@ -35,8 +38,9 @@ def _check(target: str, trusted: tuple[str, ...]) -> None:
         found = hydra.utils.get_object(target)
     except (ImportError, ValueError, HydraException):
         raise UserError(f"the config names _target_ {target}, which does not exist: correct its name") from None
-    # cosyexp.run.checkpoint.shutil.rmtree starts well, but is another package's
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not f"{found.__module__}.".startswith(trusted):
+    # cosyexp.data.preparation.suppress starts well, but is another package's; torch.nn.Module.__init__ is no thing of its own
+    whole = (inspect.isclass(found) or inspect.isfunction(found)) and found.__qualname__ == found.__name__
+    if not whole or not f"{found.__module__}.".startswith(trusted):
         raise UserError(f"the config names _target_ {target}, which is not defined in {allowed}")
 
 

@@ -7,7 +7,7 @@ Its files and ours are the same. Format: 8 bytes of length, a JSON header of nam
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_tensors(
     path: Path,
     shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    tensors: Iterable[Tensor],
+    tensors: Iterator[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors as they come, in the order of `shapes`, and waits until the file is on the disk."""
@@ -98,9 +98,11 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for (dtype, shape), tensor in zip(shapes.values(), tensors, strict=True):
+        for dtype, shape in shapes.values():
+            tensor = next(tensors)
             assert tensor.dtype == dtype and tuple(tensor.shape) == shape
             file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            del tensor  # before the next one is made
         file.flush()
         os.fsync(file.fileno())
 

@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"there are no weights {path}") from None
     except Exception as error:
-        raise UserError(f"{path} holds no readable weights: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of names to tensors")
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}

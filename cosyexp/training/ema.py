@@ -30,7 +30,7 @@ class EMA:
         torch._foreach_mul_(change, share)
         torch._foreach_add_(means, change)
         for name in self._mean.keys() - set(floats):
-            self._mean[name].copy_(self._live[name])
+            self._mean[name].copy_(torch.where(applied, self._live[name], self._mean[name]))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """In fp32, whatever the weights are kept in."""

@@ -4,7 +4,7 @@ The engine has blocked such an update already; here it is decided what that mean
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Watch:
         self.skips, self.scales = policy is OnNonfinite.skip, precision is Precision.fp16
         self.forgiving = self.skips or self.scales
         self._pending: deque[Update] = deque()
-        self._in_a_row = 0
+        self._in_a_row: Counter[str] = Counter()  # skipped updates of each player
 
     def add(self, step: int, player: str, utts: tuple[str, ...], losses: Sequence[Loss], report: StepReport) -> None:
         applied, copied = report.applied, None
@@ -68,9 +68,10 @@ class Watch:
         while self._pending and self._pending[0].step < before:
             update = self._pending.popleft()
             if update.was_applied():
-                self._in_a_row = 0
+                self._in_a_row[update.player] = 0
             else:
-                self._in_a_row, sound = self._in_a_row + 1, False
+                self._in_a_row[update.player] += 1
+                sound = False
                 self._judge(update)
         return sound
 
@@ -80,7 +81,7 @@ class Watch:
         path = self.dumps / f"nonfinite_step_{update.step}.{update.player}.rank_{self.rank}.json"
         norm = float(update.report.grad_norm)
         write_json(path, {"grad_norm": norm, "losses": losses, "utterances": update.utts})
-        if (self.skips or (self.scales and finite)) and self._in_a_row < PATIENCE:
+        if (self.skips or (self.scales and finite)) and self._in_a_row[update.player] < PATIENCE:
             log.warning("step %d: the update of %s was skipped, its gradient norm is %s", update.step, update.player, norm)
             return
         raise UserError(

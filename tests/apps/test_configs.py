@@ -32,6 +32,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
+@cache
 def composed(app: str, *words: str) -> dict[str, Any]:
     register()
     folder, _, name = app.rpartition("/")

@@ -24,24 +24,23 @@ def folders(root: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def swept(data, warm, tmp_path_factory):
-    """Two learning rates and two seeds."""
+    """Two learning rates."""
     folder = tmp_path_factory.mktemp("swept")
-    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3", "seed=0,1"), cwd=folder)
+    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3"), cwd=folder)
     return folder, table(said.stdout)
 
 
 def test_runs_are_named_by_what_is_swept(swept):
     folder, _ = swept
-    assert folders(folder / "runs") == {f"demo/llm+optimizer.lr-{lr}+seed-{seed}" for lr in ("0.001", "0.003") for seed in (0, 1)}
+    assert folders(folder / "runs") == {"demo/llm+optimizer.lr-0.001", "demo/llm+optimizer.lr-0.003"}
 
 
 def test_the_table_has_overrides_result_and_run_directory(swept):
     folder, rows = swept
-    assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["job"] for row in rows] == ["0", "1"]
     assert {row["status"] for row in rows} == {"completed"}
     for row in rows:
-        lr, seed = row["run_dir"].split("lr-")[1].split("+seed-")
-        assert f"optimizer.lr={lr} seed={seed}" in row["overrides"]
+        assert f"optimizer.lr={row['run_dir'].split('lr-')[1]}" in row["overrides"]
         best = min(line["valid/loss"] for line in metrics(folder / row["run_dir"]) if "valid/loss" in line)
         assert float(row["result"]) == best
 
@@ -49,8 +48,8 @@ def test_the_table_has_overrides_result_and_run_directory(swept):
 def test_the_same_sweep_goes_on_in_the_same_folders(swept, data, warm):
     folder, _ = swept
     before = folders(folder / "runs")
-    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3", "seed=0,1"), cwd=folder).stdout
-    assert said.count("resuming at step 1") == 4
+    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3"), cwd=folder).stdout
+    assert said.count("resuming at step 1") == 2
     assert folders(folder / "runs") == before
 
 

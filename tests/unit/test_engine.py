@@ -154,14 +154,18 @@ def test_frozen_weights_stay():
 def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped():
     first, last = net(), net(1)
     engine = engine_of(first, last, ema=0.5)
-    before = copied(dict(engine.ema_weights()))
-    assert equal(before, last.state_dict())
-    update(engine, first)
-    assert equal(dict(engine.ema_weights()), before)
-    for scale in (math.nan, 1.0):
-        engine.backward("player1", last(torch.ones(1, 4)).sum() * scale)
-        applied = bool(engine.step("player1", 0).applied)
-        assert applied == (scale == 1.0) and equal(dict(engine.ema_weights()), before) != applied
+
+    def mean_after(name, module, scale=1.0):
+        engine.backward(name, module(torch.ones(1, 4)).sum() * scale)
+        engine.step(name, 0)
+        return copied(dict(engine.ema_weights()))
+
+    assert equal(dict(engine.ema_weights()), last.state_dict())
+    before = mean_after("player1", last)
+    assert not equal(before, last.state_dict())
+    assert equal(mean_after("player0", first), before)
+    assert equal(mean_after("player1", last, math.nan), before)
+    assert not equal(mean_after("player1", last), before)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -203,9 +203,14 @@ def test_a_key_more_or_less_is_a_change(run):
         run.refuse_other({})
 
 
-@pytest.mark.parametrize("pattern", CHANGEABLE)
-def test_a_resume_may_change_where_and_how_long(tmp_path, pattern):
-    key = pattern.replace("*", "valid")
+FREE = [
+    *("run_dir", "init_from", "data.workers", "trainer.steps", "trainer.epochs", "trainer.accumulate", "trainer.log_every"),
+    *("trainer.valid_every", "trainer.valid_epochs", "checkpoint.every", "checkpoint.keep_best", "engine.nproc_per_node", "engine.threads"),
+]
+
+
+@pytest.mark.parametrize("key", [*FREE, *(pattern.replace("*", "any") for pattern in CHANGEABLE)])
+def test_a_resume_may_change_where_and_how_long(tmp_path, key):
     run = make_run(tmp_path, nested(key, 1))
     run.refuse_other({**run.config(), **nested(key, "other")})
 
@@ -215,6 +220,15 @@ def test_the_same_command_is_no_change(tmp_path, model):
     composed = config(model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null")
     run = make_run(tmp_path, composed)
     run.refuse_other(composed)
+
+
+@pytest.mark.parametrize(
+    "word", ["trainer.accumulate=4", "trainer.steps=9 trainer.valid_every=3", "engine.nproc_per_node=2 data.workers=1"]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_what_may_change_may_change_on_the_command_line(tmp_path, model, word):
+    run = make_run(tmp_path, config(model, Path("data"), f"run_dir={tmp_path}"))
+    run.refuse_other(config(model, Path("data"), f"run_dir={tmp_path}", *word.split()))
 
 
 def test_every_changeable_pattern_is_a_key_of_some_config():

@@ -85,7 +85,7 @@ def test_what_is_read_can_be_changed_without_changing_the_file(tmp_path):
 
 def test_a_tensor_other_than_announced_is_not_written(tmp_path):
     with pytest.raises(AssertionError):
-        write_tensors(tmp_path / "a.safetensors", {"a": (torch.float32, (2,))}, [torch.zeros(3)])
+        write_tensors(tmp_path / "a.safetensors", {"a": (torch.float32, (2,))}, iter([torch.zeros(3)]))
 
 
 def test_a_file_cut_anywhere_is_no_weights(tmp_path):
