@@ -20,6 +20,7 @@ CHANGEABLE = (
     "trainer.steps",
     "trainer.epochs",
     "trainer.accumulate",
+    "objective.accumulate",  # follows it
     "trainer.*_every",
     "trainer.valid_epochs",
     "trainer.previews",

@@ -13,6 +13,9 @@ ROOMS = ("data", "models", "objectives", "training", "exporting")
 TRUSTED = (*(f"cosyexp.{room}." for room in ROOMS), "torch.optim.", "torch.nn.")
 
 
+FUNCTIONS = ("cosyexp.training.schedules", "cosyexp.models.llm.sampling")  # of ours, those that only compute
+
+
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     """UserError where a `_target_` is not a class or function that one of the trusted packages itself defines.
 
@@ -42,6 +45,8 @@ def _check(target: str, trusted: tuple[str, ...]) -> None:
     whole = (inspect.isclass(found) or inspect.isfunction(found)) and found.__qualname__ == found.__name__
     if not whole or not f"{found.__module__}.".startswith(trusted):
         raise UserError(f"the config names _target_ {target}, which is not defined in {allowed}")
+    if inspect.isfunction(found) and target.startswith("cosyexp.") and found.__module__ not in FUNCTIONS:
+        raise UserError(f"the config names _target_ {target}, a function: only those of {' and '.join(FUNCTIONS)} may be named")
 
 
 def build(config: Any, *args: Any, **kwargs: Any) -> Any:

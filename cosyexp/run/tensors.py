@@ -63,7 +63,10 @@ class TensorFile:
         buffer = bytearray(end - start)
         view, done = memoryview(buffer), 0
         while done < len(buffer):
-            done += os.preadv(self._handle, [view[done:]], start + done)
+            read = os.preadv(self._handle, [view[done:]], start + done)
+            if not read:
+                raise ValueError(f"{self.path} is cut short")
+            done += read
         return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
     def close(self) -> None:
@@ -103,6 +106,7 @@ def write_tensors(
             assert tensor.dtype == dtype and tuple(tensor.shape) == shape
             file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             del tensor  # before the next one is made
+        assert next(tensors, None) is None, "more tensors than shapes"
         file.flush()
         os.fsync(file.fileno())
 

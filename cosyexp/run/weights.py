@@ -31,7 +31,8 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
         if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():
             raise UserError(f"{run} has no checkpoint for weights={choice}: train it further, or choose other weights")
         return checkpoint.path / f"{name}.safetensors"
-    averages = sorted(run.averages.glob("*/meta.yaml"), key=lambda path: path.stat().st_mtime)
+    whole = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
+    averages = sorted(whole, key=lambda path: path.stat().st_mtime)
     if choice == "average":
         if not averages:
             raise UserError(f"{run} has no average yet: python -m cosyexp.average run_dir={run}")

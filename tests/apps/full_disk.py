@@ -42,7 +42,7 @@ def full_from(module: Any, times: int) -> None:
     written = []
 
     def opened(path: Any, mode: str = "r") -> Any:
-        file = open(path, mode)
+        file = open(path, mode)  # noqa: SIM115
         written.extend([path] if "w" in mode else [])
         return FullFile(file) if "w" in mode and len(written) == times else file
 

@@ -23,7 +23,9 @@ RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]
 
 def contents(folder: Path) -> dict[str, str]:
     """The files below a folder with their checksums, but for logs and caches, which a start that is refused may write."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"]
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"
+    ]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -225,7 +227,9 @@ def test_prepared_data_with_unreadable_metadata(text, refused, data, tmp_path):
 
 
 def test_data_that_were_never_prepared(refused):
-    refused("train", train_words("llm", Path("nowhere"), "trainer.steps=1"), "nowhere is no prepared data set", "cosyexp.prepare out=nowhere")
+    refused(
+        "train", train_words("llm", Path("nowhere"), "trainer.steps=1"), "nowhere is no prepared data set", "cosyexp.prepare out=nowhere"
+    )
 
 
 def test_data_of_another_token_rate(refused, data):
@@ -309,7 +313,12 @@ def test_a_run_directory_that_is_a_file(path, refused, data, tmp_path):
 def test_two_trainings_in_one_run_directory(warm, data, tmp_path):
     words = train_words("llm", data, "trainer.steps=100000", "trainer.valid_every=0", "checkpoint.every=0", "run_dir=run")
     first = subprocess.Popen(
-        [sys.executable, "-m", "cosyexp.train", *words], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "cosyexp.train", *words],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     limit = time.monotonic() + 120
     while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit:
@@ -370,7 +379,11 @@ ON_RUNS = {
     "unknown metric": ("average", ["run_dir=runs/demo/llm", "metric=wer"], ["validation wer", "select=last"]),
     "output is a folder": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs"], ["runs"]),
     "output below a file": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs/demo/llm/config.yaml/x"], ["config.yaml"]),
-    "unknown component": ("export", ["run_dir=runs/demo/llm", "components=llm.prefil"], ["no component llm.prefil", "it has llm.prefill, llm.decode"]),
+    "unknown component": (
+        "export",
+        ["run_dir=runs/demo/llm", "components=llm.prefil"],
+        ["no component llm.prefil", "it has llm.prefill, llm.decode"],
+    ),
     "unknown weights": ("export", ["run_dir=runs/demo/llm", "weights=worst"], ["weights=worst", "best, last, ema, average"]),
     "no average yet": ("export", ["run_dir=runs/demo/llm", "weights=average"], ["no average yet", "cosyexp.average run_dir=runs/demo/llm"]),
     "weights of another model": (
@@ -387,7 +400,11 @@ ON_RUNS = {
     "no text": ("synthesize", ["text=", *RUNS], ["text=''", "has nothing to say"]),
     "text outside the alphabet": ("synthesize", ["text=你好42", *RUNS], ["你好42", "has nothing to say", "alphabet"]),
     "unknown speaker": ("synthesize", ["text=hello", *RUNS, "speaker=bob"], ["no speaker bob", "anna, ben, carl, dora"]),
-    "nothing exported": ("synthesize", ["text=hello", *RUNS, "backend=onnx"], ["llm.prefill.fp32.onnx", "cosyexp.export run_dir=runs/demo/llm"]),
+    "nothing exported": (
+        "synthesize",
+        ["text=hello", *RUNS, "backend=onnx"],
+        ["llm.prefill.fp32.onnx", "cosyexp.export run_dir=runs/demo/llm"],
+    ),
     "wav is a folder": ("synthesize", ["text=hello", *RUNS, "out=runs"], ["runs"]),
     "weights to start from are missing": ("train", ["init_from=nowhere.pt"], ["nowhere.pt"]),
     "weights to start from are another model's": ("train", ["init_from=runs/demo/flow"], ["flow.safetensors does not fit"]),

@@ -58,7 +58,11 @@ def test_help_needs_no_torch(app, tmp_path):
 @pytest.mark.parametrize("app", APPS)
 def test_the_composed_config_is_shown_without_torch(app, tmp_path):
     said = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH.format(app=app), "--cfg", "job"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_TORCH.format(app=app), "--cfg", "job"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert (said.returncode, said.stderr) == (0, "False\n")
     assert isinstance(yaml.safe_load(said.stdout), dict)
@@ -90,7 +94,11 @@ def test_a_console_script_installs_tab_completion(tmp_path):
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("train model=", "model=flow model=hifigan model=llm"), ("train trainer.acc", "trainer.accumulate="), ("export format=", "format=jit format=onnx")],
+    [
+        ("train model=", "model=flow model=hifigan model=llm"),
+        ("train trainer.acc", "trainer.accumulate="),
+        ("export format=", "format=jit format=onnx"),
+    ],
 )
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):
     line = f"cosyexp-{typed}"

@@ -68,7 +68,12 @@ def test_prepare_writes_shards_front_ends_and_says_what_it_made(prepared):
     tokens = {token.as_py() for table in tables["train"] for row in table["speech_token"] for token in row}
     assert max(tokens) < 64 and len(tokens) > 32
     assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "meta.yaml", "train.list", "valid.list", "speech_tokenizer.safetensors", "speaker_encoder.safetensors", "speakers.safetensors",
+        "meta.yaml",
+        "train.list",
+        "valid.list",
+        "speech_tokenizer.safetensors",
+        "speaker_encoder.safetensors",
+        "speakers.safetensors",
     }
 
 
@@ -126,7 +131,15 @@ def test_a_run_directory_holds_the_whole_run_and_nothing_lies_beside_it(model, t
     run = trained / "runs/demo" / model
     assert {path.name for path in trained.iterdir()} == {"runs"}
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "checkpoints", "config.yaml", "environment.json", "logs", "metrics.jsonl", "overrides.yaml", "speakers.safetensors", "tensorboard",
+        ".lock",
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "logs",
+        "metrics.jsonl",
+        "overrides.yaml",
+        "speakers.safetensors",
+        "tensorboard",
     }
     assert checkpoints(run) == ["step_00000000", "step_00000002", "step_00000004"]
     assert [path.name for path in (run / "logs").iterdir()] == ["rank_0.log"]
@@ -238,7 +251,10 @@ def test_average_says_what_went_in(walked, warm):
     said = warm("average", "run_dir=runs/demo/llm", "num=2", "output=elsewhere/llm.safetensors", cwd=walked).stdout.splitlines()
     losses = {line["step"]: f"{line['valid/loss']:.4f}" for line in metrics(walked / "runs/demo/llm") if "valid/loss" in line}
     assert [line.split() for line in said] == [
-        ["step", "epoch", "loss", "weight"], ["2", "0", losses[2], "0.500"], ["4", "0", losses[4], "0.500"], ["elsewhere/llm.safetensors"],
+        ["step", "epoch", "loss", "weight"],
+        ["2", "0", losses[2], "0.500"],
+        ["4", "0", losses[4], "0.500"],
+        ["elsewhere/llm.safetensors"],
     ]
     assert (walked / said[-1]).read_bytes() == (walked / "runs/demo/llm/averages/best2/llm.safetensors").read_bytes()
 

@@ -1,7 +1,7 @@
 """Runs modules in forks of a process that has imported the heavy packages already, which takes most of a cold start.
 
-`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err} and answers each with an exit status. What a fork runs is
-what `python -m <module> <words>` runs, in a process of its own.
+`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err} and answers each with an exit status. What a
+fork runs is what `python -m <module> <words>` runs, in a process of its own.
 """
 
 import importlib

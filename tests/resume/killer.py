@@ -27,9 +27,7 @@ def anything(*_: Any, **__: Any) -> bool:
     return True
 
 
-def before(
-    owner: Any, name: str, times: int, last_words: Callable[..., object] = anything, counts: Callable[..., bool] = anything
-) -> None:
+def before(owner: Any, name: str, times: int, last_words: Callable[..., object] = anything, counts: Callable[..., bool] = anything) -> None:
     """Dies when `owner.name` is called for the n-th time with arguments that count."""
     function, calls = getattr(owner, name), []
 

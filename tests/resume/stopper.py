@@ -1,4 +1,4 @@
-"""`python -m tests.resume.stopper validation|step <words of cosyexp.train>`: trains, and gets SIGTERM within a validation or after a step."""
+"""`python -m tests.resume.stopper validation|step <words of cosyexp.train>`: trains, and gets SIGTERM in a validation, or after a step."""
 
 import os
 import signal

@@ -24,6 +24,7 @@ REFUSED = [
     "torch.nn.Module.load_state_dict",
     "cosyexp.run.files.write_text.__globals__",
     "cosyexp.run.environment.git",
+    "cosyexp.training.session.run",
     "cosyexp.run.checkpoint",
     "cosyexp.models.no_such_thing",
     "cosyexp.",
