@@ -35,10 +35,7 @@ def mean_of_means() -> Iterator[None]:
 
     def own(self: Trainer, micro_batches: Any) -> None:
         shares = iter(
-            [
-                {unit: len(micro_batches) * count for unit, count in self.objective.weights(micro.batch).items()}
-                for micro in micro_batches
-            ]
+            [{unit: len(micro_batches) * count for unit, count in self.objective.weights(micro.batch).items()} for micro in micro_batches]
             * len(self.objective.players)
         )
         from cosyexp.objectives.base import Loss

@@ -55,9 +55,7 @@ def step(trainer: Trainer, micro_batches: list[MicroBatch], found: Trajectory) -
 
 
 def finish(trainer: Trainer, found: Trajectory) -> Trajectory:
-    found.weights = {
-        name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)} for name in trainer.objective.players
-    }
+    found.weights = {name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)} for name in trainer.objective.players}
     trainer.engine.close()
     return found
 
@@ -81,7 +79,9 @@ def _by_plan(settings: dict[str, Any]) -> Trajectory:
         return finish(trainer, found)
 
 
-def by_plan(model: str, data: Path, *words: str, ranks: int, accumulate: int, double: bool = True, fault: Fault | None = None) -> Trajectory:
+def by_plan(
+    model: str, data: Path, *words: str, ranks: int, accumulate: int, double: bool = True, fault: Fault | None = None
+) -> Trajectory:
     """A training as the plan has it, over some ranks."""
     words = (f"engine.nproc_per_node={ranks}", f"trainer.accumulate={accumulate}", f"run_dir={data}/unused", *words)
     return launch(_by_plan, {**config(model, data, *words), "double": double, "fault": fault})

@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from cosyexp.data.features import pitch
 from cosyexp.models.layers.spectrogram import MelSpectrogram, mel_filters

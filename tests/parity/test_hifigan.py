@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 
 from cosyexp.data.views.hifigan import VocoderBatch
 from cosyexp.models.hifigan.discriminators import Discriminators

@@ -2,10 +2,10 @@
 
 import torch
 
+from cosyexp.data.views.llm import LanguageBatch
 from cosyexp.models.llm.sampling import ras
 from cosyexp.models.llm.transformer_lm import TransformerLM
 from cosyexp.objectives.language import Language
-from cosyexp.data.views.llm import LanguageBatch
 from tests.parity.conftest import encoder
 
 

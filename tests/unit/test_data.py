@@ -16,7 +16,7 @@ from cosyexp.data.corpus import Corpus
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.fields import F0, Mel, SpeakerEmbedding, Utterance, Wave
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
-from cosyexp.data.loader import Loader, Place, ValidationLoader
+from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import Characters
@@ -241,7 +241,7 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
     names = [row["utt"] for row in read_rows(tmp_path / "bad.parquet", ["utt"])]
     assert len(corpus) == len(names) - 1 and names[2] not in {corpus.row(i)[0] for i in range(len(corpus))}
     assert names[2] in caplog.text and reason in caplog.text
-    with pytest.raises(UserError, match="max_bad=0.01"):
+    with pytest.raises(UserError, match=r"max_bad=0\.01"):
         Corpus([path], view(), max_bad=0.01, processes=1)
 
 
@@ -298,7 +298,9 @@ def test_prepared_front_ends_are_kept_for_new_speech(data):
 
 
 def test_speaker_embeddings_tell_voices_apart(data):
-    rows = [row for shard in read_list(str(data / "valid.list")) for row in read_rows(shard, ["utt", "spk", "utt_embedding", "spk_embedding"])]
+    rows = [
+        row for shard in read_list(str(data / "valid.list")) for row in read_rows(shard, ["utt", "spk", "utt_embedding", "spk_embedding"])
+    ]
     own = [np.linalg.norm(np.subtract(r["utt_embedding"], r["spk_embedding"])) for r in rows]
     means = {r["spk"]: r["spk_embedding"] for r in rows}
     for row, distance in zip(rows, own, strict=True):
