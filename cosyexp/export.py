@@ -33,7 +33,7 @@ def main(cfg: "DictConfig") -> str:
     if cfg.run_dir is None:
         print(f"no run_dir was given: the newest run, {run}")
     form = build(cfg.format)
-    out = Path(cfg.out) if cfg.out else run.exports / form.name
+    out = Path(cfg.out) if cfg.out else run.exports / f"{form.name}{cfg.tag}"
     names = None if "all" in cfg.components else list(cfg.components)
     with console():
         for precision in cfg.precision:

@@ -27,7 +27,7 @@ def main(cfg: "DictConfig") -> None:
     from cosyexp.data.preparation import prepare_corpus
     from cosyexp.run.logs import console
 
-    config: Any = OmegaConf.to_container(cfg)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     options = {key: config[key] for key in ("shard_size", "fit_on", "processes", "max_bad", "seed")}
     with console():
         meta = prepare_corpus(config["corpus"], config["family"], Path(config["out"]), **options)

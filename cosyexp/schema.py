@@ -101,6 +101,7 @@ class Export:
     precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
     components: list[str] = field(default_factory=lambda: ["all"])
     out: str | None = None
+    tag: str = "${cosyexp.swept:}"
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Synthesize:
     speaker: str | None = None
     backend: Backend = Backend.torch
     weights: str = "best"
-    out: str = "out.wav"
+    out: str = "out${cosyexp.swept:}.wav"
     seed: int = 0
 
 

@@ -2,7 +2,7 @@
 
   text=...                     what to say, required
   llm= flow= hifigan=          the three runs, required
-  out=out.wav                  the file to write
+  out=out.wav                  the file to write; in a sweep, named by what varies
   speaker=...                  a speaker of the training data; default the first
   backend=torch|onnx|jit       the trained weights, or what was exported from them
   weights=best|last|average    which weights of each run (torch)
@@ -11,7 +11,7 @@
 Examples
   python -m cosyexp.synthesize text="hello, the book is red." llm=runs/demo/llm flow=runs/demo/flow hifigan=runs/demo/hifigan
   python -m cosyexp.synthesize text="where is the lamp?" speaker=dora backend=onnx out=lamp.wav llm=... flow=... hifigan=...
-  python -m cosyexp.synthesize -m seed=0,1,2 out=a.wav,b.wav,c.wav text=hello llm=... flow=... hifigan=...
+  python -m cosyexp.synthesize -m seed=0,1,2 text=hello llm=... flow=... hifigan=...
 """
 
 from typing import TYPE_CHECKING

@@ -34,8 +34,10 @@ def main(cfg: "DictConfig") -> float | None:
 
     from cosyexp.training.launch import launch
     from cosyexp.training.session import run
+    from cosyexp.training.values import check_values
 
-    config: Any = OmegaConf.to_container(cfg, enum_to_str=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # other processes cannot resolve it
+    check_values(config)
     outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
     if outcome.stopped:  # also ends a sweep
         raise SystemExit(0)

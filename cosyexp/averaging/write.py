@@ -19,8 +19,11 @@ def write_average(run: RunDirectory, name: str, model: str, checkpoints: Sequenc
     if output is not None:
         part = Path(f"{output}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        average(files, part)
-        os.replace(part, output)
+        try:
+            average(files, part)
+            os.replace(part, output)
+        finally:
+            part.unlink(missing_ok=True)
         return Path(output)
     folder, part = run.averages / name, run.averages / f"{name}.tmp"
     shutil.rmtree(part, ignore_errors=True)

@@ -126,7 +126,11 @@ def prepared(out: Path) -> dict[str, Any] | None:
         meta = yaml.safe_load((out / META).read_text())
     except FileNotFoundError:
         return None
-    return dict(meta)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        meta = None
+    if not isinstance(meta, dict) or "settings" not in meta:
+        raise UserError(f"{out}/{META} is not what prepare wrote: remove {out}, and prepare it again")
+    return meta
 
 
 def fit(source: Source, options: Options) -> FrontEnds:

@@ -1,5 +1,6 @@
 """TorchScript files, which libtorch runs without Python."""
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ class Jit:
         """Scripted, so that every branch and size stays, and frozen."""
         with warnings.catch_warnings():  # TorchScript is deprecated, and says so at every step
             warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.freeze(torch.jit.script(component)), str(path))
+            content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+            torch.jit.save(torch.jit.freeze(torch.jit.script(component)), content)
+            path.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> Callable[..., tuple[Tensor, ...]]:
         """A function of the component's inputs, in order."""

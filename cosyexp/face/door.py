@@ -77,7 +77,6 @@ def told(task: Task, debugging: bool) -> Task:
         try:
             if missing := sorted(OmegaConf.missing_keys(cfg)):
                 raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=...")
-            OmegaConf.resolve(cfg)  # child processes have no HydraConfig: nothing is left to resolve
             return task(cfg)
         except Exception as error:
             sweeping = HydraConfig.get().mode == RunMode.MULTIRUN

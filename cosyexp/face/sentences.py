@@ -26,6 +26,9 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             where = f" ({cause.filename})" if cause.filename else ""
             return f"the disk is full{where}: free some space and repeat the command, nothing that was saved is lost"
+        if isinstance(cause, OSError) and cause.filename:
+            name = cause.filename2 or cause.filename
+            return f"{name} cannot be used: {cause.strerror}; look at the path, or name another"
     return hydra_sentence(causes) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 

@@ -60,14 +60,14 @@ class RunDirectory:
             raise UserError(f"{self} is no run directory (it has no config.yaml): name one that cosyexp.train wrote") from None
         except (yaml.YAMLError, UnicodeDecodeError):
             config = None
-        if not isinstance(config, dict):
-            raise UserError(f"{self}/config.yaml is no readable YAML: restore it from the run's logs, or train anew")
+        if not isinstance(config, dict) or any(not isinstance(config.get(part), dict) for part in ("family", "model", "network")):
+            raise UserError(f"{self}/config.yaml is not the YAML of a run: restore it, or train anew")
         return config
 
     def refuse_other(self, config: Mapping[str, Any]) -> None:
         """UserError where this run was begun with a config that a resume may not change into this one."""
         before, now = dict(flat(self.config())), dict(flat(config))
-        for key in sorted({*before, *now}):
+        for key in sorted({*before, *now}, key=lambda key: (not key.endswith(".name"), key)):  # another model differs in much
             if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in CHANGEABLE):
                 raise UserError(
                     f"{self} was begun with {key}={before.get(key)}, not {now.get(key)}: "

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosyexp.errors import UserError
+
 NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -45,10 +47,10 @@ class TensorFile:
             }
         except (struct.error, ValueError, KeyError, TypeError, AttributeError):
             self.close()
-            raise ValueError(f"{path} is no safetensors file") from None
+            raise UserError(f"{path} is no safetensors file: restore it, or make it again") from None
         if max((end for *_, end in self._entries.values()), default=0) > size:
             self.close()
-            raise ValueError(f"{path} is cut short")
+            raise UserError(f"{path} is cut short: restore it, or make it again")
 
     def keys(self) -> list[str]:
         return list(self._entries)
@@ -65,7 +67,7 @@ class TensorFile:
         while done < len(buffer):
             read = os.preadv(self._handle, [view[done:]], start + done)
             if not read:
-                raise ValueError(f"{self.path} is cut short")
+                raise UserError(f"{self.path} is cut short: restore it, or make it again")
             done += read
         return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import load_components
+from cosyexp.exporting.export import Format
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import eager
@@ -28,4 +30,11 @@ def load_runners(run: RunDirectory, backend: str, weights: str) -> Mapping[str, 
     for path in paths.values():
         if not path.exists():
             raise UserError(f"{run} has no {path.name}: python -m cosyexp.export run_dir={run} format={backend}")
-    return {name: form.load(path) for name, path in paths.items()}
+    return {name: _load(form, path) for name, path in paths.items()}
+
+
+def _load(form: Format, path: Path) -> Runner:
+    try:
+        return form.load(path)
+    except Exception as error:  # each runtime has its own
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): export it again") from None

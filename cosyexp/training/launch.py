@@ -1,5 +1,6 @@
 """Starts the ranks of a run on this machine, unless torchrun or another launcher has started them already."""
 
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     results = mp.get_context("spawn").SimpleQueue()
     context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
     heard: list[Outcome | Exception] = []
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells how it ends the other ranks
     with _signals_go_to(context.pids()):
         try:
             while not context.join(timeout=0.2):

@@ -5,8 +5,9 @@ update. To add one, write a function and name it in `conf/scheduler/`.
 """
 
 
-def constant(update: int, lr: float) -> float:
-    return lr
+def constant(update: int, lr: float, *, warmup: int = 0) -> float:
+    """`lr`, after a linear rise over `warmup` updates."""
+    return lr * min((update + 1) / (warmup + 1), 1.0)
 
 
 def warmup(update: int, lr: float, *, steps: int) -> float:

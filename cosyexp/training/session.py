@@ -1,7 +1,6 @@
 """Makes a trainer from a config and runs it: one rank of one run."""
 
 import logging
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from cosyexp.objectives.base import Objective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.environment import describe
-from cosyexp.run.files import write_json
+from cosyexp.run.files import replace_file, write_json
 from cosyexp.run.logs import console, log_file
 from cosyexp.run.targets import build
 from cosyexp.run.weights import init_weights
@@ -60,11 +59,17 @@ def run(config: Mapping[str, Any]) -> Outcome:
         corpora = _corpora(config, engine)
         trainer = _trainer(config, engine, directory, *corpora)
         stack.callback(trainer.loader.close)
-        if engine.rank == 0:
+        source = _weights_to_start_from(config, trainer) if checkpoint is None else None
+        engine.place(trainer.objective.players, trainer.objective.helpers)
+        if engine.rank == 0:  # from here on the run directory holds a run
             stack.enter_context(directory.lock())
             _describe(directory, config, overrides)
         engine.gather(None)
-        _start(config, trainer, checkpoint)
+        if checkpoint:
+            trainer.resume(checkpoint)
+            log.info("%s: resuming at step %d", directory, trainer.progress.step)
+        else:
+            log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
             trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
@@ -146,23 +151,19 @@ def _objective(config: Mapping[str, Any]) -> Objective:
     return objective
 
 
+def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path | None:
+    """Loads `init_from` into the model, and returns its file."""
+    network = trainer.objective.players[trainer.model].module
+    return init_weights(network, config["init_from"]) if config["init_from"] else None
+
+
 def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """What a run says of itself, before its first checkpoint."""
+    speakers = config["data"]["speakers"]
+    if speakers and not directory.speakers.exists():
+        content = Path(speakers).read_bytes()
+        with replace_file(directory.speakers) as file:
+            file.write(content)
     directory.write_config(config, overrides)
     write_json(directory.path / "environment.json", describe())
     directory.checkpoints.sweep()
-    speakers = config["data"]["speakers"]
-    if speakers and not directory.speakers.exists():
-        shutil.copyfile(speakers, directory.speakers)
-
-
-def _start(config: Mapping[str, Any], trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    """Where a run begins: where it stands, else from `init_from`, else from scratch."""
-    network = trainer.objective.players[trainer.model].module
-    source = init_weights(network, config["init_from"]) if config["init_from"] and not checkpoint else None
-    trainer.engine.place(trainer.objective.players, trainer.objective.helpers)
-    if checkpoint:
-        trainer.resume(checkpoint)
-        log.info("%s: resuming at step %d", trainer.run, trainer.progress.step)
-    else:
-        log.info("%s: starting from %s", trainer.run, source or "scratch")
