@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from cosyexp.errors import UserError
 
 Outcome = TypeVar("Outcome")
 Work = Callable[[Mapping[str, Any]], Outcome]
+GRACE = 2.0  # seconds
 
 
 def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
@@ -64,6 +66,9 @@ def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping
     except (UserError, OSError) as error:  # the user's to mend: a sentence, not this rank's traceback
         results.put(error)
         raise SystemExit(1) from None
+    except Exception:
+        time.sleep(GRACE)  # perhaps only because another rank is gone, whose reason is to be heard first
+        raise
 
 
 @contextmanager
