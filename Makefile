@@ -20,7 +20,7 @@ demo: $(VENV)/demo.stamp
 	@echo "hello.wav              \"$(TEXT)\", spoken by the exported models"
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
 
 check: lint test
 

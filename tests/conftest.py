@@ -15,6 +15,16 @@ torch.set_num_threads(1)
 CORPUS = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How near the original's numbers the parity tests came."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "user_properties")]
+    worst = [(report.nodeid, value) for report in reports for name, value in report.user_properties if name == "worst"]
+    if worst:
+        terminalreporter.section("largest differences from the original")
+    for name, value in sorted(set(worst)):
+        terminalreporter.line(f"{value:40} {name}")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minute and a half of demo speech, prepared."""

@@ -23,8 +23,8 @@ def fixture() -> Fixture:
 
 
 @pytest.fixture
-def close(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., None]]:
-    """Asserts an absolute or relative difference of at most 1e-4; the worst of the test is printed."""
+def close(record_property: Callable[[str, object], None]) -> Iterator[Callable[..., None]]:
+    """Asserts an absolute or relative difference of at most 1e-4; the worst of the test stands in the summary."""
     seen: dict[str, float] = {}
 
     def check(name: str, found: Any, wanted: Any) -> None:
@@ -36,8 +36,7 @@ def close(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) ->
     yield check
     if seen:
         worst = max(seen, key=lambda name: seen[name])
-        with capsys.disabled():
-            print(f"\n  {request.node.name}: at most {seen[worst]:.1e} ({worst}) ", end="")
+        record_property("worst", f"{seen[worst]:.1e} ({worst})")
 
 
 def encoder(arguments: dict[str, Any], layer: str) -> Encoder:
