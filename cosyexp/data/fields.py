@@ -65,6 +65,8 @@ class TextTokens:
     tokenizer: Characters
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
+        if not isinstance(utterance["text"], str):
+            raise ValueError(f"its text {utterance['text']!r} is no text")
         tokens = np.array(self.tokenizer.encode(utterance["text"]), np.int32)
         if not tokens.any():
             raise ValueError(f"its text {utterance['text']!r} has no character of the alphabet")

@@ -87,6 +87,7 @@ class RunDirectory:
         except OSError:
             file.close()
             raise UserError(f"another process is training in {self}: wait for it, or give another run_dir=") from None
+        os.register_at_fork(after_in_child=file.close)  # workers may outlive this process, and must not hold its run
         return file
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing as mp
-from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from cosyexp.errors import UserError
 
@@ -43,8 +43,10 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
             while not context.join(timeout=0.2):
                 if not results.empty():  # a rank cannot end before its words are heard
                     heard.append(results.get())
-        except ProcessExitedException:
-            if results.empty() and not heard:  # killed from outside
+        except ProcessException:
+            while not results.empty():
+                heard.append(results.get())
+            if not any(isinstance(outcome, Exception) for outcome in heard):  # a fault of ours, or killed from outside
                 raise
     while not results.empty():
         heard.append(results.get())

@@ -54,6 +54,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
         stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
+        if engine.rank == 0:  # before the newest checkpoint is looked for: who trains now may write another
+            stack.enter_context(directory.lock())
+        engine.gather(None)
         checkpoint = directory.checkpoints.latest() if directory.exists else None
         _set_threads(config["engine"]["threads"], checkpoint)
         corpora = _corpora(config, engine)
@@ -62,7 +65,6 @@ def run(config: Mapping[str, Any]) -> Outcome:
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
         engine.place(trainer.objective.players, trainer.objective.helpers)
         if engine.rank == 0:  # from here on the run directory holds a run
-            stack.enter_context(directory.lock())
             _describe(directory, config, overrides)
         engine.gather(None)
         if checkpoint:

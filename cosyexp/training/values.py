@@ -29,6 +29,8 @@ MAY_BE = {"engine.nproc_per_node": "auto"}
 
 def check_values(config: Mapping[str, Any]) -> None:
     """UserError for a number that is none, or is too small; null stays allowed where the schema allows it."""
+    if not config["run_dir"]:
+        raise UserError("run_dir= is empty: name the folder of the run")
     for key, least in AT_LEAST.items():
         group, name = key.split(".")
         value = config[group].get(name)

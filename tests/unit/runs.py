@@ -14,7 +14,7 @@ from cosyexp.run.tensors import save_tensors
 
 def make_run(path: Path, config: Mapping[str, Any] | None = None) -> RunDirectory:
     run = RunDirectory(path)
-    run.write_config({"model": {"name": "llm"}, **(config or {})}, [])
+    run.write_config({"family": {}, "model": {"name": "llm"}, "network": {}, **(config or {})}, [])
     return run
 
 

@@ -239,7 +239,7 @@ def test_every_changeable_pattern_is_a_key_of_some_config():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no run directory"), *((text, "no readable YAML") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1"))],
+    [(None, "no run directory"), *((text, "is not the YAML of a run") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1"))],
 )
 def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
     if content is not None:
