@@ -1,5 +1,6 @@
 """What the tests share: tiny networks, configs, and commands."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from cosyexp.face.door import CONFIGS, register
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llm", "flow", "hifigan")
+RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]  # the words that name them to synthesize
 
 # networks that a step takes milliseconds of
 TINY = {
@@ -108,3 +110,11 @@ def folder_from(variable: str, *parts: str) -> Path:
 
 def checkpoints(run: Path) -> Sequence[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files below a folder with their checksums, but for logs and caches, which a start that is refused may write."""
+    files = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"
+    ]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,10 +1,11 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.apps.warm import Warm, warm_process
-from tests.support import MODELS, train_words
+from tests.support import MODELS, contents, sentence, train_words
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,25 @@ def trained(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) ->
     for model in MODELS:
         warm("train", *train_words(model, data, "trainer.steps=4"), cwd=folder)
     return folder
+
+
+@pytest.fixture
+def refused(warm, tmp_path) -> Callable[..., str]:
+    """Runs an app in `tmp_path`, which says one sentence with all `parts`, and changes no file there."""
+
+    def refused(app: str, words: Sequence[str], *parts: str) -> str:
+        before = contents(tmp_path)
+        result = warm(app, *words, cwd=tmp_path, check=False)
+        said = sentence(result, *parts)
+        assert result.stderr.strip() == said
+        assert contents(tmp_path) == before
+        return result.stdout
+
+    return refused
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """Copies of the trained runs, in runs/demo/ of `tmp_path`."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    return tmp_path / "runs/demo"

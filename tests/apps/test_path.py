@@ -20,10 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cosyexp.data.shards import COLUMNS, read_list
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.tensors import read_tensors
-from tests.support import MODELS, checkpoints, command, environment, metrics, train_words
+from tests.support import MODELS, RUNS, checkpoints, command, environment, metrics, train_words
 
 COMPONENTS = {"llm": ("llm.prefill", "llm.decode"), "flow": ("flow.conditions", "flow.decoder.estimator"), "hifigan": ("hift",)}
-RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import MODELS, checkpoints, metrics, sentence, train_words
+from tests.support import MODELS, RUNS, checkpoints, metrics, sentence, train_words
 
 
 def table(said: str) -> list[dict[str, str]]:
@@ -130,6 +130,5 @@ def test_exports_of_other_weights_do_not_overwrite_one_another(copies, warm):
 
 
 def test_readings_of_several_seeds_do_not_overwrite_one_another(copies, warm):
-    runs = [f"{model}=runs/demo/{model}" for model in MODELS]
-    rows = table(warm("synthesize", "-m", "seed=0,1", "text=hello", *runs, cwd=copies).stdout)
+    rows = table(warm("synthesize", "-m", "seed=0,1", "text=hello", *RUNS, cwd=copies).stdout)
     assert len({(copies / row["result"]).read_bytes() for row in rows}) == 2

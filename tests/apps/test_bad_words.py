@@ -1,0 +1,56 @@
+"""What is wrong on the command line: one sentence that names the thing and the remedy, a non-zero exit, and nothing lost."""
+
+import pytest
+
+from tests.support import RUNS, train_words
+
+WORDS = {
+    "misspelled option": ("train", ["trainer.stepz=1"], ["trainer.stepz", "Did you mean steps?"]),
+    "misspelled section": ("train", ["trianer.steps=1"], ["trianer", "Did you mean trainer?"]),
+    "misspelled option of a network": ("train", ["network.widht=1"], ["network.widht", "--cfg job"]),
+    "added option": ("train", ["+typo=1"], ["+typo", "--cfg job"]),
+    "misspelled group": ("train", ["modle=flow"], ["modle", "Did you mean mode or model?"]),
+    "misspelled model": ("train", ["model=flwo"], ["model/flwo", "Available options", "flow hifigan llm"]),
+    "misspelled family": ("train", ["family=demmo"], ["family/demmo", "Available options", "demo"]),
+    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit onnx"]),
+    "wrong type": ("train", ["trainer.steps=abc"], ["trainer.steps=abc", "Integer"]),
+    "wrong choice": ("train", ["trainer.precision=fp8"], ["trainer.precision=fp8", "[fp32, bf16, fp16]"]),
+    "several values": ("train", ["model=llm,flow"], ["model=llm,flow", "--multirun"]),
+    "no value": ("train", ["trainer.steps"], ["'trainer.steps'", "EQUAL"]),
+    "data without a list": ("train", ["data=parquet"], ["data.train, data.valid must be given", "data.train=..."]),
+    "data without a folder": ("train", ["data=prepared"], ["data.dir must be given", "data.dir=..."]),
+    "average of nothing": ("average", [], ["run_dir must be given", "run_dir=..."]),
+    "average by a misspelled rule": ("average", ["run_dir=x", "select=worst"], ["select=worst", "[best, last]"]),
+    "export of nothing": ("export", [], ["there is no run under runs/", "run_dir="]),
+    "export in another precision": ("export", ["precision=fp8"], ["fp8", "expected one of"]),
+    "nothing to say": ("synthesize", RUNS, ["text must be given", "text=..."]),
+    "nobody to say it": ("synthesize", ["text=hello"], ["llm", "flow", "hifigan", "must be given"]),
+    "unknown backend": ("synthesize", ["text=hello", *RUNS, "backend=tvm"], ["backend=tvm", "[torch, onnx, jit]"]),
+    "corpus without a root": ("prepare", ["corpus=ljspeech"], ["corpus.root must be given"]),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_words(case, refused):
+    app, words, parts = WORDS[case]
+    refused(app, words, *parts)
+
+
+VALUES = {
+    "trainer.accumulate=0": ["accumulate"],
+    "trainer.steps=-1": ["steps"],
+    "optimizer.lr=-1": ["lr", "-1"],
+    "optimizer.lr=abc": ["lr", "abc"],
+    "data.max_frames=abc": ["max_frames", "abc"],
+    "data.workers=-1": ["workers", "-1"],
+    "engine.nproc_per_node=0": ["nproc_per_node", "0"],
+    "engine.nproc_per_node=many": ["nproc_per_node", "many"],
+    "network.llm.heads=3": ["3 heads"],
+    "scheduler=noam_hold": ["steps"],
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_values_that_make_no_sense(value, refused, data):
+    words = [value, "trainer.steps=null", "trainer.epochs=1"] if value == "scheduler=noam_hold" else ["trainer.steps=1", value]
+    refused("train", train_words("llm", data, *words), *VALUES[value])
