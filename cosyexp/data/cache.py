@@ -47,11 +47,15 @@ def is_cached(shard: Path, field: Field) -> bool:
         return False
 
 
-def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
-    """Computes the fields of a shard and writes their files."""
+def one_thread() -> None:
+    """For processes that work side by side."""
     import torch
 
     torch.set_num_threads(1)
+
+
+def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
+    """Computes the fields of a shard and writes their files."""
     utts: list[str] = []
     values: list[list[np.ndarray]] = [[] for _ in fields]
     reasons: list[list[str | None]] = [[] for _ in fields]
@@ -93,7 +97,7 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
             compute_shard(shard, absent)
             bar.update()
     else:
-        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn"), initializer=one_thread) as pool:
             for _ in pool.map(compute_shard, work, wanted):
                 bar.update()
     bar.close()

@@ -22,6 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from cosyexp.data import features
+from cosyexp.data.cache import one_thread
 from cosyexp.data.corpora.base import Recording, Source
 from cosyexp.data.frontends.kmeans import SAMPLE_RATE, KMeansTokenizer
 from cosyexp.data.frontends.mel_speaker import MelSpeakerEncoder
@@ -151,7 +152,9 @@ def fit(source: Source, options: Options) -> FrontEnds:
 def encode(front_ends: FrontEnds, source: Source, processes: int) -> Iterator[Encoded]:
     """Every recording through the front ends, in order; an id that occurs twice is a fault."""
     seen: set[str] = set()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if processes > 1 else nullcontext() as pool:
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=one_thread) if processes > 1 else nullcontext() as pool
+    ):
         work = pool.map(front_ends, source.recordings(), chunksize=CHUNK) if pool else map(front_ends, source.recordings())
         for encoded in work:
             yield replace(encoded, fault="its id occurs twice") if encoded.utt in seen else encoded
