@@ -6,14 +6,16 @@ that was prepared anew is computed anew. A row that a field refuses is empty the
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from tqdm import tqdm
 
 from cosyexp.data.fields import Field, Utterance, cache_name
@@ -47,13 +49,18 @@ def is_cached(shard: Path, field: Field) -> bool:
         return False
 
 
-def one_thread() -> None:
-    """For processes that work side by side."""
-    import torch
-
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Features come out the same to the last bit wherever they are computed, and processes side by side do not crowd the cores."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
+@one_thread()
 def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
     """Computes the fields of a shard and writes their files."""
     utts: list[str] = []
@@ -97,7 +104,7 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
             compute_shard(shard, absent)
             bar.update()
     else:
-        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn"), initializer=one_thread) as pool:
+        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn")) as pool:
             for _ in pool.map(compute_shard, work, wanted):
                 bar.update()
     bar.close()

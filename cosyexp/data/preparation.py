@@ -72,6 +72,7 @@ class FrontEnds:
     tokenizer: KMeansTokenizer
     speaker: MelSpeakerEncoder
 
+    @one_thread()
     def __call__(self, recording: Recording) -> Encoded:
         empty = Encoded(utt=recording.utt, speaker=recording.speaker)
         try:
@@ -152,9 +153,7 @@ def fit(source: Source, options: Options) -> FrontEnds:
 def encode(front_ends: FrontEnds, source: Source, processes: int) -> Iterator[Encoded]:
     """Every recording through the front ends, in order; an id that occurs twice is a fault."""
     seen: set[str] = set()
-    with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=one_thread) if processes > 1 else nullcontext() as pool
-    ):
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if processes > 1 else nullcontext() as pool:
         work = pool.map(front_ends, source.recordings(), chunksize=CHUNK) if pool else map(front_ends, source.recordings())
         for encoded in work:
             yield replace(encoded, fault="its id occurs twice") if encoded.utt in seen else encoded

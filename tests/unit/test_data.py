@@ -188,6 +188,17 @@ def test_cached_and_computed_are_the_same(data, tmp_path):
     assert not is_cached(shard, fields[0]), "a shard that was written anew is computed anew"
 
 
+def test_computing_fields_leaves_the_trainer_its_threads(data, tmp_path):
+    shutil.copy(data / "valid" / "00000.parquet", tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compute_shard(tmp_path / "00000.parquet", [Wave(16000)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_segments_of_wave_mel_and_f0_are_aligned(data):
     corpus = Corpus([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
     batch = corpus.batch(range(6), Draws(0, 0))
