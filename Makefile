@@ -37,6 +37,7 @@ format: $(VENV)/dev.stamp
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(if $(filter dev,$*),$(BIN)/pip install --quiet --constraint constraints.txt --no-deps openai-whisper)   # for its vocabulary alone
 	@touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """Prepares recordings and their texts as a data set: parquet shards with speech tokens and speaker embeddings.
 
   corpus=demo|ljspeech           where the recordings come from
-  family=demo                    whose token rate and vocabulary are used
+  family=demo                    whose token rate is used; families of one rate can share a data set
   out=...                        the folder to write; default data/<corpus>_<rate>hz
 
 Examples
@@ -28,7 +28,7 @@ def main(cfg: "DictConfig") -> None:
     from cosyexp.run.logs import console
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    options = {key: config[key] for key in ("shard_size", "fit_on", "processes", "max_bad", "seed")}
+    options = {key: config[key] for key in ("codes", "shard_size", "fit_on", "processes", "max_bad", "seed")}
     with console():
         meta = prepare_corpus(config["corpus"], config["family"], Path(config["out"]), **options)
     print(f"{config['out']}: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers")

@@ -81,6 +81,7 @@ class Train:
     seed: int = 0
     run_dir: str = "???"
     init_from: str | None = None
+    init_strict: bool = True
 
 
 @dataclass
@@ -119,14 +120,16 @@ class Synthesize:
 
 @dataclass
 class Prepare:
-    """out: the folder to write. shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
+    """out: the folder to write. codes: how many speech tokens, at most those of the family.
 
+    shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
     processes: at work side by side. max_bad: the share of recordings that may be unusable.
     """
 
     family: Any = field(default_factory=dict)
     corpus: Any = field(default_factory=dict)
     out: str = "???"
+    codes: int = 512
     shard_size: int = 200
     fit_on: int = 2000
     processes: int = 2

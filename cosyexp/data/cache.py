@@ -122,6 +122,7 @@ class CachedField:
         self._offsets = lists.offsets.to_numpy()
         self._values = lists.values.to_numpy()
         self.lengths = np.diff(self._offsets) // self.width
+        self.good = self.reasons.is_null().to_numpy()
 
     def __getitem__(self, row: int) -> np.ndarray:
         """The numbers of a row, (time * width,), read-only."""

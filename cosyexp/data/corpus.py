@@ -35,10 +35,10 @@ class Corpus:
         places, lengths, bad, total = [], [], [], 0
         for shard, cache in enumerate(self._caches):
             sizes = {name: field.lengths for name, field in cache.items()}
-            good = np.all([size > 0 for size in sizes.values()], axis=0)
+            good = np.all([field.good for field in cache.values()], axis=0)
             for row in np.flatnonzero(~good):
-                reason = next(f.reasons[row].as_py() for f in cache.values() if f.lengths[row] == 0)
-                bad.append(f"{next(iter(cache.values())).utts[row].as_py()}: {reason or 'it is empty'}")
+                reason = next(field.reasons[row].as_py() for field in cache.values() if not field.good[row])
+                bad.append(f"{next(iter(cache.values())).utts[row].as_py()}: {reason}")
             rows = np.flatnonzero(good)
             places.append(np.stack([np.full_like(rows, shard), rows], axis=1))
             lengths.append(self.view.length({name: size[rows] for name, size in sizes.items()}))

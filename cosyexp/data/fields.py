@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cosyexp.data import features
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
 
@@ -62,15 +62,29 @@ class TextTokens:
     columns: ClassVar[tuple[str, ...]] = ("text",)
     dtype: ClassVar[type] = np.int32
     width: ClassVar[int] = 1
-    tokenizer: Characters
+    tokenizer: Tokenizer
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         if not isinstance(utterance["text"], str):
             raise ValueError(f"its text {utterance['text']!r} is no text")
         tokens = np.array(self.tokenizer.encode(utterance["text"]), np.int32)
-        if not tokens.any():
+        if not tokens.size:
             raise ValueError(f"its text {utterance['text']!r} has no character of the alphabet")
         return tokens
+
+
+@dataclass(frozen=True)
+class InstructTokens:
+    """What an utterance was asked to sound like. `default`: for a row that does not say."""
+
+    columns: ClassVar[tuple[str, ...]] = ("instruct",)
+    dtype: ClassVar[type] = np.int32
+    width: ClassVar[int] = 1
+    tokenizer: Tokenizer
+    default: str
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        return np.array(self.tokenizer.encode(utterance.row.get("instruct") or self.default), np.int32)
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,10 @@ class Wave:
 
 @dataclass(frozen=True)
 class Mel:
-    """Log-mel of the whole utterance, frame after frame, less `mean` and over `std`: 0 and 1 leave it as the families have it."""
+    """Log-mel of the whole utterance, frame after frame, less `mean` and over `std`: 0 and 1 leave it as the families have it.
+
+    align: the wave is padded with silence to a multiple of that many samples, so that frames come in whole speech tokens.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)
     dtype: ClassVar[type] = np.float32
@@ -131,6 +148,7 @@ class Mel:
     fmax: float | None
     mean: float = 0.0
     std: float = 1.0
+    align: int = 1
 
     @property
     def width(self) -> int:
@@ -140,6 +158,7 @@ class Mel:
         wave = utterance.wave(self.sample_rate)
         if len(wave) < self.n_fft:
             raise ValueError(f"its audio of {len(wave)} samples is shorter than one frame")
+        wave = np.pad(wave, (0, -len(wave) % self.align))
         mel_FT = spectrogram(self)(torch.from_numpy(wave)[None])[0].numpy()
         return ((mel_FT.T - self.mean) / self.std).astype(np.float32, copy=False).reshape(-1)
 

@@ -34,6 +34,7 @@ from cosyexp.run.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 META = "meta.yaml"
+CODES = 512  # speech tokens, so that families of one token rate can share a data set
 CHUNK = 32  # recordings that a process takes at a time
 
 
@@ -194,9 +195,10 @@ def write_shards(source: Source, encoded: Sequence[Encoded], speakers: Mapping[s
         write_list(out / f"{split}.list", shards[split])
 
 
-def prepare_corpus(corpus: Mapping[str, Any], family: Mapping[str, Any], out: Path, **options: Any) -> dict[str, Any]:
+def prepare_corpus(corpus: Mapping[str, Any], family: Mapping[str, Any], out: Path, codes: int = CODES, **options: Any) -> dict[str, Any]:
     """Prepares a corpus as a family reads it; `corpus` and `family` are nodes of the config."""
-    rates = {"token_rate": family["token_rate"], "codes": family["speech_vocabulary"], "speaker_dim": family["speaker_dim"]}
+    codes = min(codes, family["speech_vocabulary"])
+    rates = {"token_rate": family["token_rate"], "codes": codes, "speaker_dim": family["speaker_dim"]}
     settings = {"corpus": dict(corpus), **rates}
     return prepare(build(corpus), out, Options(**rates, **options), settings)
 

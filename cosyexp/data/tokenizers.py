@@ -1,12 +1,29 @@
 """Text to token ids. A family's YAML names one of these."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from cosyexp.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """A small frozen dataclass: what it prints is part of the key under which token ids are cached."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def unknown(self, text: str) -> Sequence[str]:
+        """The characters of `text` that get no id."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Characters:
-    """One id a character, from 1; 0 is a character that the alphabet lacks. Case is folded.
+    """One id a character, from 1; a character that the alphabet lacks is left out. Case is folded.
 
     alphabet: the known characters, in the order of their ids.
     """
@@ -14,12 +31,89 @@ class Characters:
     alphabet: str
 
     def encode(self, text: str) -> list[int]:
-        return [self.alphabet.find(character) + 1 for character in text.lower()]
+        return [self.alphabet.index(character) + 1 for character in text.lower() if character in self.alphabet]
 
     def unknown(self, text: str) -> Sequence[str]:
-        """The characters of `text` that have no id of their own."""
         return sorted(set(text.lower()) - set(self.alphabet))
 
-    @property
-    def size(self) -> int:
-        return len(self.alphabet) + 1
+
+@dataclass(frozen=True, kw_only=True)
+class Whisper:
+    """The multilingual byte-pair encoding of Whisper (Radford et al. 2022), with the special tokens of 100 languages.
+
+    vocabulary: its tiktoken file; None: the one that the installed package openai-whisper ships.
+    """
+
+    vocabulary: str | None = None
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = whisper_encoding(self.vocabulary).encode(text, allowed_special="all")
+        return ids
+
+    def unknown(self, text: str) -> Sequence[str]:
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen:
+    """The byte-pair encoding of Qwen2, and the marks that a family added to it, such as <|endofprompt|>.
+
+    folder: of the pretrained tokenizer (vocab.json and merges.txt, or tokenizer.json). marks: cosyvoice2 or cosyvoice3.
+    """
+
+    folder: str | None
+    marks: str
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = qwen_tokenizer(self.folder, self.marks).encode(text, add_special_tokens=False)
+        return ids
+
+    def unknown(self, text: str) -> Sequence[str]:
+        return []
+
+
+def marks(name: str) -> list[str]:
+    """The tokens behind a vocabulary that stand for no piece of text, in the order of their ids."""
+    return (Path(__file__).parent / "marks" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+@cache
+def whisper_encoding(vocabulary: str | None) -> Any:
+    import tiktoken
+
+    path = Path(vocabulary) if vocabulary else shipped_vocabulary()
+    try:
+        pairs = (line.split() for line in path.read_bytes().splitlines() if line)
+        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>") from None
+    special = [*marks("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
+    pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+    ids = {token: len(ranks) + i for i, token in enumerate(special)}
+    return tiktoken.Encoding("whisper", pat_str=pattern, mergeable_ranks=ranks, special_tokens=ids)
+
+
+def shipped_vocabulary() -> Path:
+    spec = find_spec("whisper")
+    path = Path(spec.origin).parent / "assets" / "multilingual.tiktoken" if spec and spec.origin else None
+    if path is None or not path.exists():
+        raise UserError(
+            "the tokenizer needs Whisper's vocabulary: give family.tokenizer.vocabulary=<multilingual.tiktoken>, "
+            "or pip install --no-deps openai-whisper"
+        )
+    return path
+
+
+@cache
+def qwen_tokenizer(folder: str | None, added: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if folder is None:
+        raise UserError("the llm of this family reads text as Qwen2 does: give the folder of its tokenizer, family.tokenizer.folder=")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} holds no tokenizer ({reason}): give the folder of Qwen2 as family.tokenizer.folder=") from None
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "additional_special_tokens": marks(added)})
+    return tokenizer

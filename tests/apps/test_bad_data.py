@@ -162,7 +162,7 @@ def test_a_corpus_that_is_not_there(refused):
 
 
 def test_more_codes_than_there_is_speech_for(refused):
-    words = ["corpus.minutes=0.3", "family.speech_vocabulary=4000", "out=data", "processes=1"]
+    words = ["corpus.minutes=0.3", "codes=4000", "family.speech_vocabulary=4000", "out=data", "processes=1"]
     refused("prepare", words, "the speech tokens cannot be fitted", "take fewer, or more speech")
 
 
