@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from cosyexp.data.views.llm import LanguageBatch
@@ -13,7 +12,7 @@ from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 
 
 class Language:
-    """Cross-entropy of the answer's tokens and its end; every token weighs the same.
+    """Cross-entropy of the answers: speech tokens and the marks that end them; every one weighs the same.
 
     smoothing: share of probability that label smoothing takes from the target.
     """
@@ -26,7 +25,7 @@ class Language:
         self.players: Mapping[str, Player] = {"llm": Player(network, optimizer, scheduler)}
 
     def weights(self, batch: LanguageBatch) -> dict[str, int]:
-        return {"tokens": int(batch.speech_lens_B.sum()) + len(batch)}
+        return {"tokens": int(batch.answers_B.sum())}
 
     def turns(self, batch: LanguageBatch) -> Iterator[Loss]:
         yield self._loss(batch)
@@ -38,11 +37,11 @@ class Language:
         return iter(())
 
     def _loss(self, batch: LanguageBatch) -> Loss:
-        logits = self.players["llm"](batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speech_lens_B, batch.speaker_BE)
-        end = torch.full_like(batch.speech_lens_B, logits.size(-1) - 1).unsqueeze(1)
-        targets = torch.cat([batch.speech_BN, end], dim=1).scatter(1, batch.speech_lens_B.unsqueeze(1), end)
-        valid = valid_mask(batch.speech_lens_B + 1, targets.size(1))
+        logits = self.players["llm"](
+            batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA
+        )
+        valid = valid_mask(batch.answers_B, batch.target_BA.size(1))
         return Loss(
-            ce=(token_loss(logits, targets, valid, self.smoothing), "tokens", 1.0),
-            acc=(hits(logits, targets, valid), "tokens", 0.0),
+            ce=(token_loss(logits, batch.target_BA, valid, self.smoothing), "tokens", 1.0),
+            acc=(hits(logits, batch.target_BA, valid), "tokens", 0.0),
         )

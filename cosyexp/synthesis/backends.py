@@ -1,39 +1,50 @@
 """What runs the components of a run: PyTorch from its weights, or the files that were exported from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.components import load_components
-from cosyexp.exporting.export import Format
+from cosyexp.exporting.components import component_class, load_components
+from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import eager
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.weights import find_weights
 
-Runner = Callable[..., tuple[Tensor, ...]]
-FORMATS = {"onnx": Onnx, "jit": Jit}
+Outputs = tuple[Tensor, ...]
+FORMATS: Mapping[str, type[ComponentFormat]] = {"onnx": Onnx, "jit": Jit}
+
+
+class Runner:
+    """A component, called with inputs by name; it takes those that it has."""
+
+    def __init__(self, inputs: Sequence[str], function: Callable[..., Outputs]) -> None:
+        self.inputs, self.function = inputs, function
+
+    def __call__(self, **given: Tensor) -> Outputs:
+        return self.function(*(given[name] for name in self.inputs))
 
 
 def load_runners(run: RunDirectory, backend: str, weights: str) -> Mapping[str, Runner]:
-    """A function of tensors for each component of a run. `weights` is read by the torch backend alone."""
+    """The components of a run. `weights` is read by the torch backend alone."""
     if backend == "torch":
         components = load_components(run, find_weights(run, weights))
-        return {name: partial(eager, component) for name, component in components.items()}
+        return {name: Runner(component.inputs, partial(eager, component)) for name, component in components.items()}
     form = FORMATS[backend]()
-    names = run.config()["components"]
-    paths = {name: run.exports / form.name / f"{name}.fp32.{form.suffix}" for name in names}
-    for path in paths.values():
+    runners = {}
+    for name, node in run.config()["components"].items():
+        path = run.exports / form.name / f"{name}.fp32.{form.suffix}"
         if not path.exists():
             raise UserError(f"{run} has no {path.name}: python -m cosyexp.export run_dir={run} format={backend}")
-    return {name: _load(form, path) for name, path in paths.items()}
+        runners[name] = Runner(component_class(node).inputs, _load(form, path))
+    return runners
 
 
-def _load(form: Format, path: Path) -> Runner:
+def _load(form: ComponentFormat, path: Path) -> Callable[..., Outputs]:
     try:
         return form.load(path)
     except Exception as error:  # each runtime has its own

@@ -5,6 +5,7 @@ L text tokens, N speech tokens, E speaker embedding, F mel bands, T mel frames, 
 
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cosyexp.errors import UserError
 from cosyexp.models.flow.matching import euler, guided
+from cosyexp.models.llm.decoding import decode
 from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.targets import build
@@ -58,33 +60,33 @@ class Pipeline:
         """Speech tokens (1, N) of a text, one after another."""
         if unknown := self.tokenizer.unknown(text):
             log.warning("characters without a sound are left out: %s", " ".join(map(repr, unknown)))
-        text_BL = torch.tensor([[token for token in self.tokenizer.encode(text) if token]])
+        text_BL = torch.tensor([self.tokenizer.encode(text)])
         if not text_BL.numel():
             raise UserError(f"text={text!r} has nothing to say: give a sentence in the alphabet of the model")
         shortest, longest = (int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"])
-        logp_BV, cache = self.runners["llm.prefill"](text_BL, speaker_BE)
-        end, choose = logp_BV.size(1) - 1, drawn_from(draw)
-        tokens: list[int] = []
-        while len(tokens) < longest:
-            logp_V = logp_BV[0].clone()
-            if len(tokens) < shortest:
-                logp_V[end] = -torch.inf
-            if (token := self.sample(logp_V, tokens, choose)) == end:
-                break
-            tokens.append(token)
-            logp_BV, cache = self.runners["llm.decode"](torch.tensor([token]), cache)
-        return torch.tensor([tokens])
+        instruct = self.tokenizer.encode(self.family["instruct"] or "")
+        prompt_BL = torch.cat([torch.tensor([instruct], dtype=torch.long), text_BL], dim=1)
+        logp_BV, cache = self.runners["llm.prefill"](text=prompt_BL, speaker=speaker_BE)
+        choose = partial(self.sample, draw=drawn_from(draw))
+        limits = {"speech_vocabulary": self.family["speech_vocabulary"], "shortest": shortest, "longest": longest}
+        return torch.tensor([list(decode(logp_BV, cache, self._next, choose, **limits))], dtype=torch.long)
+
+    def _next(self, token: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        logp_BV, cache = self.runners["llm.decode"](token=token, cache=cache)
+        return logp_BV, cache
 
     def mel(self, tokens_BN: Tensor, speaker_BE: Tensor, draw: torch.Generator) -> Tensor:
         """The mel (1, F, T) of speech tokens, by Euler steps with guidance; each is one call on the pair (with, without)."""
         spec = self.family["mel"]
-        frames = int(tokens_BN.size(1) / self.family["token_rate"] * self.sample_rate / spec["hop"])
+        frames = tokens_BN.size(1) * self.sample_rate // (self.family["token_rate"] * spec["hop"])
         noise = torch.randn(1, spec["bins"], frames, generator=draw)
-        mu, spks = (torch.cat([x, torch.zeros_like(x)]) for x in self.runners["flow.conditions"](tokens_BN, speaker_BE, noise))
+        conditions = self.runners["flow.conditions"](token=tokens_BN, speaker=speaker_BE, noise=noise)
+        mu, spks = (torch.cat([x, torch.zeros_like(x)]) for x in conditions)
         mask, prompt = torch.ones(2, 1, frames), torch.zeros(2, spec["bins"], frames)
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
-            (both,) = self.runners["flow.decoder.estimator"](y.repeat(2, 1, 1), mask, mu, t.repeat(2), spks, prompt)
+            x, times = y.repeat(2, 1, 1), t.repeat(2)
+            (both,) = self.runners["flow.decoder.estimator"](x=x, mask=mask, mu=mu, t=times, spks=spks, cond=prompt)
             return guided(both[:1], both[1:], self.family["guidance"])
 
         return euler(velocity, noise)
@@ -94,7 +96,7 @@ class Pipeline:
         phase = (torch.rand(1, self.harmonics, generator=draw) * 2 - 1) * math.pi
         phase[:, 0] = 0
         noise = torch.randn(1, self.harmonics, mel_BFT.size(2) * self.family["mel"]["hop"], generator=draw)
-        (wave,) = self.runners["hift"](mel_BFT, phase, noise)
+        (wave,) = self.runners["hift"](mel=mel_BFT, phase=phase, noise=noise)
         return wave[0].numpy()
 
     def _speaker(self, name: str | None) -> Tensor:

@@ -1,17 +1,27 @@
-"""The v1 language model against the original's numbers."""
+"""The language models against the original's numbers, for every fixture there is."""
 
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
 
-from cosyexp.data.views.llm import LanguageBatch
-from cosyexp.models.llm.sampling import ras
+from cosyexp.data.layout import Layout
+from cosyexp.data.tokenizers import Characters
+from cosyexp.data.views.llm import LanguageView
+from cosyexp.models.llm.decoding import decode, decode_in_blocks
+from cosyexp.models.llm.qwen_lm import QwenLM
+from cosyexp.models.llm.sampling import greedy, ras
 from cosyexp.models.llm.transformer_lm import TransformerLM
 from cosyexp.objectives.language import Language
 from tests.parity.conftest import encoder
 
+QWEN = ["llm_v2", "llm_v3"]
 
-def network(fixture):
-    given = fixture["config"]
-    net = TransformerLM(
+
+def transformer(given):
+    return TransformerLM(
         text_vocabulary=given["text_token_size"],
         speech_vocabulary=given["speech_token_size"],
         text_width=given["text_encoder_input_size"],
@@ -19,82 +29,192 @@ def network(fixture):
         text_encoder=encoder(given["text_encoder"], "conformer"),
         llm=encoder(given["llm"], "transformer"),
     )
-    assert list(net.state_dict()) == list(fixture["state_dict"])
-    net.load_state_dict(fixture["state_dict"])
-    return net.eval()
 
 
-def batch_of(given):
-    return LanguageBatch(
-        utts=tuple(map(str, range(len(given["text_token"])))),
-        text_BL=given["text_token"],
-        text_lens_B=given["text_token_len"].long(),
-        speech_BN=given["speech_token"],
-        speech_lens_B=given["speech_token_len"].long(),
-        speaker_BE=given["embedding"],
+def qwen(given, weights):
+    sizes, classes = given["qwen"], len(weights["llm_decoder.weight"])
+    return QwenLM(
+        text_vocabulary=sizes["vocab_size"],
+        speech_vocabulary=given["speech_token_size"],
+        extra=classes - given["speech_token_size"],
+        marks=None if "llm_embedding.weight" in weights else (0, 2),
+        bias="llm_decoder.bias" in weights,
+        width=sizes["hidden_size"],
+        layers=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        key_heads=sizes["num_key_value_heads"],
+        hidden=sizes["intermediate_size"],
+        positions=sizes["max_position_embeddings"],
+        theta=sizes["rope_theta"],
     )
 
 
-def test_loss_accuracy_and_gradients(fixture, close):
-    numbers = fixture("llm_v1")
-    net, batch = network(numbers), batch_of(numbers["batch"])
+def network(numbers):
+    given, weights = numbers["config"], numbers["state_dict"]
+    net = qwen(given, weights) if "qwen" in given else transformer(given)
+    assert list(net.state_dict()) == list(weights)
+    net.load_state_dict(weights)
+    return net.eval()
+
+
+def layout(numbers):
+    given, weights = numbers["config"], numbers["state_dict"]
+    vocabulary = given["speech_token_size"]
+    if "qwen" not in given:
+        return Layout(speaker=True, vocabulary=vocabulary)
+    end, fill = (0, 2) if "llm_embedding.weight" in weights else (1, 3)
+    return Layout(speaker=False, vocabulary=vocabulary, end=end, fill=fill, interleaved=0.5, block=tuple(given["mix_ratio"]))
+
+
+def batch_of(numbers, given, coins=()):
+    """The view's batch of the original's tokens, with the original's coins for the layout, row by row."""
+    vocabulary, speaker_dim = numbers["config"]["speech_token_size"], given["embedding"].size(1)
+    options = {"speech_vocabulary": vocabulary, "speaker_dim": speaker_dim, "use_spk_embedding": False, "layout": layout(numbers)}
+    view, rows, named = LanguageView(tokenizer=Characters(alphabet="a"), **options), [], {}
+    for row in range(len(given["text_token"])):
+        content = {}
+        for field, name in {"text": "text_token", "speech": "speech_token", "instruct": "instruct_token"}.items():
+            if name in given:
+                content[field] = given[name][row : row + 1, : given[f"{name}_len"][row]].numpy()
+        rows.append({**content, "speaker": given["embedding"][row].unsqueeze(1).numpy()})
+        named[str(row)] = coins[row] if coins else 1.0
+
+    class Tape:
+        def __init__(self, utt):
+            self.random = lambda: np.float64(named[utt])
+
+    return view.collate(list(named), rows, lambda utt, purpose: Tape(utt))
+
+
+def recorded(name, prefix):
+    """The recorded steps of a fixture, whatever seeds they have; nothing where there is no fixture."""
+    path = Path(os.environ.get("COSYEXP_PARITY", "nowhere")) / name / "fixture.pt"
+    keys = torch.load(path, weights_only=True) if path.exists() else {prefix: None}
+    return [pytest.param(name, key, id=f"{name}-{key}") for key in keys if key.startswith(prefix)]
+
+
+STEPS = [step for name in ("llm_v1", *QWEN) for prefix in ("train", "eval") for step in recorded(name, prefix)]
+
+
+@pytest.mark.parametrize(("name", "step"), STEPS)
+def test_loss_accuracy_and_gradients(fixture, close, name, step):
+    numbers = fixture(name)
+    wanted = numbers[step]
+    net, batch = network(numbers), batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]])
     objective = Language(net, optimizer=None, scheduler=None)
     loss = next(objective.turns(batch))
     tokens = objective.weights(batch)["tokens"]
     total = loss.scaled({"tokens": tokens})
     total.backward()
-    close("loss", total, numbers["train"]["out"]["loss"])
-    close("accuracy", loss["acc"].sum / tokens, numbers["train"]["out"]["acc"])
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(parameter.grad, numbers["train"]["grads"][name], rtol=1e-4, atol=1e-6)
+    close("loss", total, wanted["out"]["loss"])
+    close("accuracy", loss["acc"].sum / tokens, wanted["out"]["acc"])
+    for key, norm in wanted.get("grad_norm", {}).items():
+        close(f"norm of {key}", net.get_parameter(key).grad.norm(), norm)
+    for key, grad in wanted.get("grads", {}).items():
+        torch.testing.assert_close(net.get_parameter(key).grad, grad, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "step"), [step for name in QWEN for step in recorded(name, "train")])
+def test_sequence_and_logits(fixture, close, name, step):
+    numbers = fixture(name)
+    captured = numbers[step]["captured"]
+    net, batch = network(numbers), batch_of(numbers, numbers["batch"], [coin for _, coin in numbers[step]["tape"]])
+    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    assert torch.equal(batch.lens_B, captured["lm_input_len"].long())
+    for row, count in enumerate(batch.answers_B):
+        places = batch.answer_BA[row, :count]
+        assert torch.equal(batch.target_BA[row, :count], captured["lm_target"][row][places])
+        assert (captured["lm_target"][row] != -1).sum() == count
+        close(f"logits of row {row}", found[row, :count], captured["logits"][row][places])
+
+
+@torch.no_grad()
+def test_intermediates_of_v1(fixture, close):
+    numbers = fixture("llm_v1")
+    net, batch, captured = network(numbers), batch_of(numbers, numbers["batch"]), numbers["captured"]
+    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    text = net.text_encoder(net.text_embedding(batch.text_BL), batch.text_lens_B)
+    for row, (size, whole) in enumerate(zip(batch.text_lens_B, batch.lens_B, strict=True)):
+        close(f"text encoder, row {row}", text[row, :size], captured["text_encoder"][0][row, :size])
+        places = batch.answer_BA[row, : batch.answers_B[row]]
+        close(f"logits, row {row}", found[row, : len(places)], captured["logits"][row, places])
+        assert whole == captured["llm_in"][1][row]
 
 
 def test_label_smoothing(fixture, close):
     numbers = fixture("llm_v1")
-    batch = batch_of(numbers["batch"])
-    for smoothing in (0.0, 0.1):
-        objective = Language(network(numbers), optimizer=None, scheduler=None, smoothing=smoothing)
-        total = objective.validate(batch)["ce"].sum
-        variants = numbers["loss_variants"]
-        close(f"per token {smoothing}", total / objective.weights(batch)["tokens"], variants[f"lsm{smoothing}_normTrue"])
-        close(f"per row {smoothing}", total / len(batch), variants[f"lsm{smoothing}_normFalse"])
+    batch = batch_of(numbers, numbers["batch"])
+    for name, wanted in numbers["loss_variants"].items():
+        smoothing, normalised = name.removeprefix("lsm").split("_norm")
+        objective = Language(network(numbers), optimizer=None, scheduler=None, smoothing=float(smoothing))
+        share = objective.weights(batch)["tokens"] if normalised == "True" else len(batch)
+        close(name, objective.validate(batch)["ce"].sum / share, wanted)
 
 
-def decode(net, given, choose):
-    """Decoding after a prompt, with the original's limits: 2 to 6 speech tokens for a text token."""
+def prompt_of(net, numbers, mode):
+    """The embedded prompt, and the limits that were recorded or that the original has for v1."""
+    given = numbers["inference_input"] if "inference_input" in numbers else numbers[mode]
+    if "min_len" in given:
+        x = torch.cat([net.prompt(given["text"]), net.speech_embedding(given["prompt_speech"])], dim=1)
+        return x, given["min_len"], given["max_len"]
+    size = given["text"].size(1)
+    if mode == "inference_noprompt":
+        return net.prompt(given["text"], None), 2 * size, 6 * size
     text = torch.cat([given["prompt_text"], given["text"]], dim=1)
-    prefix = net.prefix(text, torch.tensor([text.size(1)]), given["embedding"])
-    x = torch.cat([prefix, net.speech_embedding(given["prompt_speech_token"])], dim=1)
-    logp, cache = net.decode(x, net.llm.empty_cache(x))
-    tokens, seen = [], []
-    while len(tokens) < 6 * given["text"].size(1):
-        row = logp[0].clone()
-        if len(tokens) < 2 * given["text"].size(1):
-            row[net.end_of_speech] = -torch.inf
-        seen.append(row)
-        token = choose(row, tokens)
-        if token == net.end_of_speech:
-            break
-        tokens.append(token)
-        logp, cache = net.decode(net.speech_embedding(torch.tensor([[token]])), cache)
-    return tokens, torch.stack(seen)
+    return torch.cat([net.prompt(text, given["embedding"]), net.speech_embedding(given["prompt_speech_token"])], dim=1), 2 * size, 6 * size
 
 
 @torch.no_grad()
-def test_greedy_decoding_with_the_cache(fixture, close):
-    numbers = fixture("llm_v1")
-    tokens, logp = decode(network(numbers), numbers["inference_input"], lambda row, _: int(row.argmax()))
-    assert tokens == numbers["inference_greedy"]["tokens"]
-    wanted = numbers["inference_greedy"]["logp"]
-    finite = wanted.isfinite()
-    assert torch.equal(logp.isfinite(), finite)
-    close("log-probabilities", logp[finite], wanted[finite])
+@pytest.mark.parametrize("mode", ["inference_greedy", "inference_ras", "inference_noprompt"])
+@pytest.mark.parametrize("name", ["llm_v1", *QWEN])
+def test_decoding_with_the_cache(fixture, close, name, mode):
+    numbers = fixture(name)
+    if mode not in numbers:
+        assert mode == "inference_noprompt" and name != "llm_v1"
+        return
+    net, wanted, vocabulary = network(numbers), numbers[mode], numbers["config"]["speech_token_size"]
+    drawn, seen = [int(value) for _, value in wanted.get("tape", [])], []
 
+    def choose(logp_V, history):
+        seen.append(logp_V)
+        return ras(logp_V, history, lambda weights: drawn.pop(0)) if mode == "inference_ras" else greedy(logp_V, history, None)
 
-@torch.no_grad()
-def test_repetition_aware_decoding(fixture):
-    numbers = fixture("llm_v1")
-    drawn = [int(value) for _, value in numbers["inference_ras"]["tape"]]
-    tokens, _ = decode(network(numbers), numbers["inference_input"], lambda row, history: ras(row, history, lambda weights: drawn.pop(0)))
-    assert tokens == numbers["inference_ras"]["tokens"]
+    x, shortest, longest = prompt_of(net, numbers, mode)
+    start = net.decode(x, net.empty_cache(x))
+    limits = {"shortest": shortest, "longest": longest, "barred": [vocabulary]}  # the original bars that class alone
+    step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
+    assert list(decode(*start, step, choose, speech_vocabulary=vocabulary, **limits)) == wanted["tokens"]
     assert not drawn
+    if "logp" in wanted:
+        found, finite = torch.stack(seen), wanted["logp"].isfinite()
+        assert torch.equal(found.isfinite(), finite)
+        close("log-probabilities", found[finite], wanted["logp"][finite])
+
+
+@torch.no_grad()
+def test_decoding_while_the_text_comes(fixture, close):
+    numbers = fixture("llm_v2")
+    net, given, vocabulary = network(numbers), numbers["inference_bistream"], numbers["config"]["speech_token_size"]
+    seen = []
+
+    def choose(logp_V, history):
+        seen.append(logp_V)
+        return vocabulary if len(history) >= 60 else int(logp_V[:vocabulary].argmax())
+
+    tokens = decode_in_blocks(
+        net,
+        given["chunks"],
+        choose,
+        speech_vocabulary=vocabulary,
+        fill=vocabulary + 2,
+        prompt_text_1L=given["prompt_text"],
+        prompt_speech_1N=given["prompt_speech"],
+        longest=1000,
+        block=tuple(numbers["config"]["mix_ratio"]),
+        stutter=True,
+    )
+    assert list(tokens) == given["tokens"]
+    for step, (found, wanted) in enumerate(zip(seen, given["logp"], strict=True)):
+        finite = found.isfinite()
+        close(f"step {step}", found[finite], wanted[finite])

@@ -16,6 +16,7 @@ from cosyexp.data.corpus import Corpus
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.fields import F0, Mel, SpeakerEmbedding, Utterance, Wave
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
+from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import read_list, read_rows, write_shard
@@ -31,7 +32,8 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200).map(np.array)
 
 def llm_view() -> LanguageView:
     alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
-    return LanguageView(tokenizer=alphabet, speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False)
+    layout = Layout(speaker=True, vocabulary=512)
+    return LanguageView(tokenizer=alphabet, speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False, layout=layout)
 
 
 def flow_view() -> FlowView:

@@ -1,102 +1,248 @@
-"""The speech-token language model, its encoders, and sampling."""
+"""The speech-token language models, their encoders, layouts, and sampling."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from cosyexp.data.draws import Draws
+from cosyexp.data.layout import Layout
+from cosyexp.data.tokenizers import Characters
+from cosyexp.data.views.llm import LanguageView
 from cosyexp.models.layers.attention import by_key
 from cosyexp.models.layers.encoder import Encoder, chunk_mask
+from cosyexp.models.llm.decoding import decode, decode_in_blocks
+from cosyexp.models.llm.qwen_lm import QwenLM
 from cosyexp.models.llm.sampling import drawn_from, greedy, nucleus, ras
 from cosyexp.models.llm.transformer_lm import TransformerLM
 
 TEXTS, SPEECHES, SPEAKER = 20, 30, 6
+LAYOUTS = {
+    "cosyvoice": Layout(speaker=True, vocabulary=SPEECHES),
+    "cosyvoice2": Layout(speaker=False, vocabulary=SPEECHES, fill=2, interleaved=1.0, block=(2, 3)),
+    "cosyvoice3": Layout(speaker=False, vocabulary=SPEECHES, end=1, fill=3, interleaved=0.5, block=(2, 3)),
+}
+FAMILIES = list(LAYOUTS)
 
 
 def encoder(in_width, layer="transformer", chunk=1, dropout=0.0):
     return Encoder(in_width, width=16, heads=2, hidden=24, blocks=2, layer=layer, chunk=chunk, dropout=dropout)
 
 
-@pytest.fixture
-def net():
+def network(family):
     torch.manual_seed(0)
-    parts = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
-    net = TransformerLM(text_vocabulary=TEXTS, speech_vocabulary=SPEECHES, text_width=12, speaker_dim=SPEAKER, **parts)
-    return net.double().eval()
+    sizes = {"text_vocabulary": TEXTS, "speech_vocabulary": SPEECHES}
+    if family == "cosyvoice":
+        parts = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
+        return TransformerLM(**sizes, text_width=12, speaker_dim=SPEAKER, **parts).double().eval()
+    qwen = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
+    marks = {"extra": 3, "marks": None, "bias": True} if family == "cosyvoice2" else {"extra": 9, "marks": (0, 2), "bias": False}
+    net = QwenLM(**sizes, **qwen, **marks).double().eval()
+    with torch.no_grad():
+        for parameter in net.llm.parameters():
+            parameter.mul_(5)  # Qwen2 starts so small that its positions differ little
+    return net
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture
-def batch():
-    """Three rows of other lengths: text, speech, and the speaker."""
-    draw = torch.Generator().manual_seed(0)
-    text_lens, speech_lens = torch.tensor([5, 3, 7]), torch.tensor([4, 9, 1])
-    text, speech = torch.randint(TEXTS, (3, 7), generator=draw), torch.randint(SPEECHES, (3, 9), generator=draw)
-    return text, text_lens, speech, speech_lens, torch.randn(3, SPEAKER, generator=draw, dtype=torch.float64)
+def net(family):
+    return network(family)
 
 
-def answers(logits, speech_lens):
+def view(family):
+    """Rows of a family that knows instructions have one."""
+    options = {"speech_vocabulary": SPEECHES, "speaker_dim": SPEAKER, "use_spk_embedding": False}
+    return LanguageView(tokenizer=Characters(alphabet="a"), layout=LAYOUTS[family], **options)
+
+
+def rows(family):
+    """Three rows of other lengths; the first two have speech enough for blocks."""
+    draw = np.random.default_rng(0)
+    found = []
+    for text, speech, instruct in ((5, 9, 2), (3, 14, 1), (7, 1, 3)):
+        row = {"text": draw.integers(TEXTS, size=(1, text)), "speech": draw.integers(SPEECHES, size=(1, speech))}
+        if family == "cosyvoice3":
+            row["instruct"] = draw.integers(TEXTS, size=(1, instruct))
+        found.append({**row, "speaker": draw.standard_normal((SPEAKER, 1))})
+    return found
+
+
+def collate(family, chosen):
+    return view(family).collate([f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(4, 0))
+
+
+@pytest.fixture
+def batch(family):
+    return collate(family, list(enumerate(rows(family))))
+
+
+def logits(net, batch):
     """What is meaningful of each row."""
-    return [row[: int(count) + 1] for row, count in zip(logits, speech_lens, strict=True)]
-
-
-def row_alone(batch, row):
-    text, text_lens, speech, speech_lens, speaker = (x[row : row + 1] for x in batch)
-    return text[:, : int(text_lens)], text_lens, speech[:, : int(speech_lens)], speech_lens, speaker
+    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    return [row[:count] for row, count in zip(found, batch.answers_B.tolist(), strict=True)]
 
 
 @torch.no_grad()
-def test_a_row_alone_is_the_row_in_a_batch(net, batch):
-    together = answers(net(*batch), batch[3])
-    for row, wanted in enumerate(together):
-        assert_close(net(*row_alone(batch, row))[0], wanted, rtol=0, atol=1e-9)
+def test_a_row_alone_is_the_row_in_a_batch(net, batch, family):
+    for index, (row, wanted) in enumerate(zip(rows(family), logits(net, batch), strict=True)):
+        assert_close(logits(net, collate(family, [(index, row)]))[0], wanted, rtol=0, atol=1e-9)
 
 
-@torch.no_grad()
-def test_teacher_forcing_is_decoding_with_the_cache(net, batch):
-    for row, wanted in enumerate(answers(net(*batch), batch[3])):
-        text, text_lens, speech, _, speaker = row_alone(batch, row)
-        x = net.prefix(text, text_lens, speaker)
-        logp, cache = net.decode(x, net.llm.empty_cache(x))
-        found = [logp]
-        for token in speech[0]:
-            logp, cache = net.decode(net.speech_embedding(token[None, None]), cache)
-            found.append(logp)
-        assert_close(torch.cat(found).double(), wanted.log_softmax(-1), rtol=0, atol=1e-5)
-        assert cache.size(3) == text.size(1) + speech.size(1) + 3
+def test_gradients_of_a_row_alone_are_those_in_a_batch(net, batch, family):
+    logits(net, batch)[0].square().sum().backward()
+    together = {name: parameter.grad for name, parameter in net.named_parameters()}
+    net.zero_grad()
+    logits(net, collate(family, [(0, rows(family)[0])]))[0].square().sum().backward()
+    for name, parameter in net.named_parameters():
+        if parameter.grad is not None:
+            assert_close(parameter.grad, together[name], rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()
 def test_padded_ids_change_nothing(net, batch):
-    text, text_lens, speech, speech_lens, speaker = batch
-    other_text, other_speech = text.clone(), speech.clone()
+    wanted = logits(net, batch)
+    speech_lens = (
+        batch.order_BT.ge(batch.text_BL.size(1)).logical_and(batch.order_BT < batch.text_BL.size(1) + batch.speech_BN.size(1)).sum(1)
+    )
+    text, speech = batch.text_BL.clone(), batch.speech_BN.clone()
     for row in range(3):
-        other_text[row, text_lens[row] :] = (text[row, text_lens[row] :] + 1) % TEXTS
-        other_speech[row, speech_lens[row] :] = (speech[row, speech_lens[row] :] + 1) % SPEECHES
-    assert not torch.equal(other_text, text) and not torch.equal(other_speech, speech)
-    wanted = answers(net(*batch), speech_lens)
-    for ours, theirs in zip(answers(net(other_text, text_lens, other_speech, speech_lens, speaker), speech_lens), wanted, strict=True):
-        assert torch.equal(ours, theirs)
+        text[row, batch.text_lens_B[row] :] = (text[row, batch.text_lens_B[row] :] + 1) % TEXTS
+        speech[row, speech_lens[row] :] = (speech[row, speech_lens[row] :] + 1) % SPEECHES
+    assert not torch.equal(text, batch.text_BL) and not torch.equal(speech, batch.speech_BN)
+    other = type(batch)(**{**vars(batch), "text_BL": text, "speech_BN": speech})
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits(net, other), wanted, strict=True))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("place", [0, 4, 8])
-def test_a_speech_token_is_seen_only_by_those_behind_it(net, batch, place):
-    text, text_lens, speech, speech_lens, speaker = row_alone(batch, 1)
-    before = net(text, text_lens, speech, speech_lens, speaker)
-    speech = speech.clone()
-    speech[0, place] = (speech[0, place] + 1) % SPEECHES
-    after = net(text, text_lens, speech, speech_lens, speaker)
-    assert torch.equal(after[:, : place + 1], before[:, : place + 1])
-    assert (after[:, place + 1 :] != before[:, place + 1 :]).any(-1).all()
+def test_an_answer_sees_only_what_stands_before_it(net, batch):
+    """Another speech token changes the answers behind its position, and none before it."""
+    wanted, texts = logits(net, batch)[1], batch.text_BL.size(1)
+    for token in (0, 5, 13):
+        speech = batch.speech_BN.clone()
+        speech[1, token] = (speech[1, token] + 1) % SPEECHES
+        found = logits(net, type(batch)(**{**vars(batch), "speech_BN": speech}))[1]
+        place = int((batch.order_BT[1] == texts + token).nonzero()[0])
+        behind = batch.answer_BA[1, : len(found)] >= place
+        assert torch.equal(found[~behind], wanted[~behind])
+        assert (found[behind] != wanted[behind]).any(-1).all()
 
 
 @torch.no_grad()
-def test_the_answer_depends_on_text_and_speaker(net, batch):
-    text, text_lens, speech, speech_lens, speaker = batch
-    before = net(*batch)
-    other = text.clone()
-    other[:, 0] = (text[:, 0] + 1) % TEXTS
-    assert (net(other, text_lens, speech, speech_lens, speaker) != before).any(-1).all()
-    assert (net(text, text_lens, speech, speech_lens, speaker.flip(0)) != before).any(-1)[[0, 2]].all()
+def test_teacher_forcing_is_decoding_with_the_cache(net, family):
+    """The last row has too little speech for blocks: text, task, speech."""
+    row = rows(family)[2]
+    text = torch.from_numpy(np.concatenate([row[name] for name in ("instruct", "text") if name in row], axis=1))
+    x = net.prompt(text, torch.from_numpy(row["speaker"].T))
+    logp, cache = net.decode(x, net.empty_cache(x))
+    found = [logp]
+    for token in row["speech"][0]:
+        logp, cache = net.decode(net.speech_embedding(torch.tensor([[token]])), cache)
+        found.append(logp)
+    wanted = logits(net, collate(family, [(2, row)]))[0].log_softmax(-1)
+    assert_close(torch.cat(found).double(), wanted, rtol=0, atol=1e-5)
+    assert cache.size(3) == x.size(1) + row["speech"].shape[1]
+
+
+@torch.no_grad()
+def test_the_first_answer_depends_on_all_of_the_prompt(net, batch, family):
+    wanted = torch.stack([row[-1] for row in logits(net, batch)])
+    text = batch.text_BL.clone()
+    text[:, 0] = (text[:, 0] + 1) % TEXTS
+    other = type(batch)(**{**vars(batch), "text_BL": text})
+    assert (torch.stack([row[-1] for row in logits(net, other)]) != wanted).any(-1).all()
+    swapped = type(batch)(**{**vars(batch), "speaker_BE": batch.speaker_BE.flip(0)})
+    changed = (torch.stack([row[-1] for row in logits(net, swapped)]) != wanted).any(-1)
+    assert changed.tolist() == ([True, False, True] if family == "cosyvoice" else [False] * 3)
+
+
+# layouts
+
+
+def laid_out(layout, text, speech, lead=0, blocks=False):
+    """A row as letters: t text, i instruction, s speech, and the marks; and, under each answer, what it is to predict."""
+    found = layout(lead + text, np.arange(speech), lead, blocks, (lead + text, speech))
+    names = ["i"] * lead + ["t"] * text + [f"s{i}" for i in range(speech)] + ["start", "task", "speaker"]
+    answers = dict(zip(found.answer_A.tolist(), found.target_A.tolist(), strict=True))
+    return [names[i] for i in found.order_T], answers
+
+
+def test_one_stream_of_text_then_speech():
+    order, answers = laid_out(LAYOUTS["cosyvoice"], 2, 3)
+    assert order == ["start", "speaker", "t", "t", "task", "s0", "s1", "s2"]
+    assert answers == {4: 0, 5: 1, 6: 2, 7: SPEECHES}
+    order, answers = laid_out(LAYOUTS["cosyvoice3"], 1, 1, lead=2)
+    assert order == ["start", "i", "i", "t", "task", "s0"]
+    assert answers == {4: 0, 5: SPEECHES + 1}
+
+
+def test_blocks_of_text_and_speech():
+    order, answers = laid_out(LAYOUTS["cosyvoice2"], 5, 8, lead=1, blocks=True)
+    block = ["t", "t", "s0", "s1", "s2", "t", "t", "s3", "s4", "s5"]
+    assert order == ["start", "i", *block, "t", "task", "s6", "s7"]
+    fill, end = SPEECHES + 2, SPEECHES
+    assert answers == {3: 0, 4: 1, 5: 2, 6: fill, 8: 3, 9: 4, 10: 5, 11: fill, 13: 6, 14: 7, 15: end}
+
+
+def test_a_row_is_in_blocks_by_its_coin_and_only_with_speech_enough():
+    layout = LAYOUTS["cosyvoice3"]
+    assert layout.in_blocks(4, 7, 0.49) and not layout.in_blocks(4, 7, 0.5)
+    assert not layout.in_blocks(4, 6, 0.0)
+    assert not LAYOUTS["cosyvoice"].in_blocks(1, 100, 0.0)
+
+
+def test_about_half_of_the_rows_are_in_blocks_and_always_the_same():
+    row = rows("cosyvoice3")[1]
+    answers = [[int(view("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B) for i in range(200)] for seed in (0, 0, 1)]
+    assert answers[0] == answers[1] != answers[2]
+    assert 70 < answers[0].count(14 + 1) < 130
+
+
+# decoding
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES[1:], indirect=True)
+def test_a_mark_ends_the_speech_but_not_too_early(net):
+    start = net.prompt(torch.tensor([[1, 2, 3]]))
+    step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
+    for mark in range(SPEECHES, net.speech_embedding.num_embeddings):
+        seen = []
+
+        def choose(logp_V, history, mark=mark, seen=seen):
+            seen.append(logp_V[SPEECHES:].isfinite())
+            return mark if seen[-1].all() else 7
+
+        limits = {"speech_vocabulary": SPEECHES, "shortest": 3, "longest": 9}
+        assert list(decode(*net.decode(start, net.empty_cache(start)), step, choose, **limits)) == [7] * 3
+        assert [bool(finite.any()) for finite in seen] == [False] * 3 + [True]
+
+
+@torch.no_grad()
+def test_speaking_while_the_text_comes_is_the_layout_of_training():
+    """What the network hears, said all at once, is a row in blocks: the same log-probabilities."""
+    net, layout, seen = network("cosyvoice2"), LAYOUTS["cosyvoice2"], []
+
+    def choose(logp_V, history):
+        seen.append(logp_V)
+        return SPEECHES if len(history) == 10 else len(history)
+
+    text = torch.arange(1, 6).unsqueeze(0)
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    options = {"speech_vocabulary": SPEECHES, "fill": SPEECHES + 2, "prompt_text_1L": nothing, "prompt_speech_1N": nothing}
+    tokens = list(decode_in_blocks(net, text.split(1, dim=1), choose, longest=50, block=layout.block, **options))
+    assert tokens == [0, 1, 2, 4, 5, 6, 8, 9]  # a fill takes a place in the history too
+    row = {"text": text.numpy(), "speech": np.array([tokens]), "speaker": np.zeros((SPEAKER, 1))}
+    batch = collate("cosyvoice2", [(0, row)])
+    wanted = logits(net, batch)[0].log_softmax(-1)
+    chosen = batch.target_BA[0] != SPEECHES + 2  # a fill was due, not chosen
+    assert chosen.sum() == len(seen) == 9
+    for found, row in zip(seen, wanted[chosen], strict=True):
+        assert_close(found[found.isfinite()].double(), row[found.isfinite()], rtol=0, atol=1e-5)
 
 
 # encoders
@@ -208,3 +354,24 @@ def test_only_the_window_counts_as_repetition(logp, draw):
 def test_a_seed_makes_sampling_repeatable(logp):
     runs = [[ras(logp, [], drawn) for _ in range(30)] for drawn in (drawn_from(torch.Generator().manual_seed(3)) for _ in range(2))]
     assert runs[0] == runs[1] and len(set(runs[0])) > 1
+
+
+# pretrained weights
+
+
+def test_a_pretrained_backbone_is_taken_over_whole_or_not_at_all(tmp_path):
+    source, net = network("cosyvoice3").float(), network("cosyvoice2").float()
+    source.llm.model.save_pretrained(tmp_path / "qwen")
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items() if not name.startswith("llm.")}
+    with torch.no_grad():
+        for parameter in net.llm.parameters():
+            parameter.zero_()
+    net.load_pretrained(tmp_path / "qwen")
+    for name, tensor in source.llm.state_dict().items():
+        assert torch.equal(net.llm.state_dict()[name], tensor), name
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
+    other = {"extra": 3, "marks": None, "bias": True, "width": 16, "layers": 3, "heads": 4, "key_heads": 2, "hidden": 24}
+    with pytest.raises(ValueError, match="sizes of the network"):
+        QwenLM(text_vocabulary=TEXTS, speech_vocabulary=SPEECHES, **other).load_pretrained(tmp_path / "qwen")
+    with pytest.raises((OSError, ValueError)):
+        net.load_pretrained(tmp_path / "nothing")

@@ -1,6 +1,6 @@
 """What a speech-token language model reads: text, speech tokens, a speaker embedding. It never opens audio.
 
-B batch, L text tokens, N speech tokens, E speaker embedding.
+B batch, L text tokens, N speech tokens, E speaker embedding, T positions, A answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,42 +12,75 @@ from torch import Tensor
 
 from cosyexp.data.batch import Batch, lengths, pad
 from cosyexp.data.draws import Draws
-from cosyexp.data.fields import Field, SpeakerEmbedding, SpeechTokens, TextTokens
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.fields import Field, InstructTokens, SpeakerEmbedding, SpeechTokens, TextTokens
+from cosyexp.data.layout import Layout
+from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.data.views.base import Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageBatch(Batch):
-    """Ids are padded with 0."""
+    """text_BL: an instruction, if there is one, and the text. order_BT, answer_BA, target_BA: see `Layout`. Padded with 0."""
 
     text_BL: Tensor
     text_lens_B: Tensor
     speech_BN: Tensor
-    speech_lens_B: Tensor
     speaker_BE: Tensor
+    order_BT: Tensor
+    lens_B: Tensor
+    answer_BA: Tensor
+    target_BA: Tensor
+    answers_B: Tensor
 
 
 class LanguageView:
-    """One row costs its text and speech tokens, and the three marks between them."""
+    """One row costs its text and speech tokens, and the three marks between them.
 
-    def __init__(self, *, tokenizer: Characters, speech_vocabulary: int, speaker_dim: int, use_spk_embedding: bool) -> None:
+    instruct: what stands before the text of a row that brings no instruction of its own; None: the model knows none.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        speech_vocabulary: int,
+        speaker_dim: int,
+        use_spk_embedding: bool,
+        layout: Layout,
+        instruct: str | None = None,
+    ) -> None:
+        self.layout = layout
         self.fields: Mapping[str, Field] = {
             "text": TextTokens(tokenizer),
             "speech": SpeechTokens(speech_vocabulary),
             "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
         }
+        if instruct is not None:
+            self.fields = {**self.fields, "instruct": InstructTokens(tokenizer, instruct)}
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
-        return sizes["text"] + sizes["speech"] + 3
+        return 3 + np.sum([sizes[name] for name in self.fields if name != "speaker"], axis=0)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> LanguageBatch:
-        text, speech = [row["text"][0] for row in rows], [row["speech"][0] for row in rows]
+        leads = [row["instruct"].shape[1] if "instruct" in row else 0 for row in rows]
+        text = [np.concatenate([row[name][0] for name in ("instruct", "text") if name in row]) for row in rows]
+        speech = [row["speech"][0] for row in rows]
+        coins = [float(draws(utt, "layout").random()) for utt in utts]
+        size = max(map(len, text)), max(map(len, speech))
+        sequences = [
+            self.layout(len(t), s, lead, self.layout.in_blocks(len(t) - lead, len(s), coin), size)
+            for t, s, lead, coin in zip(text, speech, leads, coins, strict=True)
+        ]
+        order, answer, target = zip(*sequences, strict=True)
         return LanguageBatch(
             utts=tuple(utts),
             text_BL=pad(text).long(),
             text_lens_B=lengths(text),
             speech_BN=pad(speech).long(),
-            speech_lens_B=lengths(speech),
             speaker_BE=torch.from_numpy(np.stack([row["speaker"][:, 0] for row in rows])),
+            order_BT=pad(order),
+            lens_B=lengths(order),
+            answer_BA=pad(answer),
+            target_BA=pad(target),
+            answers_B=lengths(answer),
         )

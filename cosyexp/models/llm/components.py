@@ -3,16 +3,21 @@
 B batch, L text tokens, E speaker embedding, V speech classes, S cached positions.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from cosyexp.models.llm.transformer_lm import TransformerLM
 
+if TYPE_CHECKING:  # transformers takes a second to import
+    from cosyexp.models.llm.qwen_lm import QwenLM
+
 
 class Prefill(nn.Module):
     """Text and speaker to the log-probabilities of the first speech token, and the cache behind them."""
 
-    inputs = ("text", "speaker")
+    inputs: tuple[str, ...] = ("text", "speaker")
     outputs = ("logp", "cache")
     dynamic = {"text": {1: "L"}, "cache": {3: "S"}}
 
@@ -21,14 +26,31 @@ class Prefill(nn.Module):
         self.network = network
 
     def forward(self, text_BL: Tensor, speaker_BE: Tensor) -> tuple[Tensor, Tensor]:
-        lengths = torch.full((text_BL.size(0),), text_BL.size(1), device=text_BL.device)
-        x = self.network.prefix(text_BL, lengths, speaker_BE)
-        return self.network.decode(x, self.network.llm.empty_cache(x))
+        x = self.network.prompt(text_BL, speaker_BE)
+        return self.network.decode(x, self.network.empty_cache(x))
 
     def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        texts = self.network.text_embedding.num_embeddings
         speaker = torch.randn(1, self.network.spk_embed_affine_layer.in_features, generator=draw)
-        return torch.randint(texts, (1, size), generator=draw), speaker
+        return torch.randint(self.network.text_embedding.num_embeddings, (1, size), generator=draw), speaker
+
+
+class TextPrefill(nn.Module):
+    """Text to the log-probabilities of the first speech token, and the cache behind them."""
+
+    inputs: tuple[str, ...] = ("text",)
+    outputs = ("logp", "cache")
+    dynamic = {"text": {1: "L"}, "cache": {3: "S"}}
+
+    def __init__(self, network: "QwenLM") -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.network.prompt(text_BL)
+        return self.network.decode(x, self.network.empty_cache(x))
+
+    def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randint(self.network.text_embedding.num_embeddings, (1, size), generator=draw),)
 
 
 class Decode(nn.Module):
@@ -38,7 +60,7 @@ class Decode(nn.Module):
     outputs = ("logp", "new_cache")
     dynamic = {"cache": {3: "S"}, "new_cache": {3: "S_plus_1"}}
 
-    def __init__(self, network: TransformerLM) -> None:
+    def __init__(self, network: "TransformerLM | QwenLM") -> None:
         super().__init__()
         self.network = network
 
@@ -46,6 +68,6 @@ class Decode(nn.Module):
         return self.network.decode(self.network.speech_embedding(token_B).unsqueeze(1), cache)
 
     def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        llm = self.network.llm
-        cache = torch.randn(llm.blocks, 1, llm.heads, size, 2 * (llm.width // llm.heads), generator=draw)
-        return torch.randint(self.network.end_of_speech, (1,), generator=draw), cache
+        layers, batch, heads, _, width = self.network.empty_cache(torch.empty(1)).shape
+        cache = torch.randn(layers, batch, heads, size, width, generator=draw)
+        return torch.randint(self.network.speech_embedding.num_embeddings, (1,), generator=draw), cache

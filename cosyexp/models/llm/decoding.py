@@ -1,0 +1,111 @@
+"""How a language model speaks: token after token, with a cache.
+
+B batch, L text tokens, N speech tokens, D width, V classes; classes from `speech_vocabulary` on are marks, none of which is a sound.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # transformers takes a second to import
+    from cosyexp.models.llm.qwen_lm import QwenLM
+
+Choose = Callable[[Tensor, Sequence[int]], int]  # a class, from log-probabilities (V,) and the classes before
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a token (1,) and a cache to log-probabilities (1, V) and a cache
+
+
+def decode(
+    logp_BV: Tensor,
+    cache: Tensor,
+    step: Step,
+    choose: Choose,
+    *,
+    speech_vocabulary: int,
+    shortest: int,
+    longest: int,
+    barred: Sequence[int] | slice | None = None,
+) -> Iterator[int]:
+    """The speech tokens of one row that follow its prompt, whose log-probabilities and cache are given, until a mark or `longest`.
+
+    barred: classes that may not come before there are `shortest` tokens; None: all marks.
+    """
+    tokens: list[int] = []
+    while len(tokens) < longest:
+        logp_V = logp_BV[0].clone()
+        if len(tokens) < shortest:
+            logp_V[slice(speech_vocabulary, None) if barred is None else barred] = -torch.inf
+        if (token := choose(logp_V, tokens)) >= speech_vocabulary:
+            return
+        tokens.append(token)
+        yield token
+        logp_BV, cache = step(torch.tensor([token]), cache)
+
+
+def decode_in_blocks(
+    network: "QwenLM",
+    texts: Iterable[Tensor],
+    choose: Choose,
+    *,
+    speech_vocabulary: int,
+    fill: int,
+    prompt_text_1L: Tensor,
+    prompt_speech_1N: Tensor,
+    longest: int,
+    block: tuple[int, int] = (5, 15),
+    stutter: bool = False,
+) -> Iterator[int]:
+    """Speaks while the text is still coming (Du et al. 2024, "CosyVoice 2", section 2.3), at most one block for each piece of it.
+
+    texts: pieces of the text, (1, L) each. fill: the class that asks for the next block of text.
+    prompt_text, prompt_speech: what was said before, (1, 0) where nothing was.
+    stutter: the network hears the last token before the rest of the text twice, as in the original.
+    """
+    wide, long = block
+    embed = network.text_embedding
+    start, task = network.marks_embedding(1).split(1, dim=1)
+    text, prompt = embed(prompt_text_1L), network.speech_embedding(prompt_speech_1N)
+    waiting, cache = [start], network.empty_cache(start)  # what the network has not seen yet
+    spoken: list[int] = []  # with the marks that were chosen
+    ends_at = long - prompt.size(1) % long  # a block of speech is over when so many were chosen
+    hungry = not prompt.size(1)  # for text
+
+    def listen(cache: Tensor) -> tuple[Tensor, Tensor]:
+        logp_BV, cache = network.decode(torch.cat(waiting, dim=1), cache)
+        waiting.clear()
+        return logp_BV[0], cache
+
+    for piece in texts:
+        text = torch.cat([text, embed(piece)], dim=1)
+        while prompt.size(1) and text.size(1) >= wide:
+            waiting += [text[:, :wide], prompt[:, :long]]
+            text, prompt = text[:, wide:], prompt[:, long:]
+        if prompt.size(1) or (hungry and text.size(1) < wide):
+            continue
+        if hungry:
+            waiting.append(text[:, :wide])
+            text, hungry = text[:, wide:], False
+        while not hungry and len(spoken) < longest:
+            logp_V, cache = listen(cache)
+            if len(spoken) == ends_at:
+                token = fill
+            else:
+                others = [mark for mark in range(speech_vocabulary, len(logp_V)) if mark != fill]
+                token = choose(logp_V.index_fill(0, torch.tensor(others), -torch.inf), spoken)
+            spoken.append(token)
+            if hungry := token == fill:
+                ends_at = len(spoken) + long
+            else:
+                yield token
+                waiting.append(network.speech_embedding(torch.tensor([[token]])))
+    if stutter and hungry and len(spoken) > 1:
+        waiting.append(network.speech_embedding(torch.tensor([[spoken[-2]]])))
+    waiting += [text, task]
+    while len(spoken) < longest:
+        logp_V, cache = listen(cache)
+        if (token := choose(logp_V.index_fill(0, torch.tensor([fill]), -torch.inf), spoken)) >= speech_vocabulary:
+            return
+        spoken.append(token)
+        yield token
+        waiting.append(network.speech_embedding(torch.tensor([[token]])))
