@@ -50,7 +50,7 @@ class FlowMatchingLoss:
 
     def _velocity(self, batch: FlowBatch, noisy: Tensor, time_B: Tensor, prompt: Tensor, keep_B: Tensor) -> Tensor:
         velocity: Tensor = self.players["flow"](
-            batch.token_BN, batch.token_lens_B, batch.speaker_BE, noisy, batch.mel_lens_B, time_B, prompt, keep_B
+            batch.token_BN, batch.token_lens_B, batch.speaker_BE, noisy, batch.mel_lens_B, time_B, prompt, keep_B, batch.streaming_B
         )
         return velocity
 

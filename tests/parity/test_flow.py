@@ -1,44 +1,113 @@
-"""The v1 flow model against the original's numbers, with the original's leaks between rows switched on."""
+"""The flow models against the original's numbers, with the original's leaks between rows switched on, and against its keys."""
+
+import json
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from cosyexp.data.views.flow import FlowBatch
-from cosyexp.models.flow.masked_diff import MaskedDiffWithXvec
+from cosyexp.face.door import CONFIGS, register
+from cosyexp.models.flow.dit import DiT
+from cosyexp.models.flow.generate import generate
+from cosyexp.models.flow.masked_diff import CausalMaskedDiffWithDiT, CausalMaskedDiffWithXvec, MaskedDiffWithXvec
 from cosyexp.models.flow.unet import UNet
+from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.objectives.flow import FlowMatchingLoss
+from cosyexp.run.targets import build
 from tests.parity.conftest import encoder
+from tests.support import folder_from
+
+FIXTURES = pytest.mark.parametrize("name", ["flow_v1", "flow_v2", "flow_v3"])
+UP_BLOCKS = 4  # the original has no argument for it
 
 
-def network(numbers):
-    given = numbers["config"]
-    unet = given["estimator"]
-    net = MaskedDiffWithXvec(
-        speech_vocabulary=given["flow"]["vocab_size"],
-        speaker_dim=given["flow"]["spk_embed_dim"],
-        mel_bins=given["flow"]["output_size"],
-        encoder=encoder(given["encoder"], "conformer"),
-        regulator_layers=len(given["length_regulator"]["sampling_ratios"]),
+def unet(given, causal):
+    return UNet(
+        mel_bins=given["out_channels"],
+        channels=given["channels"],
+        blocks=given["n_blocks"],
+        mid_blocks=given["num_mid_blocks"],
+        heads=given["num_heads"],
+        head_width=given["attention_head_dim"],
+        dropout=given["dropout"],
+        causal=causal,
+        chunk=given.get("static_chunk_size", 0),
         padding="original",
-        estimator=UNet(
-            mel_bins=given["flow"]["output_size"],
-            channels=unet["channels"],
-            blocks=unet["n_blocks"],
-            mid_blocks=unet["num_mid_blocks"],
-            heads=unet["num_heads"],
-            head_width=unet["attention_head_dim"],
-            dropout=unet["dropout"],
-            padding="original",
-        ),
     )
+
+
+def v1(given, shared):
+    tokens = 20
+    return MaskedDiffWithXvec(
+        **shared,
+        encoder=encoder(given["encoder"], "conformer"),
+        estimator=unet(given["estimator"], causal=False),
+        regulator_layers=len(given["length_regulator"]["sampling_ratios"]),
+        edge_tokens=tokens,
+        edge_frames=int(tokens / given["flow"]["input_frame_rate"] * 22050 / 256),
+        padding="original",
+    )
+
+
+def v2(given, shared):
+    arguments = given["encoder"]
+    upsampling = UpsamplingEncoder(
+        width=arguments["output_size"],
+        heads=arguments["attention_heads"],
+        hidden=arguments["linear_units"],
+        blocks=arguments["num_blocks"],
+        up_blocks=UP_BLOCKS,
+        factor=given["flow"]["token_mel_ratio"],
+        look_ahead=given["flow"]["pre_lookahead_len"],
+        chunk=arguments["static_chunk_size"],
+        dropout=arguments["dropout_rate"],
+        attention_dropout=arguments["attention_dropout_rate"],
+        padding="original",
+    )
+    return CausalMaskedDiffWithXvec(**shared, encoder=upsampling, estimator=unet(given["estimator"], causal=True))
+
+
+def v3(given, shared):
+    arguments = given["estimator"]
+    dit = DiT(
+        mel_bins=arguments["mel_dim"],
+        width=arguments["dim"],
+        blocks=arguments["depth"],
+        heads=arguments["heads"],
+        head_width=arguments["dim_head"],
+        hidden=arguments["dim"] * arguments["ff_mult"],
+        chunk=arguments["static_chunk_size"],
+        dropout=arguments["dropout"],
+    )
+    return CausalMaskedDiffWithDiT(
+        **shared,
+        frames_per_token=given["flow"]["token_mel_ratio"],
+        look_ahead=given["pre_lookahead_layer"]["pre_lookahead_len"],
+        hidden=given["pre_lookahead_layer"]["channels"],
+        estimator=dit,
+    )
+
+
+def network(name, numbers):
+    given = numbers["config"]
+    shared = {
+        "speech_vocabulary": given["flow"]["vocab_size"],
+        "speaker_dim": given["flow"]["spk_embed_dim"],
+        "mel_bins": given["flow"]["output_size"],
+    }
+    net = {"flow_v1": v1, "flow_v2": v2, "flow_v3": v3}[name](given, shared)
     assert list(net.state_dict()) == list(numbers["state_dict"])
     net.load_state_dict(numbers["state_dict"])
     return net
 
 
 def batch_of(given, tape):
-    """The batch with the draws that the original made: prompts row by row, then time, noise, and who keeps the conditions."""
+    """The batch with the draws that the original made: whether all rows stream, where a family can, then the prompts row by row,
+    then time, noise, and who keeps the conditions."""
     tape, rows = list(tape), len(given["speech_token"])
+    coins = sum(kind == "random.random" for kind, _ in tape)
+    streaming = coins > rows and tape.pop(0)[1] < 0.5
     prompts = []
     for _ in range(rows):
         _, coin = tape.pop(0)
@@ -55,40 +124,119 @@ def batch_of(given, tape):
         noise_BFT=noise,
         prompt_lens_B=torch.tensor(prompts),
         keep_B=(keep > 0.2).float(),
+        streaming_B=torch.full((rows,), streaming),
     )
 
 
-@pytest.mark.parametrize("seed", [100, 101, 103])
-def test_loss_and_gradients(fixture, close, seed):
-    numbers = fixture("flow_v1")
-    recorded = numbers[f"train_seed{seed}"]
-    net, batch = network(numbers), batch_of(numbers["batch"], recorded["tape"])
-    objective = FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
-    # the original divides by frames times bands
-    loss = next(objective.turns(batch)).scaled({"frames": objective.weights(batch)["frames"]})
-    loss.backward()
-    close("loss", loss, recorded["out"]["loss"])
-    for name, parameter in net.named_parameters():
-        close(name, parameter.grad.norm(), recorded["grad_norm"][name])
-        if "grads" in recorded:
-            torch.testing.assert_close(parameter.grad, recorded["grads"][name], rtol=1e-3, atol=1e-4)
+def watch(net):
+    """What goes into the estimator and comes out of the parts, under the names of the fixtures."""
+    seen = {}
+
+    def note(name, change=lambda x: x):
+        return lambda module, inputs, output: seen.update({name: change(output)})
+
+    parts = {"encoder": "encoder_out", "pre_lookahead_layer": "pre_lookahead_out", "decoder.estimator": "estimator_out"}
+    for part, module in net.named_modules():
+        if part in parts:
+            module.register_forward_hook(note(parts[part]))
+        if part == "length_regulator":
+            module.register_forward_hook(note("length_regulator_out", lambda x: x.transpose(1, 2)))
+    net.decoder.estimator.register_forward_pre_hook(lambda module, inputs: seen.update(estimator_in=inputs))
+    return seen
 
 
-def test_encoder_and_length_regulator(fixture, close):
-    numbers = fixture("flow_v1")
-    captured, given = numbers["train_seed100"]["captured"], numbers["batch"]
-    net, lens = network(numbers), given["speech_feat_len"].long()
-    mu, speaker = net.encode(
-        given["speech_token"], given["speech_token_len"].long(), given["embedding"], given["speech_feat"].size(1), lens
-    )
-    close("length regulator", mu.transpose(1, 2), captured["length_regulator_out"][0])
-    assert speaker.shape == (len(lens), 80)
+def recordings(numbers, kind):
+    return {key: value for key, value in numbers.items() if key.startswith(f"{kind}_seed")}
 
 
+@FIXTURES
+def test_losses_gradients_and_what_is_between(fixture, close, name):
+    numbers = fixture(name)
+    for key, recorded in {**recordings(numbers, "train"), **recordings(numbers, "eval")}.items():
+        net, batch = network(name, numbers).train(recorded["train"]), batch_of(numbers["batch"], recorded["tape"])
+        seen, objective = watch(net), FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
+        # the original divides by frames times bands
+        loss = next(objective.turns(batch)).scaled({"frames": objective.weights(batch)["frames"]})
+        close(f"{key} loss", loss, recorded["out"]["loss"])
+        for part, wanted in recorded.get("captured", {}).items():
+            if part == "estimator_kw":
+                assert batch.streaming_B.tolist() == [wanted["streaming"]] * len(batch)
+            elif part == "estimator_in":
+                for i, (found, given) in enumerate(zip(seen[part], wanted, strict=False)):
+                    close(f"{key} {part} {i}", found, given)
+            else:
+                close(f"{key} {part}", seen[part], wanted[0] if isinstance(wanted, tuple) else wanted)
+        if "grad_norm" not in recorded:
+            continue
+        loss.backward()
+        gradients = {parameter: x.grad for parameter, x in net.named_parameters()}
+        assert gradients.keys() == recorded["grad_norm"].keys()
+        for parameter, gradient in gradients.items():
+            close(f"{key} norm of {parameter}", gradient.norm(), recorded["grad_norm"][parameter])
+            if "grads" in recorded:
+                close(f"{key} gradient of {parameter}", gradient, recorded["grads"][parameter])
+        close(f"{key} norm", torch.stack([x.norm() for x in gradients.values()]).norm(), recorded["total_grad_norm"])
+
+
+@FIXTURES
 @torch.no_grad()
-def test_estimator(fixture, close):
-    numbers = fixture("flow_v1")
-    given = numbers["estimator"]
-    found = network(numbers).eval().decoder(*(given[name] for name in ("x", "mask", "mu", "t", "spks", "cond")))
-    valid = given["mask"].bool().expand_as(found)
-    close("velocity", found[valid], given["out_streamingFalse"][valid])
+def test_estimator(fixture, close, name):
+    numbers = fixture(name)
+    given, net = numbers["estimator"], network(name, numbers).eval()
+    wanted = {key.removeprefix("out_streaming") == "True": value for key, value in given.items() if key.startswith("out_streaming")}
+    assert wanted
+    for streaming, velocity in wanted.items():
+        found = net.decoder(*(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond")), torch.full((len(velocity),), streaming))
+        close(f"streaming {streaming}", found, velocity)
+        if not streaming:
+            close("plain", net.decoder(*(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond"))), velocity)
+
+
+def synthesis(name, numbers, noise, **options):
+    given = numbers["inference_input"]
+    options = {"guidance": numbers["config"]["cfm"]["inference_cfg_rate"], **options}
+    return generate(
+        network(name, numbers).eval(),
+        given["token"],
+        given["embedding"],
+        noise,
+        prompt_token_BP=given["prompt_token"],
+        prompt_mel_BFQ=given["prompt_feat"].transpose(1, 2),
+        **options,
+    )
+
+
+def test_synthesis_of_v1_with_a_prompt_and_with_a_memory(fixture, close):
+    numbers, memory = fixture("flow_v1"), None
+    prompt = numbers["inference_input"]["prompt_feat"].size(1)
+    for key in ("inference", "inference_with_cache"):
+        ((_, noise),) = numbers[key]["tape"]
+        mel, made = synthesis("flow_v1", numbers, noise, memory_BFK2=memory)
+        close(f"{key} mel", mel, numbers[key]["mel"])
+        overlap = numbers[key]["cache"].size(2) - prompt
+        close(f"{key} cache", torch.cat([made[:, :, :prompt], made[:, :, -overlap:]], dim=2), numbers[key]["cache"])
+        memory = numbers[key]["cache"]
+
+
+@pytest.mark.parametrize("name", ["flow_v2", "flow_v3"])
+def test_synthesis_with_a_prompt_in_chunks_and_unfinished(fixture, close, name):
+    numbers = fixture(name)
+    (noise,) = (value for key, value in numbers.items() if key.startswith("rand_noise"))
+    prompt = numbers["inference_input"]["prompt_feat"].size(1)
+    wanted = {key: value for key, value in numbers.items() if key.startswith("inference_streaming")}
+    assert wanted
+    for key, mel in wanted.items():  # unfinished, the last tokens have no frames
+        found, _ = synthesis(name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key)
+        close(key, found, mel)
+
+
+@pytest.mark.parametrize(("family", "manifest"), [("cosyvoice", "v1"), ("cosyvoice2", "v2"), ("cosyvoice3", "v3")])
+def test_the_networks_at_their_real_sizes_have_the_official_keys(family, manifest):
+    wanted = json.loads(folder_from("COSYEXP_PARITY", "manifests", f"{manifest}_flow.json").read_text())["state"]
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+        config = compose("train", overrides=["model=flow", f"family={family}"])
+    with torch.device("meta"):
+        found = build(config.network).state_dict()
+    assert list(found) == list(wanted)
+    assert all([list(x.shape), str(x.dtype)] == [wanted[key]["shape"], f"torch.{wanted[key]['dtype']}"] for key, x in found.items())

@@ -20,7 +20,7 @@ from cosyexp.data.views.base import Row
 @dataclass(frozen=True, kw_only=True)
 class FlowBatch(Batch):
     """A row's draws: time_B in [0, 1], standard normal noise_BFT, prompt_lens_B frames of the mel given as a prompt,
-    keep_B 1 where the conditions are kept and 0 where guidance drops them."""
+    keep_B 1 where the conditions are kept and 0 where guidance drops them, streaming_B True where the network sees by chunks."""
 
     token_BN: Tensor
     token_lens_B: Tensor
@@ -31,13 +31,15 @@ class FlowBatch(Batch):
     noise_BFT: Tensor
     prompt_lens_B: Tensor
     keep_B: Tensor
+    streaming_B: Tensor
 
 
 class FlowView:
     """One row costs its mel frames.
 
+    frames_per_token: mel frames of a token, to which both are cut, or None for any ratio.
     drop: the share of rows that lose their conditions. prompt: the largest share of a mel that is given as a prompt; half of
-    the rows have none.
+    the rows have none. streaming: the share of rows that are seen by chunks.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class FlowView:
         use_spk_embedding: bool,
         sample_rate: int,
         mel: Mapping[str, Any],
+        frames_per_token: int | None = None,
         drop: float = 0.2,
         prompt: float = 0.3,
+        streaming: float = 0.0,
     ) -> None:
-        self.drop, self.prompt = drop, prompt
+        self.frames_per_token, self.drop, self.prompt, self.streaming = frames_per_token, drop, prompt, streaming
         self.fields: Mapping[str, Field] = {
             "token": SpeechTokens(speech_vocabulary),
             "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
@@ -59,10 +63,16 @@ class FlowView:
         }
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
-        return sizes["mel"]
+        if self.frames_per_token is None:
+            return sizes["mel"]
+        return self.frames_per_token * np.minimum(sizes["token"], sizes["mel"] // self.frames_per_token)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> FlowBatch:
         token, mel = [row["token"][0] for row in rows], [row["mel"] for row in rows]
+        if self.frames_per_token is not None:
+            sizes = [min(len(t), m.shape[1] // self.frames_per_token) for t, m in zip(token, mel, strict=True)]
+            token = [t[:size] for t, size in zip(token, sizes, strict=True)]
+            mel = [m[:, : size * self.frames_per_token] for m, size in zip(mel, sizes, strict=True)]
         noise = [draws(u, "noise").standard_normal(m.shape, dtype=np.float32) for u, m in zip(utts, mel, strict=True)]
         return FlowBatch(
             utts=tuple(utts),
@@ -75,6 +85,7 @@ class FlowView:
             noise_BFT=pad(noise),
             prompt_lens_B=torch.tensor([self._prompt(m.shape[1], draws(u, "prompt")) for u, m in zip(utts, mel, strict=True)]),
             keep_B=torch.tensor([float(draws(utt, "keep").random() >= self.drop) for utt in utts]),
+            streaming_B=torch.tensor([bool(draws(utt, "streaming").random() < self.streaming) for utt in utts]),
         )
 
     def _prompt(self, frames: int, draw: np.random.Generator) -> int:

@@ -6,7 +6,7 @@ B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
 import torch
 from torch import Tensor, nn
 
-from cosyexp.models.flow.masked_diff import MaskedDiffWithXvec
+from cosyexp.models.flow.masked_diff import FlowNetwork
 
 
 class Conditions(nn.Module):
@@ -16,7 +16,7 @@ class Conditions(nn.Module):
     outputs = ("mu", "spks")
     dynamic = {"token": {1: "N"}, "noise": {2: "T"}, "mu": {2: "T"}}
 
-    def __init__(self, network: MaskedDiffWithXvec) -> None:
+    def __init__(self, network: FlowNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -24,12 +24,13 @@ class Conditions(nn.Module):
         batch, frames = token_BN.size(0), noise_BFT.size(2)
         token_lens = torch.full((batch,), token_BN.size(1), device=token_BN.device)
         mel_lens = torch.full((batch,), frames, device=token_BN.device)
-        return self.network.encode(token_BN, token_lens, speaker_BE, frames, mel_lens)
+        nothing = torch.zeros_like(mel_lens)
+        return self.network.encode(token_BN, token_lens, speaker_BE, frames, mel_lens, None, (nothing, nothing))
 
     def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
         tokens = torch.randint(self.network.input_embedding.num_embeddings, (1, size), generator=draw)
         speaker = torch.randn(1, self.network.spk_embed_affine_layer.in_features, generator=draw)
-        return tokens, speaker, torch.randn(1, self.network.encoder_proj.out_features, 2 * size + 1, generator=draw)
+        return tokens, speaker, torch.randn(1, self.network.spk_embed_affine_layer.out_features, 2 * size, generator=draw)
 
 
 class Velocity(nn.Module):
@@ -39,10 +40,10 @@ class Velocity(nn.Module):
     outputs = ("estimator_out",)
     dynamic = {name: {0: "B", 2: "T"} for name in ("x", "mask", "mu", "cond", "estimator_out")} | {"t": {0: "B"}, "spks": {0: "B"}}
 
-    def __init__(self, network: MaskedDiffWithXvec) -> None:
+    def __init__(self, network: FlowNetwork) -> None:
         super().__init__()
         self.estimator = network.decoder.estimator
-        self.mel_bins = network.encoder_proj.out_features
+        self.mel_bins = network.spk_embed_affine_layer.out_features
 
     def forward(self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
         return self.estimator(x, mask, mu, t, spks, cond)

@@ -1,13 +1,14 @@
-"""Attention with relative positions, as the text encoder, the speech-token LM and the flow encoder use it.
+"""Attention: with relative positions, as the text encoder, the speech-token LM and the flow encoder use it, and without.
 
 B batch, H heads, K width of a head, Q queries, S keys (Q <= S: a cache holds the first S - Q), D = H * K,
-W distances.
+W distances, T positions, C channels, R rotated channels.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def distance_table(first: int, last: int, width: int, like: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def by_key(scores_BHQW: Tensor, keys: int) -> Tensor:
     the memory with another row length shifts every row by that much (Dai et al. 2019, appendix B).
     """
     batch, heads, queries, width = scores_BHQW.shape
-    padded = torch.nn.functional.pad(scores_BHQW, [1, 0])
+    padded = functional.pad(scores_BHQW, [1, 0])
     shifted = padded.reshape(batch, heads, width + 1, queries)[:, :, 1:].reshape(batch, heads, queries, width)
     return shifted[:, :, :, :keys]
 
@@ -83,3 +84,39 @@ class RelativeAttention(nn.Module):
         weights = torch.softmax(scores.masked_fill(~visible, self.hidden), dim=-1)
         out = torch.matmul(self.dropout(weights).to(v.dtype), v)
         return self.linear_out(out.transpose(1, 2).reshape(batch, queries, width)), k, v
+
+
+def rotate(x_BTC: Tensor, angles_TR: Tensor) -> Tensor:
+    """Turns the first R channels, pair (2i, 2i + 1) after pair, by the angles of their position (Su et al. 2021, eq. 34)."""
+    turned, kept = x_BTC.split([angles_TR.size(-1), x_BTC.size(-1) - angles_TR.size(-1)], dim=-1)
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
+    turned = turned * torch.cos(angles_TR).to(x_BTC.dtype) + quarter * torch.sin(angles_TR).to(x_BTC.dtype)
+    return torch.cat([turned, kept], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose inner width need not be the outer one, as the estimators of the flow use it."""
+
+    def __init__(self, channels: int, heads: int, head_width: int, dropout: float, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, heads * head_width, bias=bias)
+        self.to_k = nn.Linear(channels, heads * head_width, bias=bias)
+        self.to_v = nn.Linear(channels, heads * head_width, bias=bias)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_width, channels), nn.Dropout(dropout))
+
+    def forward(self, x_BTC: Tensor, visible: Tensor, angles_TR: Tensor | None = None) -> Tensor:
+        """visible: bool, broadcastable to (B, 1, T, T). angles: of rotary positions.
+
+        They turn the first R of all channels, before these are divided into heads: with R the width of a head, only the
+        first head knows positions. The original is so, and its weights are trained so.
+        """
+        q, k, v = self.to_q(x_BTC), self.to_k(x_BTC), self.to_v(x_BTC)
+        if angles_TR is not None:
+            q, k = rotate(q, angles_TR), rotate(k, angles_TR)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k = k.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.to_out(out.transpose(1, 2).flatten(2))

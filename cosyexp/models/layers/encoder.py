@@ -28,6 +28,16 @@ def chunk_mask(queries: int, keys: int, chunk: int, like: Tensor) -> Tensor:
     return j < ((i // chunk + 1) * chunk).unsqueeze(1)
 
 
+def visible_keys(valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = None) -> Tensor:
+    """What each position sees of its row, broadcastable to (B, 1, T, T): all valid ones, a streaming row only up to the end of
+    the position's own chunk."""
+    visible = valid_BT[:, None, None]
+    if streaming_B is not None and chunk > 0:
+        chunks = chunk_mask(valid_BT.size(1), valid_BT.size(1), chunk, valid_BT)
+        visible = visible & (chunks | ~streaming_B[:, None, None, None])
+    return visible
+
+
 class FeedForward(nn.Module):
     """Linear, activation, dropout, linear."""
 
@@ -110,6 +120,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         kind = {"conformer": ConformerLayer, "transformer": TransformerLayer}[layer]
+        self.in_width = in_width
         self.width = width
         self.heads = heads
         self.blocks = blocks

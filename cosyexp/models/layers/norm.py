@@ -1,4 +1,4 @@
-"""Group norm of padded rows. B batch, C channels, T frames."""
+"""Norms of padded rows. B batch, C channels, T frames."""
 
 import torch
 from torch import Tensor, nn
@@ -28,3 +28,17 @@ class MaskedGroupNorm(nn.Module):
         variance = (centred.square() * mask).sum(dim=(2, 3), keepdim=True) / count
         normed = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
         return normed * self.weight.unsqueeze(-1) + self.bias.unsqueeze(-1)
+
+
+class FrameNorm(nn.Module):
+    """Layer norm over the channels of each frame: padding has no say in it."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCT: Tensor, mask_B1T: Tensor) -> Tensor:
+        normed = nn.functional.layer_norm(x_BCT.transpose(1, 2), self.weight.shape, self.weight, self.bias, self.eps)
+        return normed.transpose(1, 2)
