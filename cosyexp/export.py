@@ -1,6 +1,7 @@
 """Exports the components of a trained run into <run_dir>/exports/<format>, and proves each against PyTorch.
 
-  format=onnx|jit        for ONNX Runtime, or for libtorch
+  format=onnx|jit        its components, for ONNX Runtime or for libtorch
+  format=official        its weights, for the original's own runtime: llm.pt, flow.pt or hift.pt
   run_dir=...            the run; default the newest one under runs/
   weights=best|last|average|<a name under averages/>|<path>
   components=a,b         only these; default all
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 def main(cfg: "DictConfig") -> str:
     from pathlib import Path
 
-    from cosyexp.exporting.export import export
     from cosyexp.run.directory import RunDirectory, newest_run
     from cosyexp.run.logs import console
     from cosyexp.run.targets import build
+    from cosyexp.run.weights import find_weights
 
     run = newest_run() if cfg.run_dir is None else RunDirectory(cfg.run_dir)
     if cfg.run_dir is None:
@@ -36,8 +37,10 @@ def main(cfg: "DictConfig") -> str:
     out = Path(cfg.out) if cfg.out else run.exports / f"{form.name}{cfg.tag}"
     names = None if "all" in cfg.components else list(cfg.components)
     with console():
+        source = find_weights(run, cfg.weights)
+        print(f"exporting {source}")
         for precision in cfg.precision:
-            export(run, form, cfg.weights, precision.value, names, out)
+            form.export(run, source, precision.value, names, out)
     return str(out)
 
 

@@ -1,15 +1,17 @@
 """The exportable parts of a trained run: its network's YAML names them, under `components`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import hydra.utils
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cosyexp.errors import UserError
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.targets import build
+from cosyexp.run.targets import build, check_targets
 from cosyexp.run.weights import load_weights
 
 
@@ -39,7 +41,17 @@ def load_components(run: RunDirectory, weights: Path) -> dict[str, Component]:
     load_weights(network, weights)
     fold_parametrizations(network)
     network.eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = float(module.p)  # TorchScript takes no 0 for 0.0
     return {name: build(node, network).eval() for name, node in config["components"].items()}
+
+
+def component_class(node: Mapping[str, Any]) -> type[Component]:
+    """What a node of `components` names, without building it."""
+    check_targets(node)
+    found: type[Component] = hydra.utils.get_class(node["_target_"])
+    return found
 
 
 def fold_parametrizations(network: nn.Module) -> None:

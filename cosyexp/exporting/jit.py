@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from cosyexp.exporting.components import Component
+from cosyexp.exporting.export import ComponentFormat
 
 
-class Jit:
+class Jit(ComponentFormat):
     name, suffix = "jit", "zip"
 
     def write(self, component: Component, path: Path) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cosyexp.exporting.components import Component
+from cosyexp.exporting.export import ComponentFormat
 
 TRACED = 24  # size of the inputs that the exporter looks at
 
 
-class Onnx:
+class Onnx(ComponentFormat):
     """opset: version of the operator set."""
 
     name, suffix = "onnx", "onnx"

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
+LEGACY = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}  # torch's older weight norm
+WRAPPINGS = ("module", "state_dict", "model")
 
 
 def find_weights(run: RunDirectory, choice: str) -> Path:
@@ -44,42 +47,101 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
     raise UserError(f"weights={choice} is neither a file nor one of {names} of {run}")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of a `.pt` that holds a flat mapping of tensors."""
+def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a file under the names that they have here, by network: "model" and, where it has them, "discriminator".
+
+    The file is one of ours (`.safetensors`), an official release, a training checkpoint of the original (whose `epoch` and `step`
+    are left out), or one that DeepSpeed's zero_to_fp32 wrote.
+    """
     try:
         if path.suffix == ".safetensors":
-            return read_tensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = read_tensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there are no weights {path}") from None
     except Exception as error:
         raise UserError(f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    for wrapping in WRAPPINGS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
+            content = content[wrapping]
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of names to tensors")
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    networks: dict[str, dict[str, Tensor]] = {"model": {}}
+    for name, tensor in content.items():
+        if isinstance(tensor, Tensor):
+            network, ours = our_name(name)
+            networks.setdefault(network, {})[ours] = tensor
+    return networks
+
+
+def our_name(name: str) -> tuple[str, str]:
+    """The network that a tensor of the original belongs to, and its name in it: with weight norms as parametrizations."""
+    name = name.removeprefix("module.")  # of torch's wrapper for several processes
+    network = "discriminator" if name.startswith("discriminator.") else "model"
+    name = name.removeprefix("generator.").removeprefix("discriminator.")
+    for legacy, modern in LEGACY.items():
+        if name.endswith(f".{legacy}"):
+            name = f"{name.removesuffix(legacy)}{modern}"
+    return network, name
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads weights into a network, all of them; UserError where names or shapes differ."""
-    tensors, wanted = read_weights(path), network.state_dict()
-    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    other = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
-    faults = [
-        f"{len(names)} {what} (such as {names[0]})"
-        for names, what in ((missing, "are missing"), (unknown, "are unknown"), (other, "have another shape"))
-        if names
-    ]
-    if faults:
+    """Loads the model in a file into a network, all of it; UserError where names or shapes differ."""
+    load_tensors(network, read_weights(path)["model"], path)
+
+
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool = True) -> tuple[list[str], list[str]]:
+    """Loads tensors into a network; UserError where shapes differ, and, if `strict`, where names do.
+
+    Returns the names that the file lacks, and those that the network lacks.
+    """
+    wanted = network.state_dict()
+    missing, unknown = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
+    common = [n for n in wanted if n in tensors]
+    other = [n for n in common if wanted[n].shape != tensors[n].shape]
+    differing = [(missing, "are missing"), (unknown, "are unknown"), (other, "have another shape")]
+    faults = [f"{len(names)} {what} (such as {names[0]})" for names, what in differing if names]
+    if other or not common or (faults and strict):
         raise UserError(f"{path} does not fit the network: of its tensors {', '.join(faults)}")
-    network.load_state_dict(tensors)
+    network.load_state_dict(dict(tensors), strict=strict)
+    return missing, unknown
 
 
-def init_weights(network: nn.Module, source: str) -> Path:
-    """Starts a network from a run (its newest average, else its last checkpoint) or a file of weights; returns the file."""
-    path = Path(source)
+def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True) -> Path:
+    """Starts the networks of a training from a run (its newest average, else its last checkpoint) or a file of weights.
+
+    model: which of the networks is the one that is exported; another one, a discriminator, starts from scratch where the source
+    has none. Returns the file of the model.
+    """
+    path, beside = Path(source), None
     if path.is_dir():
         run = RunDirectory(path)
-        choice = "average" if any(run.averages.glob("*/meta.yaml")) else "last"
-        path = find_weights(run, choice)
-    load_weights(network, path)
+        beside = find_weights(run, "last").parent
+        path = find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
+    found = read_weights(path)
+    _start(networks[model], found["model"], path, strict)
+    for name, network in networks.items():
+        if name == model:
+            continue
+        own = beside / f"{name}.safetensors" if beside else path
+        tensors = read_weights(own)["model"] if beside and own.exists() else found.get(name)
+        if tensors:
+            _start(network, tensors, own, strict)
+        else:
+            log.info("%s: it has no %s, which starts from scratch", source, name)
     return path
+
+
+def _start(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool) -> None:
+    """Loads what a training starts from, and says what came and what did not."""
+    try:
+        missing, unknown = load_tensors(network, tensors, path, strict)
+    except UserError as error:
+        raise UserError(
+            f"{error}; init_strict=false takes what has a name and a shape of the network's" if strict else str(error)
+        ) from None
+    log.info("%s: %d tensors loaded, %d new, %d left out", path, len(tensors) - len(unknown), len(missing), len(unknown))
+    for names, what in ((missing, "new, not in the file"), (unknown, "left out, not in the network")):
+        if names:
+            log.info("%d %s: %s", len(names), what, ", ".join(names))

@@ -16,6 +16,7 @@ from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.preparation import check_family, prepare_corpus
 from cosyexp.data.sampler import Plan
+from cosyexp.errors import UserError
 from cosyexp.objectives.base import Objective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
@@ -154,9 +155,17 @@ def _objective(config: Mapping[str, Any]) -> Objective:
 
 
 def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path | None:
-    """Loads `init_from` into the model, and returns its file."""
-    network = trainer.objective.players[trainer.model].module
-    return init_weights(network, config["init_from"]) if config["init_from"] else None
+    """Loads `init_from`, or else what the network's own `pretrained` names, and returns where it was found."""
+    networks: dict[str, Any] = {name: player.module for name, player in trainer.objective.players.items()}
+    if config["init_from"]:
+        return init_weights(networks, trainer.model, config["init_from"], config["init_strict"])
+    if not (folder := config["network"].get("pretrained")):
+        return None
+    try:
+        networks[trainer.model].load_pretrained(Path(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(f"network.pretrained={folder} cannot be taken over: {str(error).splitlines()[0]}") from None
+    return Path(folder)
 
 
 def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from cosyexp.data.layout import Layout
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import load_components
-from cosyexp.exporting.export import export
 from cosyexp.exporting.jit import Jit
+from cosyexp.exporting.official import Official
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, eager
 from cosyexp.run.targets import build
@@ -34,6 +35,10 @@ def run_of(model, folder, *words):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return {model: run_of(model, tmp_path_factory.mktemp(model)) for model in MODELS}
+
+
+def export(run, form, weights, precision, names, out):
+    return form.export(run, find_weights(run, weights), precision, names, out)
 
 
 def components_of(run):
@@ -106,7 +111,8 @@ def test_the_exported_language_model_decodes_what_the_network_does(runs):
     for token in speech[0]:
         logp, cache = decode(token[None], cache)
         found.append(logp)
-    wanted = network(text, torch.tensor([6]), speech, torch.tensor([5]), speaker)
+    order, answer, _ = map(torch.from_numpy, Layout(speaker=True, vocabulary=512)(6, speech[0].numpy(), 0, False, (6, 5)))
+    wanted = network(text, torch.tensor([6]), speech, speaker, order[None], torch.tensor([len(order)]), answer[None])
     assert_close(torch.cat(found), wanted[0].log_softmax(-1), rtol=0, atol=1e-4)
 
 
@@ -181,3 +187,23 @@ def test_exported_weights_have_no_parametrizations(runs):
     inputs = component.example(9, torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert_close(component(*inputs), network.eval()(*inputs)[0], rtol=1e-5, atol=1e-6)
+
+
+# for the original's own runtime
+
+
+def test_an_official_file_is_the_network_and_nothing_else(tmp_path, runs):
+    run = runs["llm"]
+    (path,) = export(run, Official(), "last", "fp32", None, tmp_path)
+    assert path == tmp_path / "llm.pt" and {file.name for file in tmp_path.iterdir()} == {"llm.pt", "report.fp32.json"}
+    found, network = torch.load(path, weights_only=True), build(run.config()["network"])
+    assert type(found) is dict and list(found) == list(network.state_dict())
+    network.load_state_dict(found, strict=True)
+    wanted = read_tensors(find_weights(run, "last"))
+    assert all(torch.equal(found[name], wanted[name]) and found[name].dtype == wanted[name].dtype for name in wanted)
+
+
+def test_an_official_file_has_no_components(tmp_path, runs):
+    with pytest.raises(UserError, match="leave components= out"):
+        export(runs["llm"], Official(), "last", "fp32", ["llm.decode"], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -158,9 +158,10 @@ def test_missing_weights_are_a_sentence(tmp_path, choice):
 def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
     network = nn.Linear(4, 1, bias=False)
     network.weight = nn.Parameter(torch.ones(4))
-    assert init_weights(network, str(run)).parent.name == "step_00000030" and network.weight.tolist() == [30.0] * 4
+    networks = {"llm": network}
+    assert init_weights(networks, "llm", str(run)).parent.name == "step_00000030" and network.weight.tolist() == [30.0] * 4
     average(run, "best2", 2000)
-    assert init_weights(network, str(run)).parent.name == "best2" and not network.weight.any()
+    assert init_weights(networks, "llm", str(run)).parent.name == "best2" and not network.weight.any()
 
 
 # loading
@@ -226,3 +227,94 @@ def test_a_pt_that_is_no_mapping_is_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "a.pt")
     with pytest.raises(UserError, match="holds a list"):
         load_weights(nn.Linear(2, 3), tmp_path / "a.pt")
+
+
+# the original's files
+
+
+def normed():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+
+
+@pytest.fixture
+def players():
+    """A vocoder and its discriminator, both with weight norms."""
+    torch.manual_seed(0)
+    return {"hifigan": nn.Sequential(normed()), "discriminator": nn.Sequential(normed(), nn.Linear(3, 1))}
+
+
+def old(tensors, prefix="", legacy=True):
+    """Under the names that a checkpoint of the original has."""
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"} if legacy else {}
+    found = {}
+    for name, tensor in tensors.items():
+        for modern, older in names.items():
+            name = name.replace(modern, older)
+        found[f"{prefix}{name}"] = tensor + 1
+    return found
+
+
+def are_loaded(networks, names):
+    return all(all((tensor % 1 == 0).all() for tensor in networks[name].state_dict().values()) for name in names)
+
+
+@pytest.fixture
+def whole(players):
+    """A training checkpoint of the original's GAN, in which every number is whole."""
+    tensors = {name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()}
+    return {
+        **old(tensors["hifigan"], "generator.", legacy=False),
+        **old(tensors["discriminator"], "discriminator."),
+        "epoch": 3,
+        "step": 70,
+    }
+
+
+WRAPPED = [lambda x: x, lambda x: {"module": x}, lambda x: {"state_dict": x}, lambda x: {f"module.{n}": t for n, t in x.items()}]
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_a_training_checkpoint_of_the_original_brings_both_networks(tmp_path, players, whole, wrap):
+    torch.save(wrap(whole), tmp_path / "epoch_3.pt")
+    assert not are_loaded(players, ["hifigan"]) and not are_loaded(players, ["discriminator"])
+    assert init_weights(players, "hifigan", str(tmp_path / "epoch_3.pt")) == tmp_path / "epoch_3.pt"
+    assert are_loaded(players, players)
+
+
+def test_a_release_brings_the_generator_alone(tmp_path, players, whole, caplog):
+    release = {name.removeprefix("generator."): tensor for name, tensor in whole.items() if name.startswith("generator.")}
+    torch.save(release, tmp_path / "hift.pt")
+    before = {name: tensor.clone() for name, tensor in players["discriminator"].state_dict().items()}
+    with caplog.at_level("INFO"):
+        init_weights(players, "hifigan", str(tmp_path / "hift.pt"))
+    assert are_loaded(players, ["hifigan"])
+    assert_equal(players["discriminator"].state_dict(), before)
+    assert "hift.pt: 3 tensors loaded" in caplog.text and "no discriminator, which starts from scratch" in caplog.text
+
+
+def test_a_run_brings_the_discriminator_beside_its_model(tmp_path, players):
+    run = make_run(tmp_path / "run", {"model": {"name": "hifigan"}})
+    tensors = {name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()}
+    add(run, 10, {"loss": 1.0}, tensors["hifigan"], discriminator=tensors["discriminator"])
+    init_weights(players, "hifigan", str(run))
+    assert are_loaded(players, players)
+
+
+def test_what_is_new_is_taken_as_it_is_only_if_allowed(tmp_path, caplog):
+    torch.save({"weight": torch.ones(3, 2), "more": torch.zeros(1)}, tmp_path / "a.pt")
+    network = nn.Linear(2, 3)
+    bias = network.bias.detach().clone()
+    with pytest.raises(UserError, match=r"1 are missing .such as bias., 1 are unknown .such as more.; init_strict=false takes what"):
+        init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"))
+    assert not (network.weight == 1).any()
+    with caplog.at_level("INFO"):
+        init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict=False)
+    assert (network.weight == 1).all() and torch.equal(network.bias, bias)
+    assert "1 new, not in the file: bias" in caplog.text and "1 left out, not in the network: more" in caplog.text
+
+
+@pytest.mark.parametrize("tensors", [{"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, {"other": torch.zeros(1)}])
+def test_other_shapes_and_nothing_in_common_are_refused_in_any_case(tmp_path, tensors):
+    torch.save(tensors, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt does not fit the network"):
+        init_weights({"llm": nn.Linear(2, 3)}, "llm", str(tmp_path / "a.pt"), strict=False)
