@@ -1,19 +1,51 @@
 """Spectrograms, the harmonic source, and the vocoder with its discriminators."""
 
 import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
+from cosyexp.data.draws import Draws
+from cosyexp.data.views.hifigan import VocoderBatch, VocoderView
+from cosyexp.exporting.components import fold_parametrizations
+from cosyexp.exporting.jit import Jit
+from cosyexp.exporting.onnx import Onnx
+from cosyexp.exporting.verify import TOLERANCE, compare, eager
+from cosyexp.face.door import CONFIGS, register
 from cosyexp.models.hifigan.discriminators import Discriminators, PeriodDiscriminator
 from cosyexp.models.hifigan.generator import F0Predictor, HiFTGenerator, ResBlock, Snake
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import ConvolutionalSTFT, MelSpectrogram, mel_filters, slaney_mel
+from cosyexp.run.targets import build
 
 RATE, HOP, BINS, HARMONICS = 16000, 256, 20, 5
+FAMILIES = ("demo", "cosyvoice", "cosyvoice2", "cosyvoice3")
+TINY = [
+    *("network.channels=16", "network.f0.channels=8", "network.resblock_kernels=[3]", "network.dilations=[1]"),
+    *("objective.discriminator.channels=[2,4]", "objective.discriminator.spectral_channels=2"),
+    "objective.discriminator.resolutions=[[256,64,256],[128,32,100]]",
+]
+
+
+def config(family, *words):
+    """The resolved config of `cosyexp.train` for a tiny vocoder of a family."""
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+        composed = compose("train", overrides=[f"family={family}", "model=hifigan", "run_dir=unused", *TINY, *words])
+    return OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+
+
+def network(family):
+    torch.manual_seed(0)
+    return build(config(family)["network"])
+
 
 # spectrograms
 
@@ -109,13 +141,27 @@ def test_a_constant_f0_gives_its_harmonics(f0):
         assert float(wave.abs().max()) == pytest.approx(0.1, rel=0.01)
 
 
-def test_phases_run_on_when_f0_jumps():
+@pytest.mark.parametrize(("glide", "rate", "hop"), [("running", 22050, 256), ("linear", 24000, 480), ("nearest", 24000, 480)])
+def test_phases_are_right_after_half_a_minute(glide, rate, hop):
+    """Against sums over samples in double precision, in which phases are never reduced."""
     draw = np.random.default_rng(0)
-    f0 = draw.uniform(80, 400, 300).astype(np.float32)
-    phase = torch.tensor(draw.uniform(-math.pi, math.pi, (1, HARMONICS)), dtype=torch.float32)
-    turns = np.cumsum(np.repeat(f0.astype(np.float64), HOP) / RATE)
-    wanted = 0.1 * np.sin(2 * math.pi * np.arange(1, HARMONICS + 1)[:, None] * turns + phase.numpy().T)
-    assert np.abs(sines(f0, phase).numpy() - wanted).max() < 1e-3
+    frames = 30 * rate // hop
+    f0 = draw.uniform(80, 400, frames).astype(np.float32)
+    start = draw.uniform(-math.pi, math.pi, (HARMONICS, 1)).astype(np.float32)
+    if glide == "running":
+        turns = np.cumsum(np.repeat(f0.astype(np.float64) / rate, hop))
+    else:
+        by_frame, middles = np.cumsum(f0.astype(np.float64) / rate * hop), np.arange(frames) * hop + (hop - 1) / 2
+        turns = np.interp(np.arange(frames * hop), middles, by_frame) if glide == "linear" else np.repeat(by_frame, hop)
+    wanted = 0.1 * np.sin(2 * math.pi * np.arange(1, HARMONICS + 1)[:, None] * turns + start * (glide == "running"))
+    net, noise = HarmonicSource(sample_rate=rate, hop=hop, harmonics=HARMONICS, glide=glide), torch.zeros(1, HARMONICS, frames * hop)
+    found = net.sines(torch.from_numpy(f0)[None], torch.from_numpy(start.T), noise)[0]
+    assert np.abs(found.numpy() - wanted).max() < 1e-5
+
+
+def test_a_source_knows_its_glides():
+    with pytest.raises(ValueError, match="glide=sliding is none of running, linear, nearest"):
+        HarmonicSource(sample_rate=RATE, hop=HOP, glide="sliding")
 
 
 def test_unvoiced_frames_are_noise_alone_and_voiced_ones_have_little():
@@ -172,16 +218,6 @@ def test_a_wave_has_a_hop_a_frame_and_is_never_too_loud(frames, sizes):
     assert wave.abs().max() <= 0.99 and (f0 >= 0).all() and wave.isfinite().all()
 
 
-@torch.no_grad()
-def test_a_row_alone_is_the_row_in_a_batch():
-    net, inputs = generator(), draws()
-    waves, f0 = net(*inputs)
-    for row in range(3):
-        wave, own = net(*(x[row : row + 1] for x in inputs))
-        assert_close(wave[0], waves[row], rtol=0, atol=1e-9)
-        assert_close(own[0], f0[row], rtol=0, atol=1e-9)
-
-
 def test_f0_learns_from_its_own_loss_alone():
     net = generator()
     wave, f0 = net(*draws())
@@ -221,7 +257,7 @@ def test_discriminators_judge_every_row_by_itself():
     for row in range(3):
         for ours, theirs in zip(net(waves[row : row + 1]), together, strict=True):
             for alone, rows in zip(ours, theirs, strict=True):
-                assert_close(alone[0], rows[row], rtol=0, atol=1e-6)  # spectra are in fp32
+                assert_close(alone[0], rows[row], rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
@@ -242,3 +278,127 @@ def test_spectra_are_in_full_precision_under_autocast():
         found = net(wave)
     for ours, theirs in zip(found, net(wave), strict=True):
         assert functional.cosine_similarity(ours[-1].float().flatten(), theirs[-1].flatten(), dim=0) > 0.99
+
+
+# the families
+
+
+def batch_of(family, rows=3, frames=8):
+    """Random segments, in double precision."""
+    settings, draw = config(family)["family"], torch.Generator().manual_seed(0)
+    harmonics, samples = 9, frames * settings["mel"]["hop"]
+    scale = torch.arange(1, rows + 1, dtype=torch.float64)[:, None]
+    return VocoderBatch(
+        utts=tuple(str(row) for row in range(rows)),
+        wave_BS=torch.randn(rows, samples, generator=draw).double() * 0.1 * scale,
+        mel_BFT=torch.randn(rows, settings["mel"]["bins"], frames, generator=draw).double() * scale[..., None] - 5,
+        f0_BT=100 + 100 * torch.rand(rows, frames, generator=draw).double(),
+        phase_BH=(torch.rand(rows, harmonics, generator=draw).double() * 2 - 1) * math.pi,
+        noise_BHS=torch.randn(rows, harmonics, samples, generator=draw).double(),
+    )
+
+
+def row_of(batch, row):
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: value[row : row + 1] for name, value in values.items() if isinstance(value, Tensor)}, utts=("0",))
+
+
+def inputs_of(batch):
+    return batch.mel_BFT, batch.phase_BH, batch.noise_BHS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_row_alone_is_the_row_in_a_batch(family):
+    net, batch = network(family).double(), batch_of(family)
+    waves, f0 = net(*inputs_of(batch))
+    for row in range(3):
+        wave, own = net(*inputs_of(row_of(batch, row)))
+        assert_close(wave[0], waves[row], rtol=0, atol=1e-9)
+        assert_close(own[0], f0[row], rtol=0, atol=1e-9)
+
+
+def losses_and_gradients(objective, batch):
+    """Of both turns: the terms, and the gradients of the weights and of what the rows give."""
+    batch.mel_BFT.grad = batch.wave_BS.grad = None
+    terms, gradients = [], []
+    for (name, player), loss in zip(objective.players.items(), objective.turns(batch), strict=True):
+        player.module.zero_grad()
+        loss.scaled({"segments": 1}).backward()
+        terms += [loss[term].sum.detach() for term in loss]
+        gradients += [weight.grad.clone() for weight in player.module.parameters()]
+        assert name == "discriminator" or batch.mel_BFT.grad.any()
+    return terms, gradients, [batch.mel_BFT.grad, batch.wave_BS.grad]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_of_a_batch_are_those_of_its_rows(family):
+    objective = build(config(family)["objective"])(network(family).double())
+    objective.discriminator.module.double(), objective.mel.double()
+    batch = batch_of(family)
+    rows = [row_of(batch, row) for row in range(3)]
+    for part in (batch, *rows):
+        part.mel_BFT.requires_grad_(), part.wave_BS.requires_grad_()
+    found, alone = losses_and_gradients(objective, batch), [losses_and_gradients(objective, row) for row in rows]
+    for kind in (0, 1):
+        for together, *parts in zip(found[kind], *(own[kind] for own in alone), strict=True):
+            assert_close(together, torch.stack(parts).sum(0), rtol=1e-9, atol=1e-9)
+    for together, *parts in zip(found[2], *(own[2] for own in alone), strict=True):
+        assert_close(together, torch.cat(parts), rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_causal_vocoder_leaves_what_it_said_when_more_comes():
+    net, batch = network("cosyvoice3").double(), batch_of("cosyvoice3", frames=20)
+    mel, phase, noise = inputs_of(batch)
+    hop, context = net.m_source.hop, net.context
+    whole, source = net.speak(mel, phase, noise)
+    assert_close(whole, net(mel, phase, noise)[0])
+    for frames in (context - 1, context + 1, 13):
+        wave, own = net.speak(mel[:, :, :frames], phase, noise[:, :, : frames * hop], final=False)
+        assert wave.size(1) == own.size(2) == max(0, frames - context) * hop
+        assert_close(wave, whole[:, : wave.size(1)], rtol=0, atol=1e-9)
+        assert_close(own, source[:, :, : own.size(2)], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_an_excitation_that_was_heard_goes_on(family):
+    net, batch = network(family).double(), batch_of(family)
+    _, source = net.speak(*inputs_of(batch))
+    heard = torch.full_like(source[:, :, :100], 0.5)
+    wave, continued = net.speak(*inputs_of(batch), heard_B1S=heard)
+    assert torch.equal(continued, torch.cat([heard, source[:, :, 100:]], dim=2))
+    assert torch.equal(wave, net.decode(batch.mel_BFT, continued))
+
+
+@pytest.mark.parametrize(("family", "segment"), zip(FAMILIES, (8192, 24576, 24480, 24960), strict=True))
+def test_segments_of(family, segment):
+    settings = config(family)
+    view = build(settings["model"]["view"])
+    assert view.frames * settings["family"]["mel"]["hop"] == segment and view.frames <= settings["data"]["max_frames"]
+
+
+def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
+    """As one is that was aligned to speech tokens."""
+    settings = config("cosyvoice3")
+    view = build({**settings["model"]["view"], "segment": 6 * 480})
+    assert isinstance(view, VocoderView)
+    row = {"wave": np.ones((1, 1500), np.int16), "mel": np.zeros((80, 4), np.float32), "f0": np.ones((1, 3), np.float32)}
+    batch = view.collate(["a"], [row], Draws(0, 0))
+    assert batch.wave_BS.shape == (1, 2880) and batch.wave_BS.count_nonzero() == 1500
+    assert batch.mel_BFT.shape == (1, 80, 6) and batch.f0_BT.tolist() == [[1, 1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("form", [Onnx(), Jit()], ids=["onnx", "jit"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_vocoder_of_a_family_is_exported(tmp_path, family, form):
+    net = network(family)
+    fold_parametrizations(net)
+    component = build(config(family)["components"]["hift"], net.eval().requires_grad_(False)).eval()
+    form.write(component, tmp_path / "hift")
+    exported = form.load(tmp_path / "hift")
+    assert compare(component, exported)["largest_error"]["wave"] < TOLERANCE
+    for size in (1, 2, 1500):  # the last one: half a minute
+        inputs = component.example(size, torch.Generator().manual_seed(size))
+        assert_close(exported(*inputs), eager(component, *inputs), rtol=0, atol=TOLERANCE)

@@ -66,13 +66,12 @@ class VocoderView:
         start = int(draws(utt, "crop").integers(max(row["mel"].shape[1] - size, 0) + 1))
         wave = row["wave"][0, start * hop : (start + size) * hop].astype(np.float32) / 32767
         mel, f0 = row["mel"][:, start : start + size], row["f0"][0, start : start + size]
-        missing = size - mel.shape[1]
         phase = draws(utt, "phase").uniform(-math.pi, math.pi, self.harmonics).astype(np.float32)
         phase[0] = 0
         return (
             np.pad(wave, (0, size * hop - len(wave))),
-            np.pad(mel, ((0, 0), (0, missing)), constant_values=self.mel.silence),
-            np.pad(f0, (0, missing)),
+            np.pad(mel, ((0, 0), (0, size - mel.shape[1])), constant_values=self.mel.silence),
+            np.pad(f0, (0, size - len(f0))),  # an aligned mel is longer
             phase,
             draws(utt, "noise").standard_normal((self.harmonics, size * hop), dtype=np.float32),
         )

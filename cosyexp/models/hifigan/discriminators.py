@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from cosyexp.models.layers.spectrogram import HALVES
+
 LEAK = 0.1  # slope of the leaky ReLUs
 
 
@@ -56,7 +58,8 @@ class SpectralDiscriminator(nn.Module):
     def forward(self, wave_BS: Tensor) -> list[Tensor]:
         """The feature maps; the last one, flattened, is the score."""
         with torch.autocast(wave_BS.device.type, enabled=False):
-            spectrum = torch.stft(wave_BS.float(), self.n_fft, self.hop, self.win, self.window, return_complex=True)
+            wave = wave_BS.float() if wave_BS.dtype in HALVES else wave_BS
+            spectrum = torch.stft(wave, self.n_fft, self.hop, self.win, self.window, return_complex=True)
             x = spectrum.abs().transpose(1, 2).unsqueeze(1)
         maps = []
         for conv in self.discriminators:

@@ -1,6 +1,8 @@
 """The HiFT vocoder: mel to waveform by a harmonic source, upsampling and an inverse STFT.
 
 B batch, F mel bands, T mel frames, S samples, H harmonics, C channels.
+
+A part with a `look_ahead` is causal: its first layer sees so many frames to the right and none to the left, the others the left alone.
 """
 
 import math
@@ -29,17 +31,57 @@ class Snake(nn.Module):
         return x_BCS + torch.sin(x_BCS * alpha).square() / (alpha + 1e-9)
 
 
+class OneSided(nn.Conv1d):
+    """A convolution with zeros `before` and `after`; each sample is taken `repeat` times first."""
+
+    def __init__(
+        self, ins: int, outs: int, kernel: int, *, before: int = 0, after: int = 0, stride: int = 1, dilation: int = 1, repeat: int = 1
+    ) -> None:
+        super().__init__(ins, outs, kernel, stride, dilation=dilation)
+        self.before, self.after, self.repeat = before, after, repeat
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        x = x_BCS.repeat_interleave(self.repeat, dim=2) if self.repeat > 1 else x_BCS
+        return self._conv_forward(functional.pad(x, (self.before, self.after)), self.weight, self.bias)
+
+
+def convolution(ins: int, outs: int, kernel: int, *, causal: bool, dilation: int = 1) -> nn.Conv1d:
+    """It keeps the length."""
+    reach = dilation * (kernel - 1)
+    if causal:
+        return weight_norm(OneSided(ins, outs, kernel, before=reach, dilation=dilation))
+    return weight_norm(nn.Conv1d(ins, outs, kernel, dilation=dilation, padding=reach // 2))
+
+
+def entrance(ins: int, outs: int, kernel: int, look_ahead: int | None) -> nn.Conv1d:
+    """The first layer; `kernel` is that of a centred one."""
+    if look_ahead is None:
+        return convolution(ins, outs, kernel, causal=False)
+    return weight_norm(OneSided(ins, outs, look_ahead + 1, after=look_ahead))
+
+
+def upsampling(ins: int, outs: int, kernel: int, rate: int, *, causal: bool) -> nn.Module:
+    if causal:
+        return weight_norm(OneSided(ins, outs, kernel, before=kernel - 1, repeat=rate))
+    return weight_norm(nn.ConvTranspose1d(ins, outs, kernel, rate, padding=(kernel - rate) // 2))
+
+
+def downsampling(ins: int, outs: int, rate: int, *, causal: bool) -> nn.Module:
+    """From rate * n + 1 samples to n; if the rate is 1, it keeps the length."""
+    if rate == 1:
+        return nn.Conv1d(ins, outs, 1)
+    if causal:
+        return OneSided(ins, outs, 2 * rate, before=rate - 1, stride=rate)
+    return nn.Conv1d(ins, outs, 2 * rate, rate, padding=rate // 2)
+
+
 class ResBlock(nn.Module):
     """Dilated convolutions with residuals and snakes (Kong et al. 2020, "HiFi-GAN", section 2.2.1)."""
 
-    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int], *, causal: bool = False) -> None:
         super().__init__()
-
-        def conv(dilation: int) -> nn.Module:
-            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2))
-
-        self.convs1 = nn.ModuleList(conv(dilation) for dilation in dilations)
-        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.convs1 = nn.ModuleList(convolution(channels, channels, kernel, causal=causal, dilation=step) for step in dilations)
+        self.convs2 = nn.ModuleList(convolution(channels, channels, kernel, causal=causal) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
@@ -52,14 +94,16 @@ class ResBlock(nn.Module):
 class F0Predictor(nn.Module):
     """Five convolutions and a linear layer: F0 in Hz from a mel spectrogram.
 
+    look_ahead: frames to the right that it sees, or None if centred.
     The last layer starts at the scale of Hz, which small steps would take long to reach.
     """
 
-    def __init__(self, *, mel_bins: int, channels: int) -> None:
+    def __init__(self, *, mel_bins: int, channels: int, look_ahead: int | None = None) -> None:
         super().__init__()
-        self.condnet = nn.Sequential()
-        for i in range(5):
-            self.condnet.append(weight_norm(nn.Conv1d(mel_bins if i == 0 else channels, channels, 3, padding=1)))
+        self.look_ahead = look_ahead
+        self.condnet = nn.Sequential(entrance(mel_bins, channels, 3, look_ahead), nn.ELU())
+        for _ in range(4):
+            self.condnet.append(convolution(channels, channels, 3, causal=look_ahead is not None))
             self.condnet.append(nn.ELU())
         self.classifier = nn.Linear(channels, 1)
         with torch.no_grad():
@@ -74,9 +118,11 @@ class HiFTGenerator(nn.Module):
     """Mel to waveform (Li et al. 2023, "HiFTNet"; the stages of "HiFi-GAN").
 
     channels: width before the first stage; each stage halves it.
-    rates, kernels: of the transposed convolutions. The hop of the mel is their product times that of the inverse STFT.
+    rates, kernels: of the upsampling convolutions. The hop of the mel is the product of the rates times that of the inverse STFT.
     resblock_kernels, source_kernels: of the residual blocks of every stage, and of the source's one in each stage.
-    dilations: of every residual block.
+    dilations, source_dilations: of these blocks; one list for all, or one for each kernel. The source's are the others' if None.
+    look_ahead: frames to the right that it sees, or None if centred.
+    leak: slope of the leaky ReLUs. loudest: the wave is clipped there.
     source: makes the excitation. f0: predicts the fundamental.
     """
 
@@ -91,35 +137,37 @@ class HiFTGenerator(nn.Module):
         f0: F0Predictor,
         resblock_kernels: Sequence[int] = (3, 7, 11),
         source_kernels: Sequence[int] = (7, 11),
-        dilations: Sequence[int] = (1, 3, 5),
+        dilations: Sequence[int] | Sequence[Sequence[int]] = (1, 3, 5),
+        source_dilations: Sequence[int] | Sequence[Sequence[int]] | None = None,
         n_fft: int = 16,
         n_hop: int = 4,
+        look_ahead: int | None = None,
+        leak: float = 0.1,
+        loudest: float = 0.99,
     ) -> None:
         super().__init__()
-        widths = [channels // 2 ** (i + 1) for i in range(len(rates))]
+        widths, causal = [channels // 2 ** (i + 1) for i in range(len(rates))], look_ahead is not None
         # the source's spectrum has the rate of the last stage; each stage takes it down to its own
         downs = list(accumulate([1, *list(rates)[:0:-1]], mul))[::-1]
+        blocks = list(zip(resblock_kernels, for_each(resblock_kernels, dilations), strict=True))
+        source_blocks = zip(widths, source_kernels, for_each(source_kernels, source_dilations or dilations), strict=True)
         self.m_source = source
-        self.conv_pre = weight_norm(nn.Conv1d(mel_bins, channels, 7, padding=3))
+        self.conv_pre = entrance(mel_bins, channels, 7, look_ahead)
         self.ups = nn.ModuleList(
-            weight_norm(nn.ConvTranspose1d(2 * width, width, kernel, rate, padding=(kernel - rate) // 2))
-            for width, rate, kernel in zip(widths, rates, kernels, strict=True)
+            upsampling(2 * width, width, kernel, rate, causal=causal) for width, rate, kernel in zip(widths, rates, kernels, strict=True)
         )
         self.source_downs = nn.ModuleList(
-            nn.Conv1d(n_fft + 2, width, 1) if down == 1 else nn.Conv1d(n_fft + 2, width, 2 * down, down, padding=down // 2)
-            for width, down in zip(widths, downs, strict=True)
+            downsampling(n_fft + 2, width, down, causal=causal) for width, down in zip(widths, downs, strict=True)
         )
-        self.source_resblocks = nn.ModuleList(
-            ResBlock(width, kernel, dilations) for width, kernel in zip(widths, source_kernels, strict=True)
-        )
-        self.resblocks = nn.ModuleList(ResBlock(width, kernel, dilations) for width in widths for kernel in resblock_kernels)
-        self.conv_post = weight_norm(nn.Conv1d(widths[-1], n_fft + 2, 7, padding=3))
+        self.source_resblocks = nn.ModuleList(ResBlock(width, kernel, steps, causal=causal) for width, kernel, steps in source_blocks)
+        self.resblocks = nn.ModuleList(ResBlock(width, kernel, steps, causal=causal) for width in widths for kernel, steps in blocks)
+        self.conv_post = convolution(widths[-1], n_fft + 2, 7, causal=causal)
         self.f0_predictor = f0
         self.stft = ConvolutionalSTFT(n_fft, n_hop)
-        self.branches = len(resblock_kernels)
-        self.leak = 0.1  # slope of the leaky ReLUs
-        self.loudest = 0.99  # the wave is clipped here
+        self.branches, self.leak, self.loudest = len(blocks), leak, loudest
         self.loudest_bin = math.log(1e2)  # clipped before the exponential, whose gradient would overflow
+        # the last frames of a mel, whose wave more mel would change: each part's look-ahead, and one that windows reach into
+        self.context = 0 if look_ahead is None or f0.look_ahead is None else look_ahead + f0.look_ahead + 1
 
     def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> tuple[Tensor, Tensor]:
         """The wave (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
@@ -128,6 +176,20 @@ class HiFTGenerator(nn.Module):
         """
         f0_BT = self.f0_predictor(mel_BFT)
         return self.decode(mel_BFT, self.m_source(f0_BT, phase_BH, noise_BHS)), f0_BT
+
+    def speak(
+        self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor, *, heard_B1S: Tensor | None = None, final: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """A piece of a stream: the wave (B, S) and its excitation (B, 1, S).
+
+        heard: the excitation of the piece before, which goes on at the start of this one. final: if not, the last `context` frames
+        of the mel give no wave, as what follows would change it.
+        """
+        source_B1S = self.m_source(self.f0_predictor(mel_BFT), phase_BH, noise_BHS)
+        if heard_B1S is not None:
+            source_B1S = torch.cat([heard_B1S, source_B1S[:, :, heard_B1S.size(2) :]], dim=2)
+        sure = source_B1S.size(2) - (0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop)
+        return self.decode(mel_BFT, source_B1S)[:, :sure], source_B1S[:, :, :sure]
 
     def decode(self, mel_BFT: Tensor, source_B1S: Tensor) -> Tensor:
         """The wave (B, S) of a mel and an excitation (B, 1, S)."""
@@ -151,3 +213,8 @@ class HiFTGenerator(nn.Module):
         phase = torch.sin(x[:, bins:])
         wave = self.stft.inverse(torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1))
         return wave.clamp(-self.loudest, self.loudest)
+
+
+def for_each(kernels: Sequence[int], dilations: Sequence[int] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The dilations of the block of each kernel."""
+    return [dilations for _ in kernels] if isinstance(dilations[0], int) else list(dilations)  # type: ignore[arg-type, misc]
