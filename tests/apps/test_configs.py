@@ -51,8 +51,8 @@ def train_of(file: str) -> list[str]:
     if group == "objective":
         mode, model = name.split("_")
         return [f"mode={mode}", f"model={model}"]
-    if group == "data":
-        return [f"data={name}"]
+    if group == "tokenizer":
+        return [f"tokenizer@family.tokenizer={name}"]
     return [f"{group}={name}"]
 
 
@@ -128,10 +128,10 @@ def test_views_components_and_engines_build(model, tmp_path):
         assert callable(build(node))
 
 
-@pytest.mark.parametrize("family", options("family"))
-def test_the_text_vocabulary_is_the_tokenizer_s(family):
-    cfg = composed("train", f"family={family}")["family"]
-    assert cfg["text_vocabulary"] == build(cfg["tokenizer"]).size
+def test_the_text_vocabulary_of_the_demo_is_the_tokenizer_s():
+    """Those of the others: tests/parity/test_tokenizers.py."""
+    cfg = composed("train", "family=demo")["family"]
+    assert max(build(cfg["tokenizer"]).encode(cfg["tokenizer"]["alphabet"])) + 1 == cfg["text_vocabulary"]
 
 
 # every key is read --------------------------------------------------------------------------------------------------
@@ -210,6 +210,8 @@ def test_the_wheel_holds_code_configs_license_and_notice(wheel):
     assert {f"cosyexp/conf/{file}.yaml" for file in FILES} == {file for file in files if file.startswith("cosyexp/conf/")}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp").rglob("*.py")}
     assert code == {file for file in files if file.endswith(".py")}
+    marks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp/data/marks").iterdir()}
+    assert marks and marks <= files
     assert {"LICENSE", "NOTICE"} <= {Path(file).name for file in files}
 
 

@@ -97,7 +97,7 @@ def test_a_console_script_installs_tab_completion(tmp_path):
     [
         ("train model=", "model=flow model=hifigan model=llm"),
         ("train trainer.acc", "trainer.accumulate="),
-        ("export format=", "format=jit format=onnx"),
+        ("export format=", "format=jit format=official format=onnx"),
     ],
 )
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):

@@ -1,0 +1,103 @@
+"""All networks of all families through the commands, at tiny size: nothing on the way asks which family it serves."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from cosyexp.run.tensors import read_tensors
+from tests.support import MODELS, QUICK, checkpoints, metrics
+
+QWEN = ["width=16", "layers=1", "heads=2", "key_heads=1", "hidden=32"]
+STACK = ["width=16", "heads=2", "hidden=32", "blocks=1"]
+UNET = ["channels=[16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8"]
+DIT = ["width=32", "blocks=1", "heads=2", "head_width=16", "hidden=32", "kernel=5", "groups=4"]
+HIFT = ["channels=16", "f0.channels=8", "resblock_kernels=[3]", "dilations=[1]"]
+NETWORKS = {
+    "cosyvoice": {
+        "llm": ["text_width=16", *(f"{part}.{size}" for part in ("text_encoder", "llm") for size in STACK)],
+        "flow": ["regulator_layers=1", *(f"encoder.{size}" for size in STACK), *(f"estimator.{size}" for size in UNET)],
+        "hifigan": HIFT,
+    },
+    "cosyvoice2": {
+        "llm": QWEN,
+        "flow": [*(f"encoder.{size}" for size in [*STACK, "up_blocks=1"]), *(f"estimator.{size}" for size in UNET)],
+        "hifigan": HIFT,
+    },
+    "cosyvoice3": {"llm": QWEN, "flow": ["hidden=16", *(f"estimator.{size}" for size in DIT)], "hifigan": HIFT},
+}
+SMALL = {
+    "llm": ["data.max_frames=400", "tokenizer@family.tokenizer=characters"],
+    "flow": ["data.max_frames=700"],
+    "hifigan": [
+        "data.max_frames=60",
+        "objective.discriminator.channels=[2,4]",
+        "objective.discriminator.spectral_channels=2",
+        "objective.discriminator.resolutions=[[256,64,256]]",
+    ],
+}
+
+
+def words(family, model, *more):
+    sizes = [f"network.{size}" for size in NETWORKS[family][model]]
+    return [f"family={family}", f"model={model}", "data.corpus.minutes=0.8", *sizes, *SMALL[model], *QUICK, *more]
+
+
+def hashes(tensors):
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def walked(request, warm, tmp_path_factory) -> Path:
+    """The three runs of a family: trained for two steps, resumed for two more, averaged, exported; a folder that holds runs/<family>/."""
+    family, folder = request.param, tmp_path_factory.mktemp(request.param)
+    for model in MODELS:
+        run = f"run_dir=runs/{family}/{model}"
+        warm("train", *words(family, model, "data=demo", "trainer.steps=2"), cwd=folder)
+        said = warm("train", *words(family, model, "data=demo", "trainer.steps=4"), cwd=folder)
+        assert "resuming at step 2" in said.stdout + said.stderr
+        warm("average", run, "num=2", cwd=folder)
+        for form in ("onnx", "official"):
+            warm("export", run, f"format={form}", "weights=average", cwd=folder)
+    return folder / "runs" / family
+
+
+def test_training_goes_on_and_its_losses_are_numbers(walked):
+    for model in MODELS:
+        assert checkpoints(walked / model)[-1] == "step_00000004"
+        losses = [line["train/loss"] for line in metrics(walked / model) if "train/loss" in line]
+        assert len(losses) == 4 and all(torch.isfinite(torch.tensor(losses)))
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_the_three_models_of_a_family_speak(walked, warm, tmp_path, backend):
+    runs = [f"{model}={walked / model}" for model in MODELS]
+    said = warm("synthesize", "text=hello there", f"backend={backend}", "weights=average", *runs, cwd=tmp_path)
+    wave, rate = soundfile.read(tmp_path / "out.wav")
+    assert rate == {"cosyvoice": 22050}.get(walked.name, 24000)
+    assert len(wave) > rate / 10 and abs(wave).max() > 0
+    assert f"{len(wave) / rate:.2f} s" in said.stdout
+
+
+def test_both_backends_say_the_same(walked, warm, tmp_path):
+    runs = [f"{model}={walked / model}" for model in MODELS]
+    for backend in ("torch", "onnx"):
+        warm("synthesize", "text=hello there", f"backend={backend}", "weights=average", f"out={backend}.wav", *runs, cwd=tmp_path)
+    ours, theirs = (torch.from_numpy(soundfile.read(tmp_path / f"{backend}.wav")[0]) for backend in ("torch", "onnx"))
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_official_weights_come_back_as_they_went(walked, warm, tmp_path, model):
+    """Exported, and taken up again by a training of no steps."""
+    name = {"hifigan": "hift"}.get(model, model)
+    official = walked / model / "exports" / "official" / f"{name}.pt"
+    family, data = walked.name, f"data.dir={next(walked.parents[1].glob('data/*'))}"
+    again = warm("train", *words(family, model, data, f"init_from={official}", "trainer.steps=0", "run_dir=again"), cwd=tmp_path)
+    (average,) = (walked / model / "averages").iterdir()
+    wanted = read_tensors(average / f"{model}.safetensors")
+    found = read_tensors(tmp_path / f"again/checkpoints/step_00000000/{model}.safetensors")
+    assert f"{len(wanted)} tensors loaded" in again.stdout + again.stderr
+    assert hashes(found) == hashes(wanted) == hashes(torch.load(official, weights_only=True))
