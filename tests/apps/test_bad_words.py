@@ -12,7 +12,7 @@ WORDS = {
     "misspelled group": ("train", ["modle=flow"], ["modle", "Did you mean mode or model?"]),
     "misspelled model": ("train", ["model=flwo"], ["model/flwo", "Available options", "flow hifigan llm"]),
     "misspelled family": ("train", ["family=demmo"], ["family/demmo", "Available options", "demo"]),
-    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit onnx"]),
+    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit official onnx"]),
     "wrong type": ("train", ["trainer.steps=abc"], ["trainer.steps=abc", "Integer"]),
     "wrong choice": ("train", ["trainer.precision=fp8"], ["trainer.precision=fp8", "[fp32, bf16, fp16]"]),
     "several values": ("train", ["model=llm,flow"], ["model=llm,flow", "--multirun"]),

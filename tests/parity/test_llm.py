@@ -1,6 +1,7 @@
 """The language models against the original's numbers, for every fixture there is."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -196,11 +197,11 @@ def test_decoding_with_the_cache(fixture, close, name, mode):
 def test_decoding_while_the_text_comes(fixture, close):
     numbers = fixture("llm_v2")
     net, given, vocabulary = network(numbers), numbers["inference_bistream"], numbers["config"]["speech_token_size"]
-    seen = []
+    enough, seen = int(re.findall(r"len\(decoded\)\s*>=\s*(\d+)", given["sampler"])[0]), []
 
     def choose(logp_V, history):
         seen.append(logp_V)
-        return vocabulary if len(history) >= 60 else int(logp_V[:vocabulary].argmax())
+        return vocabulary if len(history) >= enough else int(logp_V[:vocabulary].argmax())
 
     tokens = decode_in_blocks(
         net,

