@@ -13,7 +13,7 @@
 Examples
   python -m cosyexp.train model=flow
   python -m cosyexp.train model=hifigan data=prepared data.dir=data/ljspeech_50hz trainer.steps=20000
-  python -m cosyexp.train family=cosyvoice2 model=flow experiment=finetune init_from=flow.pt data=prepared data.dir=data/mine
+  python -m cosyexp.train family=cosyvoice2 model=flow experiment=finetune init_from=flow.pt data=parquet data.train=a.list ...
   python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4
 
 --cfg job    print the composed config        --info defaults-tree    where each value comes from

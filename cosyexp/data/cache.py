@@ -73,6 +73,8 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
             try:
                 values[i].append(field(utterance))
                 reasons[i].append(None)
+            except UserError:  # no fault of the row
+                raise
             except ValueError as error:
                 values[i].append(np.empty(0, field.dtype))
                 reasons[i].append(str(error))

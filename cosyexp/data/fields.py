@@ -69,7 +69,7 @@ class TextTokens:
             raise ValueError(f"its text {utterance['text']!r} is no text")
         tokens = np.array(self.tokenizer.encode(utterance["text"]), np.int32)
         if not tokens.size:
-            raise ValueError(f"its text {utterance['text']!r} has no character of the alphabet")
+            raise ValueError(f"its text {utterance['text']!r} has nothing that the tokenizer knows")
         return tokens
 
 
@@ -84,7 +84,10 @@ class InstructTokens:
     default: str
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        return np.array(self.tokenizer.encode(utterance.row.get("instruct") or self.default), np.int32)
+        instruct = utterance.row.get("instruct") or self.default
+        if not isinstance(instruct, str):
+            raise ValueError(f"its instruct {instruct!r} is no text")
+        return np.array(self.tokenizer.encode(instruct), np.int32)
 
 
 @dataclass(frozen=True)

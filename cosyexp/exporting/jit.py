@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 
@@ -20,7 +21,12 @@ class Jit(ComponentFormat):
         with warnings.catch_warnings():  # TorchScript is deprecated, and says so at every step
             warnings.simplefilter("ignore")
             content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
-            torch.jit.save(torch.jit.freeze(torch.jit.script(component)), content)
+            try:
+                scripted = torch.jit.script(component)
+            except (OSError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(f"{path.name.strip('.')} cannot be scripted ({reason}): give format=onnx") from None
+            torch.jit.save(torch.jit.freeze(scripted), content)
             path.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> Callable[..., tuple[Tensor, ...]]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,10 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there are no weights {path}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds no readable weights: it is damaged, or holds more than tensors and numbers, which is not run"
+        ) from None
     except Exception as error:
         raise UserError(f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     for wrapping in WRAPPINGS:
@@ -92,9 +97,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool = True) -> tuple[list[str], list[str]]:
-    """Loads tensors into a network; UserError where shapes differ, and, if `strict`, where names do.
+    """Loads tensors into a network; UserError where names or shapes differ, if `strict`, and where nothing fits.
 
-    Returns the names that the file lacks, and those that the network lacks.
+    Returns the names that the network has anew, and those that it leaves out.
     """
     wanted = network.state_dict()
     missing, unknown = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
@@ -102,10 +107,10 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, 
     other = [n for n in common if wanted[n].shape != tensors[n].shape]
     differing = [(missing, "are missing"), (unknown, "are unknown"), (other, "have another shape")]
     faults = [f"{len(names)} {what} (such as {names[0]})" for names, what in differing if names]
-    if other or not common or (faults and strict):
+    if len(common) == len(other) or (faults and strict):
         raise UserError(f"{path} does not fit the network: of its tensors {', '.join(faults)}")
-    network.load_state_dict(dict(tensors), strict=strict)
-    return missing, unknown
+    network.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in other}, strict=strict)
+    return missing + other, unknown + other
 
 
 def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True) -> Path:
@@ -142,6 +147,6 @@ def _start(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict
             f"{error}; init_strict=false takes what has a name and a shape of the network's" if strict else str(error)
         ) from None
     log.info("%s: %d tensors loaded, %d new, %d left out", path, len(tensors) - len(unknown), len(missing), len(unknown))
-    for names, what in ((missing, "new, not in the file"), (unknown, "left out, not in the network")):
+    for names, what in ((missing, "new, not from the file"), (unknown, "left out of the file")):
         if names:
             log.info("%d %s: %s", len(names), what, ", ".join(names))

@@ -1,22 +1,16 @@
 """The flow models against the original's numbers, with the original's leaks between rows switched on, and against its keys."""
 
-import json
-
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from cosyexp.data.views.flow import FlowBatch
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.models.flow.dit import DiT
 from cosyexp.models.flow.generate import generate
 from cosyexp.models.flow.masked_diff import CausalMaskedDiffWithDiT, CausalMaskedDiffWithXvec, MaskedDiffWithXvec
 from cosyexp.models.flow.unet import UNet
 from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.objectives.flow import FlowMatchingLoss
-from cosyexp.run.targets import build
 from tests.parity.conftest import encoder
-from tests.support import folder_from
 
 FIXTURES = pytest.mark.parametrize("name", ["flow_v1", "flow_v2", "flow_v3"])
 UP_BLOCKS = 4  # the original has no argument for it
@@ -102,7 +96,7 @@ def network(name, numbers):
     return net
 
 
-def batch_of(given, tape):
+def batch_of(given, tape, drop):
     """The batch with the draws that the original made: whether all rows stream, where a family can, then the prompts row by row,
     then time, noise, and who keeps the conditions."""
     tape, rows = list(tape), len(given["speech_token"])
@@ -123,7 +117,7 @@ def batch_of(given, tape):
         time_B=time.flatten(),
         noise_BFT=noise,
         prompt_lens_B=torch.tensor(prompts),
-        keep_B=(keep > 0.2).float(),
+        keep_B=(keep > drop).float(),
         streaming_B=torch.full((rows,), streaming),
     )
 
@@ -153,7 +147,8 @@ def recordings(numbers, kind):
 def test_losses_gradients_and_what_is_between(fixture, close, name):
     numbers = fixture(name)
     for key, recorded in {**recordings(numbers, "train"), **recordings(numbers, "eval")}.items():
-        net, batch = network(name, numbers).train(recorded["train"]), batch_of(numbers["batch"], recorded["tape"])
+        net = network(name, numbers).train(recorded["train"])
+        batch = batch_of(numbers["batch"], recorded["tape"], numbers["config"]["cfm"]["training_cfg_rate"])
         seen, objective = watch(net), FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
         # the original divides by frames times bands
         loss = next(objective.turns(batch)).scaled({"frames": objective.weights(batch)["frames"]})
@@ -228,15 +223,3 @@ def test_synthesis_with_a_prompt_in_chunks_and_unfinished(fixture, close, name):
     for key, mel in wanted.items():  # unfinished, the last tokens have no frames
         found, _ = synthesis(name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key)
         close(key, found, mel)
-
-
-@pytest.mark.parametrize(("family", "manifest"), [("cosyvoice", "v1"), ("cosyvoice2", "v2"), ("cosyvoice3", "v3")])
-def test_the_networks_at_their_real_sizes_have_the_official_keys(family, manifest):
-    wanted = json.loads(folder_from("COSYEXP_PARITY", "manifests", f"{manifest}_flow.json").read_text())["state"]
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        config = compose("train", overrides=["model=flow", f"family={family}"])
-    with torch.device("meta"):
-        found = build(config.network).state_dict()
-    assert list(found) == list(wanted)
-    assert all([list(x.shape), str(x.dtype)] == [wanted[key]["shape"], f"torch.{wanted[key]['dtype']}"] for key, x in found.items())

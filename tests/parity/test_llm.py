@@ -102,10 +102,11 @@ def test_loss_accuracy_and_gradients(fixture, close, name, step):
     numbers = fixture(name)
     wanted = numbers[step]
     net, batch = network(numbers), batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]])
-    objective = Language(net, optimizer=None, scheduler=None)
+    given = numbers["config"]
+    objective = Language(net, optimizer=None, scheduler=None, smoothing=given["lsm_weight"])
     loss = next(objective.turns(batch))
     tokens = objective.weights(batch)["tokens"]
-    total = loss.scaled({"tokens": tokens})
+    total = loss.scaled({"tokens": tokens if given["length_normalized_loss"] else len(batch)})
     total.backward()
     close("loss", total, wanted["out"]["loss"])
     close("accuracy", loss["acc"].sum / tokens, wanted["out"]["acc"])
@@ -153,6 +154,9 @@ def test_label_smoothing(fixture, close):
         close(name, objective.validate(batch)["ce"].sum / share, wanted)
 
 
+SHORTEST, LONGEST = 2, 6  # speech tokens for a text token, with which v1 was recorded
+
+
 def prompt_of(net, numbers, mode):
     """The embedded prompt, and the limits that were recorded or that the original has for v1."""
     given = numbers["inference_input"] if "inference_input" in numbers else numbers[mode]
@@ -161,9 +165,10 @@ def prompt_of(net, numbers, mode):
         return x, given["min_len"], given["max_len"]
     size = given["text"].size(1)
     if mode == "inference_noprompt":
-        return net.prompt(given["text"], None), 2 * size, 6 * size
+        return net.prompt(given["text"], None), SHORTEST * size, LONGEST * size
     text = torch.cat([given["prompt_text"], given["text"]], dim=1)
-    return torch.cat([net.prompt(text, given["embedding"]), net.speech_embedding(given["prompt_speech_token"])], dim=1), 2 * size, 6 * size
+    x = torch.cat([net.prompt(text, given["embedding"]), net.speech_embedding(given["prompt_speech_token"])], dim=1)
+    return x, SHORTEST * size, LONGEST * size
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """All networks at their real sizes, on no device at all: names, order, shapes and types of their tensors are the official ones."""
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -50,3 +52,13 @@ def test_tensors_of_the_vocoder_in_training(family):
     for network, part in (("model", "network"), ("discriminator", "objective.discriminator")):
         tensors = built(family, "hifigan", part).state_dict()
         assert {name: rest for name, *rest in described(tensors)} == found[network]
+
+
+@pytest.mark.parametrize("model", ["llm", "flow", "hifigan"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_constructor_seeds_anything(family, model, monkeypatch):
+    """Python's and numpy's generators stand where they stood, and nobody seeds torch's."""
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch was seeded"))
+    before = random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    built(family, model, "network")
+    assert (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]) == before

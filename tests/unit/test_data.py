@@ -1,5 +1,6 @@
 """The plan, keyed draws, shards, caches, and what is done with bad rows."""
 
+import base64
 import logging
 import shutil
 from pathlib import Path
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from cosyexp.data.cache import CachedField, compute_shard, is_cached
 from cosyexp.data.corpus import Corpus
 from cosyexp.data.draws import VALIDATION, Draws
-from cosyexp.data.fields import F0, Mel, SpeakerEmbedding, Utterance, Wave
+from cosyexp.data.fields import F0, InstructTokens, Mel, SpeakerEmbedding, TextTokens, Utterance, Wave
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import read_list, read_rows, write_shard
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.tokenizers import Characters, Whisper
 from cosyexp.data.views.flow import FlowView
 from cosyexp.data.views.hifigan import VocoderView
 from cosyexp.data.views.llm import LanguageView
@@ -240,7 +241,7 @@ def spoil(data: Path, folder: Path, change) -> str:
         ("speech_token", None, flow_view, "no speech_token"),
         ("speech_token", [3, 900], flow_view, "speech token 900 is outside the vocabulary of 512"),
         ("text", "", llm_view, "no text"),
-        ("text", "日本", llm_view, "no character of the alphabet"),
+        ("text", "日本", llm_view, "nothing that the tokenizer knows"),
         ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),
         ("audio_data", b"RIFF....", vocoder_view, "cannot be decoded"),
         ("audio_data", None, vocoder_view, "no audio_data"),
@@ -319,3 +320,24 @@ def test_speaker_embeddings_tell_voices_apart(data):
     for row, distance in zip(rows, own, strict=True):
         others = [np.linalg.norm(np.subtract(row["utt_embedding"], mean)) for spk, mean in means.items() if spk != row["spk"]]
         assert distance < min(others)
+
+
+def test_an_instruction_is_the_row_s_or_else_the_family_s():
+    field = InstructTokens(Characters(alphabet="abc"), "cab")
+    assert field(Utterance({"instruct": "ab"})).tolist() == [1, 2]
+    assert field(Utterance({"instruct": ""})).tolist() == field(Utterance({})).tolist() == [3, 1, 2]
+    with pytest.raises(ValueError, match="is no text"):
+        field(Utterance({"instruct": 3}))
+
+
+def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
+    """It ends the command, and the same command goes well once the file is there."""
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("*.fields"))
+    view = llm_view()
+    view.fields = {**view.fields, "text": TextTokens(Whisper(vocabulary=str(tmp_path / "a.tiktoken")))}
+    lists = [str(tmp_path / "data" / "train.list")]
+    with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):
+        Corpus(lists, view, max_bad=0, processes=1)
+    ranks = (base64.b64encode(bytes([i])).decode() + f" {i}\n" for i in range(256))
+    (tmp_path / "a.tiktoken").write_text("".join(ranks))
+    assert len(Corpus(lists, view, max_bad=0, processes=1)) > 0

@@ -402,3 +402,23 @@ def test_the_vocoder_of_a_family_is_exported(tmp_path, family, form):
     for size in (1, 2, 1500):  # the last one: half a minute
         inputs = component.example(size, torch.Generator().manual_seed(size))
         assert_close(exported(*inputs), eager(component, *inputs), rtol=0, atol=TOLERANCE)
+
+
+# what the original turns into other types
+
+
+def test_speaking_leaves_every_part_in_its_type():
+    net, mel, draws = generator().float(), torch.randn(1, BINS, 6), (torch.zeros(1, HARMONICS), torch.zeros(1, HARMONICS, 6 * HOP))
+    for final in (True, False):
+        wave, _ = net.speak(mel, *draws, final=final)
+        assert wave.dtype == torch.float32
+    assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
+    net(mel, *draws)[0].sum().backward()
+
+
+def test_f0_is_in_full_precision_under_autocast():
+    predictor, mel = F0Predictor(mel_bins=BINS, channels=8), torch.randn(1, BINS, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predictor(mel)
+    assert found.dtype == torch.float32
+    assert (found != found.bfloat16().float()).any()

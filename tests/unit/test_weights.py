@@ -310,11 +310,21 @@ def test_what_is_new_is_taken_as_it_is_only_if_allowed(tmp_path, caplog):
     with caplog.at_level("INFO"):
         init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict=False)
     assert (network.weight == 1).all() and torch.equal(network.bias, bias)
-    assert "1 new, not in the file: bias" in caplog.text and "1 left out, not in the network: more" in caplog.text
+    assert "1 new, not from the file: bias" in caplog.text and "1 left out of the file: more" in caplog.text
 
 
-@pytest.mark.parametrize("tensors", [{"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, {"other": torch.zeros(1)}])
-def test_other_shapes_and_nothing_in_common_are_refused_in_any_case(tmp_path, tensors):
+def test_another_shape_is_left_out_if_allowed(tmp_path, caplog):
+    torch.save({"weight": torch.zeros(2, 2), "bias": torch.full((3,), 7.0)}, tmp_path / "a.pt")
+    network = nn.Linear(2, 3)
+    weight = network.weight.detach().clone()
+    with caplog.at_level("INFO"):
+        init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict=False)
+    assert torch.equal(network.weight, weight) and (network.bias == 7).all()
+    assert "1 new, not from the file: weight" in caplog.text and "1 left out of the file: weight" in caplog.text
+
+
+@pytest.mark.parametrize("tensors", [{"weight": torch.zeros(2, 2)}, {"other": torch.zeros(1)}])
+def test_a_file_with_nothing_that_fits_is_refused_in_any_case(tmp_path, tensors):
     torch.save(tensors, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt does not fit the network"):
         init_weights({"llm": nn.Linear(2, 3)}, "llm", str(tmp_path / "a.pt"), strict=False)

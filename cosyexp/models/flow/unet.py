@@ -165,6 +165,8 @@ class UNet(nn.Module):
         padding: str = "own",
     ) -> None:
         super().__init__()
+        if padding not in ("own", "original"):
+            raise ValueError(f"padding={padding!r} is neither 'own' nor 'original'")
         widths = list(channels)
         time, last = 4 * widths[0], len(widths) - 1
         rest = (time, blocks, heads, head_width, dropout, causal)

@@ -111,7 +111,13 @@ class F0Predictor(nn.Module):
             self.classifier.bias.fill_(100.0)
 
     def forward(self, mel_BFT: Tensor) -> Tensor:
-        return self.classifier(self.condnet(mel_BFT).transpose(1, 2)).squeeze(2).abs()
+        """F0 in full precision also under autocast: bf16 has steps of 1 Hz and more."""
+        hidden_BTC = self.condnet(mel_BFT).transpose(1, 2)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (a script knows no autocast, and reads no further)
+            if torch.is_autocast_enabled(mel_BFT.device.type):
+                with torch.autocast(mel_BFT.device.type, enabled=False):
+                    return self.classifier(hidden_BTC.float()).squeeze(2).abs()
+        return self.classifier(hidden_BTC).squeeze(2).abs()
 
 
 class HiFTGenerator(nn.Module):

@@ -51,6 +51,10 @@ class QwenLM(nn.Module):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
+        if width % (2 * heads) or heads % key_heads:
+            raise ValueError(
+                f"a width of {width} does not divide into {heads} heads of even width, or these not into {key_heads} key heads"
+            )
         config = Qwen2Config(
             vocab_size=text_vocabulary,
             hidden_size=width,
