@@ -121,6 +121,7 @@ class CachedField:
             table = pa.ipc.open_file(file).read_all()
         lists = table["values"].combine_chunks() if table["values"].num_chunks != 1 else table["values"].chunk(0)
         self.utts, self.reasons, self.width = table["utt"], table["reason"], field.width
+        self.may_lack: bool = getattr(field, "may_lack", False)
         self._offsets = lists.offsets.to_numpy()
         self._values = lists.values.to_numpy()
         self.lengths = np.diff(self._offsets) // self.width

@@ -1,7 +1,7 @@
 """The usable utterances of a data set, as a view reads them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,29 +29,31 @@ class Corpus:
         self._caches = [{name: CachedField(shard, field) for name, field in view.fields.items()} for shard in shards]
         self._places, lengths = self._usable(max_bad)
         self.lengths = np.concatenate(lengths)
+        self.extra: Mapping[str, np.ndarray] = {}  # more fields, computed since; by row
 
     def _usable(self, max_bad: float) -> tuple[np.ndarray, list[np.ndarray]]:
         """(rows, 2) shard and row of each usable utterance, and the lengths of each shard's."""
-        places, lengths, bad, total = [], [], [], 0
+        places, lengths, faults, lacking, total = [], [], [], [], 0
         for shard, cache in enumerate(self._caches):
-            sizes = {name: field.lengths for name, field in cache.items()}
-            good = np.all([field.good for field in cache.values()], axis=0)
+            fields = list(cache.values())
+            good = np.all([field.good for field in fields], axis=0)
             for row in np.flatnonzero(~good):
-                reason = next(field.reasons[row].as_py() for field in cache.values() if not field.good[row])
-                bad.append(f"{next(iter(cache.values())).utts[row].as_py()}: {reason}")
+                field = min((field for field in fields if not field.good[row]), key=lambda field: field.may_lack)
+                (lacking if field.may_lack else faults).append(f"{field.utts[row].as_py()}: {field.reasons[row].as_py()}")
             rows = np.flatnonzero(good)
             places.append(np.stack([np.full_like(rows, shard), rows], axis=1))
-            lengths.append(self.view.length({name: size[rows] for name, size in sizes.items()}))
+            lengths.append(self.view.length({name: field.lengths[rows] for name, field in cache.items()}))
             total += len(good)
-        if bad:
+        if bad := faults + lacking:
             log.warning("%s: %d of %d utterances left out: %s", self.name, len(bad), total, "; ".join(bad))
-        if len(bad) > max_bad * total:
+        if len(faults) > max_bad * total:
             raise UserError(
-                f"{len(bad)} of {total} utterances in {self.name} cannot be used, more than data.max_bad={max_bad} allows; "
-                f"the first is {bad[0]}"
+                f"{len(faults)} of {total} utterances in {self.name} cannot be used, more than data.max_bad={max_bad} allows; "
+                f"the first is {faults[0]}"
             )
         if total == len(bad):
-            raise UserError(f"{self.name} holds no utterance: prepare the data again, or name another list")
+            reason = f" that can be used, the first is {bad[0]}" if bad else ""
+            raise UserError(f"{self.name} holds no utterance{reason}: prepare the data again, or name another list")
         return np.concatenate(places), lengths
 
     def __len__(self) -> int:
@@ -62,7 +64,8 @@ class Corpus:
         shard, row = self._places[index].tolist()
         cache = self._caches[shard]
         utt = next(iter(cache.values())).utts[row].as_py()
-        return utt, {name: field[row].reshape(-1, field.width).T for name, field in cache.items()}
+        fields = {name: field[row].reshape(-1, field.width).T for name, field in cache.items()}
+        return utt, {**fields, **{name: values[index] for name, values in self.extra.items()}}
 
     def batch(self, rows: Sequence[int], draws: Draws) -> Batch:
         utts, fields = zip(*(self.row(index) for index in rows), strict=True)

@@ -98,10 +98,24 @@ class SpeechTokens:
     vocabulary: int
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        tokens = np.array(utterance["speech_token"], np.int32)
+        return self.checked(utterance["speech_token"])
+
+    def checked(self, values: Any) -> np.ndarray:
+        tokens = np.array(values, np.int32)
         if tokens.min() < 0 or tokens.max() >= self.vocabulary:
             raise ValueError(f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}")
         return tokens
+
+
+@dataclass(frozen=True)
+class RejectedTokens(SpeechTokens):
+    """The answer that is not to be given; a row without one is no pair, and no fault."""
+
+    columns: ClassVar[tuple[str, ...]] = ("reject_speech_token",)
+    may_lack: ClassVar[bool] = True
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        return self.checked(utterance["reject_speech_token"])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ To add a task, write a class like those beside this file and name it in `conf/ob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -92,6 +92,26 @@ class Objective(Protocol):
 
     def preview(self, batch: Any) -> Iterator[tuple[str, Picture | Sound]]:
         """Things to look at and to listen to for the first rows of a validation batch, by name."""
+        ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """An objective that compares its model with a frozen one, the reference.
+
+    cache_reference: what the reference says is computed once and comes with the batches; else the network is the first helper.
+    """
+
+    helpers: Sequence[nn.Module]
+    needs_reference: bool
+    cache_reference: bool
+
+    def frozen_copy(self) -> nn.Module:
+        """A network like the model's, to hold the weights of the reference."""
+        ...
+
+    def reference(self, batch: Any, network: nn.Module) -> Tensor:
+        """What a network says of each row of a batch, (B,)."""
         ...
 
 

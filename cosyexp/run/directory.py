@@ -43,6 +43,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.averages = self.path / "averages"
         self.exports = self.path / "exports"
+        self.reference = self.path / "reference"
         self.speakers = self.path / "speakers.safetensors"
 
     def __str__(self) -> str:

@@ -113,6 +113,14 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, 
     return missing + other, unknown + other
 
 
+def weights_of(source: str) -> Path:
+    """The file of weights that a run (its newest average, else its last checkpoint) or a path means."""
+    if not Path(source).is_dir():
+        return Path(source)
+    run = RunDirectory(source)
+    return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
+
+
 def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True) -> Path:
     """Starts the networks of a training from a run (its newest average, else its last checkpoint) or a file of weights.
 
@@ -123,7 +131,7 @@ def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, str
     if path.is_dir():
         run = RunDirectory(path)
         beside = find_weights(run, "last").parent
-        path = find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
+        path = weights_of(source)
     found = read_weights(path)
     _start(networks[model], found["model"], path, strict)
     for name, network in networks.items():

@@ -17,7 +17,7 @@ from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.preparation import check_family, prepare_corpus
 from cosyexp.data.sampler import Plan
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Objective
+from cosyexp.objectives.base import Comparing, Objective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.environment import describe
@@ -29,6 +29,7 @@ from cosyexp.schema import Checkpoint as Retention
 from cosyexp.schema import Trainer as Options
 from cosyexp.training.engines.base import Engine
 from cosyexp.training.loggers import JsonLines, TensorBoard
+from cosyexp.training.reference import take_reference
 from cosyexp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
         trainer = _trainer(config, engine, directory, *corpora)
         stack.callback(trainer.loader.close)
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
+        if isinstance(trainer.objective, Comparing):
+            compared, budget = config["reference"] or config["init_from"], config["data"]["max_frames"]
+            take_reference(trainer.objective, compared, directory, corpora, engine, budget=budget, seed=config["seed"])
         engine.place(trainer.objective.players, trainer.objective.helpers)
         if engine.rank == 0:  # from here on the run directory holds a run
             _describe(directory, config, overrides)
@@ -150,7 +154,10 @@ def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory,
 def _objective(config: Mapping[str, Any]) -> Objective:
     torch.manual_seed(config["seed"])  # the initial weights
     network = build(config["network"])
-    objective: Objective = build(config["objective"])(network)
+    try:
+        objective: Objective = build(config["objective"])(network)
+    except ValueError as error:  # a partial, which Hydra does not call
+        raise UserError(str(error)) from None
     return objective
 
 

@@ -4,10 +4,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from cosyexp.data.features import pitch
 from cosyexp.models.layers.spectrogram import MelSpectrogram, mel_filters
 from cosyexp.models.llm.sampling import ras
+from cosyexp.objectives.losses import preference
 from cosyexp.objectives.losses.adversarial import tpr_loss
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 from cosyexp.training.schedules import constant, noam_hold, warmup
@@ -67,6 +69,22 @@ def test_token_loss(fixture, close):
     for case in numbers["cases"]:
         share = valid.sum() if case["normalize_length"] else len(numbers["x"])
         close(str(case["smoothing"]), token_loss(numbers["x"], targets, valid, case["smoothing"]) / share, case["loss"])
+
+
+def test_preference_losses(fixture, close):
+    numbers = fixture("losses")
+    chosen, rejected = (numbers[f"policy_{side}"].clone().requires_grad_() for side in ("chosen", "rejected"))
+    gains = chosen - numbers["ref_chosen"], rejected - numbers["ref_rejected"]
+    for case in numbers["cases"]:
+        beta, smoothing = case["beta"], case["label_smoothing"]
+        h = gains[0] - gains[1]
+        loss = (preference.ipo(h, beta) if case["ipo"] else preference.dpo(h, beta, smoothing)).mean()
+        name = f"beta {beta} smoothing {smoothing} ipo {case['ipo']}"
+        close(name, loss, case["loss"])
+        grads = torch.autograd.grad(loss, (chosen, rejected), retain_graph=True)
+        for side, gain, grad in zip(("chosen", "rejected"), gains, grads, strict=True):
+            close(f"{name} {side}", grad, case[f"grad_{side}"])
+            close(f"{name} {side} reward", beta * gain, case[f"{side}_rewards"])
 
 
 def test_tpr_loss_over_the_batch(fixture, close):

@@ -62,25 +62,28 @@ class LanguageView:
         return 3 + np.sum([sizes[name] for name in self.fields if name != "speaker"], axis=0)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> LanguageBatch:
+        blocks = [self.in_blocks(utt, row, row["speech"].shape[1], draws) for utt, row in zip(utts, rows, strict=True)]
+        return LanguageBatch(utts=tuple(utts), **self.tensors(rows, blocks))
+
+    def in_blocks(self, utt: str, row: Row, speech: int, draws: Draws) -> bool:
+        """Whether a row with so many speech tokens is laid out in blocks."""
+        return self.layout.in_blocks(row["text"].shape[1], speech, float(draws(utt, "layout").random()))
+
+    def tensors(self, rows: Sequence[Row], blocks: Sequence[bool]) -> dict[str, Tensor]:
         leads = [row["instruct"].shape[1] if "instruct" in row else 0 for row in rows]
         text = [np.concatenate([row[name][0] for name in ("instruct", "text") if name in row]) for row in rows]
         speech = [row["speech"][0] for row in rows]
-        coins = [float(draws(utt, "layout").random()) for utt in utts]
         size = max(map(len, text)), max(map(len, speech))
-        sequences = [
-            self.layout(len(t), s, lead, self.layout.in_blocks(len(t) - lead, len(s), coin), size)
-            for t, s, lead, coin in zip(text, speech, leads, coins, strict=True)
-        ]
+        sequences = [self.layout(len(t), s, lead, b, size) for t, s, lead, b in zip(text, speech, leads, blocks, strict=True)]
         order, answer, target = zip(*sequences, strict=True)
-        return LanguageBatch(
-            utts=tuple(utts),
-            text_BL=pad(text).long(),
-            text_lens_B=lengths(text),
-            speech_BN=pad(speech).long(),
-            speaker_BE=torch.from_numpy(np.stack([row["speaker"][:, 0] for row in rows])),
-            order_BT=pad(order),
-            lens_B=lengths(order),
-            answer_BA=pad(answer),
-            target_BA=pad(target),
-            answers_B=lengths(answer),
-        )
+        return {
+            "text_BL": pad(text).long(),
+            "text_lens_B": lengths(text),
+            "speech_BN": pad(speech).long(),
+            "speaker_BE": torch.from_numpy(np.stack([row["speaker"][:, 0] for row in rows])),
+            "order_BT": pad(order),
+            "lens_B": lengths(order),
+            "answer_BA": pad(answer),
+            "target_BA": pad(target),
+            "answers_B": lengths(answer),
+        }

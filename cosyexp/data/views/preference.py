@@ -1,0 +1,50 @@
+"""What preference training of a language model reads: a text, a chosen and a rejected answer, a speaker embedding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cosyexp.data.draws import Draws
+from cosyexp.data.fields import RejectedTokens
+from cosyexp.data.views.base import Row
+from cosyexp.data.views.llm import LanguageBatch, LanguageView
+
+KEPT = -2  # the "epoch" of draws that are the same in all epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(LanguageBatch):
+    """Rows [chosen_1..P, rejected_1..P] of P pairs; `utts` names the pairs.
+
+    reference_B: the log-probability that the reference gives each row, where it is cached; else 0.
+    """
+
+    reference_B: Tensor
+
+
+class PreferenceView(LanguageView):
+    """One pair costs both of its rows. Chosen and rejected answer have one layout: in blocks only if both are long enough.
+
+    keep_layout: a pair has the same layout in all epochs, as its cached reference needs.
+    """
+
+    def __init__(self, *, keep_layout: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.keep_layout = keep_layout
+        self.fields = {**self.fields, "rejected": RejectedTokens(options["speech_vocabulary"])}
+
+    def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        speech = np.maximum(sizes["speech"], sizes["rejected"])
+        return 2 * super().length({**sizes, "speech": speech, "rejected": np.zeros_like(speech)})
+
+    def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> PreferenceBatch:
+        layouts = Draws(draws.seed, KEPT) if self.keep_layout else draws
+        shorter = [min(row["speech"].shape[1], row["rejected"].shape[1]) for row in rows]
+        blocks = [self.in_blocks(utt, row, size, layouts) for utt, row, size in zip(utts, rows, shorter, strict=True)]
+        both = [*rows, *({**row, "speech": row["rejected"]} for row in rows)]
+        known_P2 = np.stack([row.get("reference", np.zeros(2, np.float32)) for row in rows])
+        return PreferenceBatch(utts=tuple(utts), reference_B=torch.from_numpy(known_P2.T.flatten()), **self.tensors(both, 2 * blocks))

@@ -1,0 +1,114 @@
+"""mode=dpo through the commands."""
+
+import shutil
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support import checkpoints, metrics, sentence, train_words
+
+EVERY = ["trainer.steps=8", "trainer.valid_every=4", "checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(data, warm, tmp_path_factory):
+    """An sft run `sft`, and `pairs`: the same data with an answer to reject for four rows of five."""
+    folder, draw = tmp_path_factory.mktemp("preference"), np.random.default_rng(0)
+    shutil.copytree(data, folder / "pairs", ignore=shutil.ignore_patterns("*.fields"))
+    for path in (folder / "pairs").rglob("*.parquet"):
+        table = pq.read_table(path)
+        answers = table["speech_token"].to_pylist()
+        rejected = [None if i % 5 == 4 else draw.permutation(answer)[draw.integers(4) :].tolist() for i, answer in enumerate(answers)]
+        pq.write_table(table.append_column("reject_speech_token", pa.array(rejected, pa.list_(pa.int32()))), path)
+    warm("train", *train_words("llm", data, "trainer.steps=4", "run_dir=sft"), cwd=folder)
+    return folder
+
+
+def words(folder, *more):
+    return train_words("llm", folder / "pairs", "mode=dpo", f"init_from={folder}/sft", *EVERY, *more)
+
+
+@pytest.fixture(scope="module")
+def straight(folder, warm):
+    """A run that nothing interrupted, with the reference beside the policy."""
+    said = warm("train", *words(folder, "run_dir=straight"), cwd=folder).stdout
+    assert "has no reject_speech_token" in said  # named, and no fault
+    return folder / "straight"
+
+
+def last(run):
+    return (run / "checkpoints/step_00000008/llm.safetensors").read_bytes()
+
+
+def test_a_run_begins_as_its_own_reference(straight):
+    first = metrics(straight)[0]
+    assert first["step"] == 0
+    assert abs(first["valid/dpo_loss"] - np.log(2)) < 1e-7 and first["valid/accuracy"] == 0.5
+    assert first["valid/chosen_reward"] == first["valid/rejected_reward"] == first["valid/margin"] == 0
+    names = {"loss", "dpo_loss", "sft_loss", "acc", "accuracy", "chosen_reward", "rejected_reward", "margin"}
+    assert {f"train/{name}" for name in names} <= metrics(straight)[1].keys()
+
+
+def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_path):
+    cache = ["objective.cache_reference=true", "run_dir=cached"]
+    warm("train", *words(folder, *cache), cwd=tmp_path)
+    assert metrics(tmp_path / "cached") == metrics(straight) and last(tmp_path / "cached") == last(straight)
+    more = ["trainer.steps=9", "init_from=null", "reference=gone"]  # it is not needed any more, nor looked for
+    with pytest.raises(AssertionError, match="was begun with reference"):
+        warm("train", *words(folder, *cache, *more), cwd=tmp_path)
+    said = warm("train", *words(folder, *cache, "trainer.steps=9", "init_from=gone"), cwd=tmp_path).stdout
+    assert "done at step 9" in said
+
+
+@pytest.mark.parametrize("variant", [[], ["objective.cache_reference=true", "data.workers=2"]], ids=["live", "cached"])
+def test_killed_and_started_again(folder, straight, warm, tmp_path, variant):
+    for point in (("update", 3), ("weights", 2), ("rename", 2)):
+        killed = warm.module("tests.resume.killer", *point, *words(folder, "run_dir=killed", *variant), cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    warm("train", *words(folder, "run_dir=killed", *variant), cwd=tmp_path)
+    assert metrics(tmp_path / "killed") == metrics(straight) and last(tmp_path / "killed") == last(straight)
+    assert checkpoints(tmp_path / "killed") == checkpoints(straight)
+
+
+def test_two_ranks_are_two_micro_batches(folder, warm, tmp_path):
+    warm("train", *words(folder, "trainer.accumulate=2", "run_dir=one"), cwd=tmp_path)
+    warm("train", *words(folder, "engine.nproc_per_node=2", "run_dir=two"), cwd=tmp_path)
+    for ours, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(abs(ours[name] - theirs[name]) <= 1e-5 * max(1, abs(ours[name])) for name in ours), (ours, theirs)
+
+
+def test_average_and_export_take_it_as_any_run(straight, warm):
+    warm("average", f"run_dir={straight}", "num=2", cwd=straight.parent)
+    warm("export", f"run_dir={straight}", "format=jit", "weights=average", cwd=straight.parent)
+    assert (straight / "exports/jit/llm.decode.fp32.zip").exists()
+
+
+def test_other_losses_train(folder, warm, tmp_path):
+    for loss in ("cdpo", "ipo", "hinge", "simpo"):
+        more = [f"objective.loss={loss}", "trainer.steps=2", f"run_dir={loss}", *(["init_from=null"] if loss == "simpo" else [])]
+        warm("train", *words(folder, *more), cwd=tmp_path)
+        assert np.isfinite(metrics(tmp_path / loss)[-1]["valid/loss"])
+
+
+def test_what_cannot_be_compared_is_a_sentence(folder, straight, warm, tmp_path):
+    def refused(*more):
+        return warm("train", *words(folder, "run_dir=refused", *more), cwd=tmp_path, check=False)
+
+    sentence(refused("init_from=null"), "give reference=")
+    sentence(refused("reference=nothing.pt"), "nothing.pt")
+    sentence(refused("objective.loss=dop"), "dop", "dpo, cdpo, ipo, hinge, simpo")
+    sentence(refused(f"data.dir={folder}/../nowhere"), "nowhere")
+    assert not (tmp_path / "refused/checkpoints").exists()
+
+
+def test_a_run_goes_on_with_its_own_reference_alone(folder, straight, warm, tmp_path):
+    shutil.copytree(folder / "sft", tmp_path / "sft")
+    begin = words(folder, f"init_from={tmp_path}/sft", "run_dir=run", "trainer.steps=2")
+    warm("train", *begin, cwd=tmp_path)
+    shutil.copytree(straight / "checkpoints/step_00000008", tmp_path / "sft/checkpoints/step_00000099")
+    said = warm("train", *begin, "trainer.steps=4", cwd=tmp_path, check=False)
+    sentence(said, "was begun with the reference", "step_00000004")
