@@ -82,6 +82,7 @@ class Train:
     run_dir: str = "???"
     init_from: str | None = None
     init_strict: bool = True
+    reference: str | None = None
 
 
 @dataclass
