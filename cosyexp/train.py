@@ -2,17 +2,17 @@
 
   family=demo|cosyvoice|cosyvoice2|cosyvoice3    which family of networks
   model=llm|flow|hifigan         which of its three models
-  mode=sft                       what it learns from
+  mode=sft|dpo                   what it learns from: recordings, or preferences between two answers
   engine=ddp                     where it runs
   data=demo|prepared|parquet     what it trains on
 
   run_dir=...                    where everything of the run lies; default runs/<family>/<model>
   init_from=...                  start from the weights of another run, or of a file: also an official llm.pt, flow.pt, hift.pt
+  reference=...                  mode=dpo: what the model is compared with; default init_from
   trainer.steps=1000 trainer.accumulate=2 trainer.precision=bf16 optimizer.lr=1e-4 data.workers=4 ...
 
 Examples
   python -m cosyexp.train model=flow
-  python -m cosyexp.train model=hifigan data=prepared data.dir=data/ljspeech_50hz trainer.steps=20000
   python -m cosyexp.train family=cosyvoice2 model=flow experiment=finetune init_from=flow.pt data=parquet data.train=a.list ...
   python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4
 

@@ -33,7 +33,9 @@ class Corpus:
 
     def _usable(self, max_bad: float) -> tuple[np.ndarray, list[np.ndarray]]:
         """(rows, 2) shard and row of each usable utterance, and the lengths of each shard's."""
-        places, lengths, faults, lacking, total = [], [], [], [], 0
+        places, lengths, total = [], [], 0
+        faults: list[str] = []
+        lacking: list[str] = []
         for shard, cache in enumerate(self._caches):
             fields = list(cache.values())
             good = np.all([field.good for field in fields], axis=0)

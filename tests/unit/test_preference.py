@@ -152,7 +152,8 @@ def test_a_policy_that_is_its_reference_has_no_reward(family):
 
 
 def test_rewards_loss_and_sft_have_their_formulas():
-    found, reference, batch = objective("cosyvoice", network("cosyvoice"), beta=0.4, sft_weight=0.7), network("cosyvoice"), collate("cosyvoice")
+    reference, batch = network("cosyvoice"), collate("cosyvoice")
+    found = objective("cosyvoice", network("cosyvoice"), beta=0.4, sft_weight=0.7)
     with torch.no_grad():
         for parameter in found.helpers[0].parameters():
             parameter.add_(0.05)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import RejectedTokens
+from cosyexp.data.layout import Layout
+from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.data.views.base import Row
 from cosyexp.data.views.llm import LanguageBatch, LanguageView
 
@@ -32,10 +33,27 @@ class PreferenceView(LanguageView):
     keep_layout: a pair has the same layout in all epochs, as its cached reference needs.
     """
 
-    def __init__(self, *, keep_layout: bool, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        speech_vocabulary: int,
+        speaker_dim: int,
+        use_spk_embedding: bool,
+        layout: Layout,
+        instruct: str | None = None,
+        keep_layout: bool = False,
+    ) -> None:
+        super().__init__(
+            tokenizer=tokenizer,
+            speech_vocabulary=speech_vocabulary,
+            speaker_dim=speaker_dim,
+            use_spk_embedding=use_spk_embedding,
+            layout=layout,
+            instruct=instruct,
+        )
         self.keep_layout = keep_layout
-        self.fields = {**self.fields, "rejected": RejectedTokens(options["speech_vocabulary"])}
+        self.fields = {**self.fields, "rejected": RejectedTokens(speech_vocabulary)}
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
         speech = np.maximum(sizes["speech"], sizes["rejected"])
