@@ -224,3 +224,17 @@ def test_decoding_while_the_text_comes(fixture, close):
     for step, (found, wanted) in enumerate(zip(seen, given["logp"], strict=True)):
         finite = found.isfinite()
         close(f"step {step}", found[finite], wanted[finite])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_train"))
+def test_the_supervised_part_of_a_preference(fixture, close, name, step):
+    """The original draws a layout for each answer; of its two losses this one is right."""
+    numbers = fixture(name)
+    given, wanted = numbers["dpo_batch"], numbers[step]
+    coins = [coin for _, coin in wanted["tape"]][: len(given["text_token"])]
+    net, batch = network(numbers), batch_of(numbers, given, coins)
+    objective = Language(net, optimizer=None, scheduler=None, smoothing=numbers["config"]["lsm_weight"])
+    loss, tokens = objective.validate(batch), objective.weights(batch)["tokens"]
+    close("loss", loss["ce"].sum / tokens, wanted["out"]["loss"])
+    close("accuracy", loss["acc"].sum / tokens, wanted["out"]["acc"])
