@@ -31,6 +31,11 @@ class Backend(Enum):
     jit = "jit"
 
 
+class Score(Enum):
+    none = "none"
+    edit = "edit"
+
+
 @dataclass
 class Trainer:
     """steps, epochs: training ends at whichever comes first. accumulate: micro-batches a rank has in a step.
@@ -135,4 +140,24 @@ class Prepare:
     fit_on: int = 2000
     processes: int = 2
     max_bad: float = 0.05
+    seed: int = 0
+
+
+@dataclass
+class Prefer:
+    """candidates: how often each text is spoken. score: what chooses the best and the worst of them; none: chosen is the ground truth.
+
+    batch_size: candidates side by side. limit: utterances at most of the training, and of the validation data.
+    """
+
+    family: Any = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
+    data: Any = field(default_factory=dict)
+    run_dir: str = "???"
+    out: str = "???"
+    candidates: int = 1
+    score: Score = Score.none
+    weights: str = "best"
+    batch_size: int = 16
+    limit: int | None = None
     seed: int = 0

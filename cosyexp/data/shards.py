@@ -27,11 +27,15 @@ COLUMNS = pa.schema(
         ("speech_token", pa.list_(pa.int32())),
     ]
 )
+OPTIONAL = pa.schema([("instruct", pa.string()), ("reject_speech_token", pa.list_(pa.int32()))])
 
 
-def write_shard(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes one shard, whole or not at all."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=COLUMNS)
+def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], note: str | None = None) -> None:
+    """Writes one shard, whole or not at all, with the optional columns that its rows have, and perhaps a note of how it was made."""
+    schema = pa.schema([*COLUMNS, *(column for column in OPTIONAL if any(column.name in row for row in rows))])
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    if note is not None:
+        table = table.replace_schema_metadata({"note": note})
     with replace_file(path) as file:
         pq.write_table(table, file)
 
@@ -57,6 +61,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is damaged, prepare it again: {error}") from None
+
+
+def read_note(path: Path) -> str:
+    """The note that a shard was written with."""
+    note: bytes = (open_shard(path).schema_arrow.metadata or {}).get(b"note", b"")
+    return note.decode()
 
 
 def read_list(path: str) -> list[Path]:

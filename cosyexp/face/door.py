@@ -96,7 +96,7 @@ def register() -> None:
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     OmegaConf.register_new_resolver("cosyexp.conf", lambda: str(CONFIGS.resolve()), replace=True)
-    for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize):
+    for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
         ConfigStore.instance().store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
 
 

@@ -90,6 +90,12 @@ def test_both_backends_say_the_same(walked, warm, tmp_path):
     assert torch.corrcoef(waves)[0, 1] > 0.99  # phases add up for seconds, and so do the last digits of F0
 
 
+def test_the_llm_of_a_family_makes_preference_pairs(walked, warm, tmp_path):
+    words = [f"run_dir={walked}/llm", f"data.dir={next(walked.parents[1].glob('data/*'))}", "data.corpus.minutes=0.8", "limit=2"]
+    said = warm("prefer", *words, cwd=tmp_path).stdout.splitlines()[-1]
+    assert said.startswith(f"data/{walked.name}_pairs: 4 pairs, 0 skipped")
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_official_weights_come_back_as_they_went(walked, warm, tmp_path, model):
     """Exported, and taken up again by a training of no steps."""

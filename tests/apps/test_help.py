@@ -18,6 +18,7 @@ APPS = {
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "output="],
     "export": ["format=onnx|jit", "run_dir=", "weights=", "components=", "out="],
     "synthesize": ["text=", "llm=", "flow=", "hifigan=", "out=", "speaker=", "backend=", "seed="],
+    "prefer": ["run_dir=", "data=demo|prepared|parquet", "out=", "candidates=", "score=none|edit", "weights=", "limit=", "seed="],
 }
 WITHOUT_TORCH = """
 import sys

@@ -25,6 +25,7 @@ HEAVY = (
     "cosyexp.objectives.adversarial",
     "cosyexp.objectives.flow",
     "cosyexp.objectives.language",
+    "cosyexp.preferring.write",
     "cosyexp.synthesis.pipeline",
     "cosyexp.training.engines.ddp",
     "cosyexp.training.session",

@@ -1,9 +1,10 @@
 """How a language model speaks: token after token, with a cache.
 
-B batch, L text tokens, N speech tokens, D width, V classes; classes from `speech_vocabulary` on are marks, none of which is a sound.
+B batch, L text tokens, N speech tokens, D width, V classes, C layers, H key heads, S cached positions, K width of a head; classes
+from `speech_vocabulary` on are marks, none of which is a sound.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ if TYPE_CHECKING:  # transformers takes a second to import
     from cosyexp.models.llm.qwen_lm import QwenLM
 
 Choose = Callable[[Tensor, Sequence[int]], int]  # a class, from log-probabilities (V,) and the classes before
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # a token (1,) and a cache to log-probabilities (1, V) and a cache
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tokens (B,) and a cache to log-probabilities (B, V) and a cache
 
 
 def decode(
@@ -31,16 +32,43 @@ def decode(
 
     barred: classes that may not come before there are `shortest` tokens; None: all marks.
     """
-    tokens: list[int] = []
-    while len(tokens) < longest:
-        logp_V = logp_BV[0].clone()
-        if len(tokens) < shortest:
-            logp_V[slice(speech_vocabulary, None) if barred is None else barred] = -torch.inf
-        if (token := choose(logp_V, tokens)) >= speech_vocabulary:
+    limits = {"speech_vocabulary": speech_vocabulary, "shortest": shortest, "longest": longest}
+    for tokens in decode_batch(logp_BV, cache, step, [choose], barred=barred, **limits):
+        yield tokens[0]
+
+
+def decode_batch(
+    logp_BV: Tensor,
+    cache_CBHSK: Tensor,
+    step: Step,
+    choose: Sequence[Choose],
+    *,
+    speech_vocabulary: int,
+    shortest: int,
+    longest: int,
+    barred: Sequence[int] | slice | None = None,
+) -> Iterator[Mapping[int, int]]:
+    """As `decode`, for rows with prompts of one length: at each step the next token of every row that has not ended.
+
+    A row that has ended leaves the batch. choose: of each row.
+    """
+    said: dict[int, list[int]] = {row: [] for row in range(len(choose))}  # by the rows that go on
+    for length in range(longest):
+        logp_BV = logp_BV.cpu().clone()
+        if length < shortest:
+            logp_BV[:, slice(speech_vocabulary, None) if barred is None else barred] = -torch.inf
+        chosen = [(row, choose[row](logp_V, said[row])) for row, logp_V in zip(said, logp_BV, strict=True)]
+        going = [place for place, (_, token) in enumerate(chosen) if token < speech_vocabulary]
+        if not going:
             return
-        tokens.append(token)
-        yield token
-        logp_BV, cache = step(torch.tensor([token]), cache)
+        tokens = dict(chosen[place] for place in going)
+        if len(going) < len(chosen):
+            cache_CBHSK = cache_CBHSK.index_select(1, torch.tensor(going, device=cache_CBHSK.device))
+        said = {row: said[row] for row in tokens}
+        for row, token in tokens.items():
+            said[row].append(token)
+        yield tokens
+        logp_BV, cache_CBHSK = step(torch.tensor(list(tokens.values())), cache_CBHSK)
 
 
 def decode_in_blocks(

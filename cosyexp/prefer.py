@@ -1,0 +1,54 @@
+"""Makes preference pairs for mode=dpo: what a trained llm says of each text of a data set, beside what was truly said.
+
+  run_dir=...                    the run of an llm, required
+  data=demo|prepared|parquet     whose texts it speaks
+  out=...                        the folder to write; default data/<family>_pairs
+  candidates=1                   how often it speaks each text
+  score=none|edit                rejected is what the model said, chosen the ground truth; or the worst and the best candidate,
+                                 by their edit distance to the ground truth
+  weights=best|last|average|...  which weights of the run, or a file
+  limit=...                      only so many utterances of the training and of the validation data
+  seed=0 batch_size=16           other candidates; how many are made side by side
+
+The same command continues where it was stopped. Train on the result with data=prepared data.dir=<out>.
+
+Examples
+  python -m cosyexp.prefer run_dir=runs/demo/llm
+  python -m cosyexp.prefer run_dir=runs/demo/llm data=prepared data.dir=data/ljspeech_50hz out=data/ljspeech_pairs limit=1000
+  python -m cosyexp.prefer run_dir=runs/cosyvoice2/llm data=parquet data.train=a.list data.valid=b.list candidates=8 score=edit
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from cosyexp.face import door
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@door("prefer")
+def main(cfg: "DictConfig") -> str:
+    from pathlib import Path
+
+    from omegaconf import OmegaConf
+
+    from cosyexp.preferring.write import Options, write_pairs
+    from cosyexp.run.directory import RunDirectory
+    from cosyexp.run.logs import console
+
+    run = RunDirectory(cfg.run_dir)
+    family = run.config()["family"]
+    cfg.family = {"name": family["name"], "token_rate": family["token_rate"]}
+    config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    options = {key: config[key] for key in ("candidates", "score", "weights", "batch_size", "limit", "seed")}
+    with console():
+        meta = write_pairs(run, config["data"], Path(config["out"]), Options(**options))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items())
+    skipped = f"{sum(meta['skipped'].values())} skipped" + (f" ({reasons})" if reasons else "")
+    distance = "" if meta["distance"] is None else f", mean edit distance {meta['distance']:.3f}"
+    print(f"{config['out']}: {meta['pairs']} pairs, {skipped}{distance}")
+    return str(config["out"])
+
+
+if __name__ == "__main__":
+    main()

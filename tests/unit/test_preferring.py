@@ -1,0 +1,236 @@
+"""Preference pairs of a trained llm: decoding in batches, what chooses, and a folder that is written shard by shard."""
+
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from cosyexp.data.draws import keyed
+from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list, write_shard
+from cosyexp.errors import UserError
+from cosyexp.models.llm.decoding import decode, decode_batch
+from cosyexp.models.llm.sampling import drawn_from, greedy, nucleus
+from cosyexp.preferring import write
+from cosyexp.preferring.scores import edit, edit_distance, pair
+from cosyexp.preferring.write import BEGUN, Options, write_pairs
+from cosyexp.run.targets import build
+from cosyexp.run.tensors import read_tensors
+from tests.support import config
+from tests.unit.runs import add, make_run
+from tests.unit.test_llm import FAMILIES, SPEAKER, SPEECHES, network
+
+# decoding
+
+
+def step(net, token, cache):
+    return net.decode(net.speech_embedding(token).unsqueeze(1), cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_row_in_a_batch_speaks_as_alone(family):
+    net, text, speaker = network(family).double().eval(), torch.tensor([[1, 2, 3]] * 3 + [[4, 0, 2]] * 3), torch.randn(6, SPEAKER).double()
+    choose = [partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(seed)), top_p=1.0) for seed in range(6)]
+    limits = {"speech_vocabulary": SPEECHES, "shortest": 2, "longest": 60}
+    x = net.prompt(text, speaker)
+    together = [[] for _ in choose]
+    sizes = []
+    counted = lambda token, cache: sizes.append(len(token)) or step(net, token, cache)  # noqa: E731
+    for tokens in decode_batch(*net.decode(x, net.empty_cache(x)), counted, choose, **limits):
+        for row, token in tokens.items():
+            together[row].append(token)
+    for row, spoken in enumerate(together):
+        x = net.prompt(text[row : row + 1], speaker[row : row + 1])
+        choose = partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(row)), top_p=1.0)
+        assert spoken == list(decode(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits))
+    lengths = list(map(len, together))
+    assert min(lengths) >= 2 and len(set(lengths)) > 2  # rows end at other times
+    assert sizes == [sum(length > i for length in lengths) for i in range(max(lengths))]  # and leave the batch
+
+
+@pytest.mark.parametrize("longest", [0, 1, 3])
+@torch.no_grad()
+def test_a_batch_ends_at_the_longest(longest):
+    net = network(FAMILIES[1])
+    x = net.prompt(torch.tensor([[1, 2]] * 2))
+    limits = {"speech_vocabulary": SPEECHES, "shortest": longest, "longest": longest}
+    choose = [partial(greedy, draw=None)] * 2
+    spoken = list(decode_batch(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits))
+    assert len(spoken) == longest and all(tokens[0] == tokens[1] for tokens in spoken)
+
+
+# what chooses
+
+
+def by_recursion(a, b):
+    if not a or not b:
+        return len(a) + len(b)
+    return min(by_recursion(a[1:], b) + 1, by_recursion(a, b[1:]) + 1, by_recursion(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def test_the_edit_distance_is_that_of_its_definition():
+    draw = np.random.default_rng(0)
+    for sizes in product(range(5), range(6)):
+        a, b = (draw.integers(3, size=size).tolist() for size in sizes)
+        assert edit_distance(a, b) == edit_distance(b, a) == by_recursion(a, b) / max(*sizes, 1)
+    assert edit_distance([1, 2, 3, 4], [2, 3, 4]) == 0.25 and edit_distance([], []) == 0 and edit_distance([], [1]) == 1
+
+
+def test_what_is_chosen_and_what_is_rejected():
+    row = {"speech_token": [1, 2, 3, 4]}
+    assert pair(row, [[1, 2]], None) == ([1, 2, 3, 4], [1, 2])
+    assert pair(row, [[], [1, 2, 3, 4], [5]], None) == ([1, 2, 3, 4], [5])
+    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit) == ([1, 2, 3], [6])
+    for candidates, score, reason in (
+        ([[]], None, "empty"),
+        ([[], []], edit, "empty"),
+        ([[1, 2, 3, 4]], None, "equal to the ground truth"),
+        ([[5], [6]], edit, "no candidate better"),
+        ([[1, 2], []], edit, "no candidate better"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            pair(row, candidates, score)
+
+
+# a folder of pairs
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A run whose network was not trained, but speaks."""
+    run_config = config("llm", data, "family.speech_per_text=[0.5,2]")
+    torch.manual_seed(0)
+    run = make_run(tmp_path_factory.mktemp("run"), run_config)
+    add(run, 1, {"loss": 1.0}, build(run_config["network"]).state_dict())
+    return run
+
+
+@pytest.fixture(scope="module")
+def source(data, tmp_path_factory):
+    """The `data` node of a config: 14 utterances in three shards to train on, 3 to validate on, two of which cannot be used."""
+    folder = tmp_path_factory.mktemp("source")
+    rows = [row for shard in read_list(str(data / "train.list")) for row in read_rows(shard, COLUMNS.names)][:17]
+    rows[3]["text"], rows[15]["speech_token"] = "", None
+    shards = [folder / f"{name}.parquet" for name in "abcd"]
+    for shard, begin, end in zip(shards, (0, 5, 10, 14), (5, 10, 14, 17), strict=True):
+        write_shard(shard, rows[begin:end])
+    write_list(folder / "train.list", shards[:3])
+    return {"train": str(folder / "train.list"), "valid": [str(shards[3])], "speakers": str(data / "speakers.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def pairs(run, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pairs") / "out"
+    return out, write_pairs(run, source, out, Options(candidates=2))
+
+
+def contents(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def table(out):
+    return [
+        row for name in ("train", "valid") for shard in read_list(str(out / f"{name}.list")) for row in pq.read_table(shard).to_pylist()
+    ]
+
+
+def test_the_folder_has_the_rows_of_the_data_and_an_answer_to_reject(pairs, source):
+    out, meta = pairs
+    lists, shards = ["train.list", "valid.list"], ["train/00000", "train/00001", "train/00002", "valid/00000"]
+    assert set(contents(out)) == {"meta.yaml", "speakers.safetensors", *lists, *(f"{shard}.parquet" for shard in shards)}
+    originals = [
+        row for name in (source["train"], source["valid"][0]) for shard in read_list(name) for row in read_rows(shard, COLUMNS.names)
+    ]
+    rows = table(out)
+    assert [{**row, "reject_speech_token": 0} for row in originals] == [{**row, "reject_speech_token": 0} for row in rows]
+    assert [i for i, row in enumerate(rows) if row["reject_speech_token"] is None] == [3, 15]
+    assert (meta["utterances"], meta["pairs"], meta["skipped"]) == (17, 15, {"unusable": 2})
+    distances = [edit_distance(r["speech_token"], r["reject_speech_token"]) for r in rows if r["reject_speech_token"]]
+    assert meta["distance"] == pytest.approx(np.mean(distances)) and 0 < meta["distance"] <= 1
+    assert meta["settings"]["token_rate"] == 50
+    assert read_tensors(out / "speakers.safetensors").keys() == read_tensors(out.parent / source["speakers"]).keys()
+
+
+def test_candidates_do_not_depend_on_what_they_are_batched_with(pairs, run, source, tmp_path):
+    for size in (1, 3):
+        write_pairs(run, source, tmp_path / str(size), Options(candidates=2, batch_size=size))
+        assert table(tmp_path / str(size)) == table(pairs[0])
+    write_pairs(run, source, tmp_path / "one", Options(candidates=1))  # the second candidate is another draw
+    assert table(tmp_path / "one") == table(pairs[0])
+    write_pairs(run, source, tmp_path / "seed", Options(seed=1))
+    ours, theirs = ([row["reject_speech_token"] for row in table(out)] for out in (tmp_path / "seed", pairs[0]))
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) == 2  # those without
+
+
+def test_draws_have_keys_of_their_own():
+    seeds = [int(keyed(seed, utt, "prefer", k).integers(2**63)) for seed in (0, 1) for utt in ("a", "b") for k in (0, 1)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_best_and_the_worst_by_their_distance(pairs, run, source, tmp_path):
+    meta = write_pairs(run, source, tmp_path / "out", Options(candidates=3, score="edit"))
+    truths = [row["speech_token"] for row in table(pairs[0])]
+    for truth, row in zip(truths, table(tmp_path / "out"), strict=True):
+        if row["reject_speech_token"] is None:
+            assert row["speech_token"] == truth
+        else:
+            assert edit_distance(truth, row["speech_token"]) < edit_distance(truth, row["reject_speech_token"])
+    assert meta["pairs"] > 8
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3])
+def test_a_stopped_command_goes_on_where_it_was(pairs, run, source, tmp_path, monkeypatch, stopped_at):
+    out, written = tmp_path / "out", []
+
+    def write_some(path, *arguments):
+        if len(written) == stopped_at:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_shard(path, *arguments)
+
+    monkeypatch.setattr(write, "write_shard", write_some)
+    with pytest.raises(KeyboardInterrupt):
+        write_pairs(run, source, out, Options(candidates=2))
+    assert (out / BEGUN).exists() and not (out / "meta.yaml").exists()
+    times = {path: path.stat().st_mtime_ns for path in written}
+    for other in (Options(candidates=3), Options(candidates=2, limit=4), Options(candidates=2, seed=7)):
+        with pytest.raises(UserError, match=r"was begun with (candidates=2, not 3|limit=None, not 4|seed=0, not 7): repeat"):
+            write_pairs(run, source, out, other)
+    with pytest.raises(UserError, match="was begun with other data"):
+        write_pairs(run, {**source, "train": source["valid"]}, out, Options(candidates=2))
+    stopped_at = 9
+    assert write_pairs(run, source, out, Options(candidates=2)) == pairs[1]
+    assert contents(out) == contents(pairs[0])
+    assert times == {path: path.stat().st_mtime_ns for path in times} and len(written) == 4
+
+
+def test_what_is_done_is_left_alone(pairs, run, source):
+    before = contents(pairs[0])
+    assert write_pairs(run, source, pairs[0], Options(candidates=2, batch_size=5)) == pairs[1]
+    assert contents(pairs[0]) == before
+
+
+def test_the_first_utterances_of_each_split(pairs, run, source, tmp_path):
+    meta = write_pairs(run, source, tmp_path / "out", Options(limit=7))
+    rows = table(pairs[0])
+    assert table(tmp_path / "out") == rows[:7] + rows[14:] and meta["utterances"] == 10
+    assert (tmp_path / "out/train.list").read_text() == "train/00000.parquet\ntrain/00001.parquet\n"
+
+
+def test_a_folder_of_something_else_is_left_alone(run, source, data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than pairs"):
+        write_pairs(run, source, tmp_path, Options())
+    before = contents(data)
+    with pytest.raises(UserError, match="give another out="):
+        write_pairs(run, source, data, Options())
+    assert contents(data) == before
+
+
+def test_the_settings_are_plain(pairs):
+    settings = yaml.safe_load((pairs[0] / "meta.yaml").read_text())["settings"]
+    assert settings["candidates"] == 2 and settings["score"] == "none" and len(settings["weights"]) == 64
