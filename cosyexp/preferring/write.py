@@ -169,6 +169,8 @@ def write_job(job: Job, candidates: Candidates, score: Score | None, bar: "tqdm[
     for i, row in enumerate(rows):
         try:
             prompts[i] = candidates.prompt(row)
+        except UserError:  # no fault of the row
+            raise
         except ValueError as error:
             faults.append(f"{row['utt']}: {error}")
     skipped["unusable"] = len(faults)
