@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from cosyexp.errors import UserError
 
+END_OF_PROMPT = 151646  # behind Qwen2's 151,643 pieces and three marks
+
 
 class Tokenizer(Protocol):
     """A small frozen dataclass: what it prints is part of the key under which token ids are cached."""
@@ -85,6 +87,8 @@ def whisper_encoding(vocabulary: str | None) -> Any:
     try:
         pairs = (line.split() for line in path.read_bytes().splitlines() if line)
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        if not ranks:
+            raise ValueError("it is empty")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>") from None
     special = [*marks("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
@@ -108,12 +112,17 @@ def shipped_vocabulary() -> Path:
 def qwen_tokenizer(folder: str | None, added: str) -> Any:
     from transformers import AutoTokenizer
 
-    if folder is None:
-        raise UserError("the llm of this family reads text as Qwen2 does: give the folder of its tokenizer, family.tokenizer.folder=")
+    if folder is None or not Path(folder).is_dir():
+        missing = "" if folder is None else f"there is no folder {folder}: "
+        raise UserError(
+            f"{missing}the llm of this family reads text as Qwen2 does: give the folder of its tokenizer, family.tokenizer.folder="
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} holds no tokenizer ({reason}): give the folder of Qwen2 as family.tokenizer.folder=") from None
     tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "additional_special_tokens": marks(added)})
+    if (found := tokenizer.convert_tokens_to_ids("<|endofprompt|>")) != END_OF_PROMPT:
+        raise UserError(f"{folder} is not the tokenizer of Qwen2: <|endofprompt|> has the id {found} there, not {END_OF_PROMPT}")
     return tokenizer

@@ -17,6 +17,8 @@ from cosyexp.run.files import write_text
 CHANGEABLE = (
     "run_dir",
     "init_from",
+    "init_strict",
+    "data.speakers",
     "trainer.steps",
     "trainer.epochs",
     "trainer.accumulate",

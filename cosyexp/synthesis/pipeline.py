@@ -43,7 +43,8 @@ class Pipeline:
         self.family: dict[str, Any] = configs["llm"]["family"]
         self.harmonics: int = configs["hifigan"]["model"]["view"]["harmonics"]
         self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
-        self.speakers = read_tensors(llm.speakers) if llm.speakers.exists() else {}
+        named = next((run.speakers for run in (llm, flow) if run.speakers.exists()), None)
+        self.speakers = read_tensors(named) if named else {}
         self.runners = {key: r for run in runs.values() for key, r in load_runners(run, backend, weights).items()}
 
     @property
@@ -101,7 +102,9 @@ class Pipeline:
 
     def _speaker(self, name: str | None) -> Tensor:
         if not self.speakers:
-            raise UserError("the llm's run keeps no speakers: train it on data that names them (data.speakers=)")
+            raise UserError(
+                "neither the llm's run nor the flow's keeps speakers: resume one of them with data.speakers=<the speakers.safetensors of its data>"
+            )
         if name is not None and name not in self.speakers:
             raise UserError(f"there is no speaker {name}: the model knows {', '.join(self.speakers)}")
         return self.speakers[name or next(iter(self.speakers))].unsqueeze(0)

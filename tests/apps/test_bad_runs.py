@@ -138,8 +138,9 @@ def test_words_about_runs(case, refused, runs, data):
 
 
 def test_a_run_without_speakers(refused, runs):
-    (runs / "llm/speakers.safetensors").unlink()
-    refused("synthesize", ["text=hello", *RUNS], "keeps no speakers", "data.speakers=")
+    for model in ("llm", "flow"):
+        (runs / model / "speakers.safetensors").unlink()
+    refused("synthesize", ["text=hello", *RUNS], "keeps speakers", "data.speakers=")
 
 
 @pytest.mark.parametrize("name", ["speakers.safetensors", "exports/jit/llm.decode.fp32.zip"])
