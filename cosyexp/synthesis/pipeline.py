@@ -103,7 +103,7 @@ class Pipeline:
     def _speaker(self, name: str | None) -> Tensor:
         if not self.speakers:
             raise UserError(
-                "neither the llm's run nor the flow's keeps speakers: resume one of them with data.speakers=<the speakers.safetensors of its data>"
+                "neither the llm's run nor the flow's keeps speakers: resume one with data.speakers=<speakers.safetensors of its data>"
             )
         if name is not None and name not in self.speakers:
             raise UserError(f"there is no speaker {name}: the model knows {', '.join(self.speakers)}")
