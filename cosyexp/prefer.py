@@ -4,8 +4,10 @@
   data=demo|prepared|parquet     whose texts it speaks
   out=...                        the folder to write; default data/<family>_pairs
   candidates=1                   how often it speaks each text
-  score=none|edit                rejected is what the model said, chosen the ground truth; or the worst and the best candidate,
-                                 by their edit distance to the ground truth
+  score=none|edit|wer            rejected is what the model said, chosen the ground truth; or the worst and the best candidate,
+                                 by their edit distance to the ground truth, or by the word error rate of a recogniser
+  flow=... hifigan=...           for wer: the runs that make candidates audible
+  asr=... language=...           for wer: the folder of a Whisper model (CTranslate2); default that of the extra eval
   weights=best|last|average|...  which weights of the run, or a file
   limit=...                      only so many utterances of the training and of the validation data
   seed=0 batch_size=16           other candidates; how many are made side by side
@@ -14,8 +16,8 @@ The same command continues where it was stopped. Train on the result with data=p
 
 Examples
   python -m cosyexp.prefer run_dir=runs/demo/llm
-  python -m cosyexp.prefer run_dir=runs/demo/llm data=prepared data.dir=data/ljspeech_50hz out=data/ljspeech_pairs limit=1000
   python -m cosyexp.prefer run_dir=runs/cosyvoice2/llm data=parquet data.train=a.list data.valid=b.list candidates=8 score=edit
+  python -m cosyexp.prefer run_dir=runs/demo/llm candidates=4 score=wer flow=runs/demo/flow hifigan=runs/demo/hifigan limit=100
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 @door("prefer")
 def main(cfg: "DictConfig") -> str:
+    from dataclasses import fields
     from pathlib import Path
 
     from omegaconf import OmegaConf
@@ -40,7 +43,7 @@ def main(cfg: "DictConfig") -> str:
     family = run.config()["family"]
     cfg.family = {"name": family["name"], "token_rate": family["token_rate"]}
     config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    options = {key: config[key] for key in ("candidates", "score", "weights", "batch_size", "limit", "seed")}
+    options = {field.name: config[field.name] for field in fields(Options)}
     with console():
         meta = write_pairs(run, config["data"], Path(config["out"]), Options(**options))
     reasons = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items())

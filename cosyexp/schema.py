@@ -34,6 +34,7 @@ class Backend(Enum):
 class Score(Enum):
     none = "none"
     edit = "edit"
+    wer = "wer"
 
 
 @dataclass
@@ -148,6 +149,7 @@ class Prefer:
     """candidates: how often each text is spoken. score: what chooses the best and the worst of them; none: chosen is the ground truth.
 
     batch_size: candidates side by side. limit: utterances at most of the training, and of the validation data.
+    flow, hifigan: runs that make a candidate audible. asr: the folder of a Whisper model. language: in which it listens.
     """
 
     family: Any = field(default_factory=dict)
@@ -161,3 +163,7 @@ class Prefer:
     batch_size: int = 16
     limit: int | None = None
     seed: int = 0
+    flow: str | None = None
+    hifigan: str | None = None
+    asr: str | None = None
+    language: str | None = None

@@ -60,6 +60,11 @@ class Candidates:
         lead = sum(map(len, text[:-1]))
         return Prompt(utt=row["utt"], lead=lead, text=np.concatenate(text), speaker=self.fields["speaker"](utterance))
 
+    def limits(self, prompt: Prompt) -> tuple[int, int]:
+        """The fewest and the most tokens of an answer."""
+        shortest, longest = (int(ratio * (len(prompt.text) - prompt.lead)) for ratio in self.family["speech_per_text"])
+        return shortest, longest
+
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
         """(place, tokens): the candidates of all prompts, in no order of places, but each prompt's in the order of their draws."""
         jobs = sorted(product(range(len(prompts)), range(self.times)), key=lambda job: prompts[job[0]].size)
@@ -74,8 +79,7 @@ class Candidates:
     def _speak(self, prompts: Sequence[Prompt], times: Sequence[int]) -> list[list[int]]:
         text_BL = torch.from_numpy(np.stack([prompt.text for prompt in prompts])).long().to(self.device)
         speaker_BE = torch.from_numpy(np.stack([prompt.speaker for prompt in prompts])).to(self.device)
-        length, lead = prompts[0].size
-        shortest, longest = (int(ratio * (length - lead)) for ratio in self.family["speech_per_text"])
+        shortest, longest = self.limits(prompts[0])
         limits = {"speech_vocabulary": self.family["speech_vocabulary"], "shortest": shortest, "longest": longest}
         x = self.network.prompt(text_BL, speaker_BE)
         logp_BV, cache = self.network.decode(x, self.network.empty_cache(x))

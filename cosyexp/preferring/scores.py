@@ -1,37 +1,30 @@
 """Which of the answers to a text is better."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from cosyexp.evaluation.measures import edits
 
-# how bad an answer is, from the row of its utterance and its speech tokens; the error rate of recognised speech would be another
+# how bad an answer is, from the row of its utterance and its speech tokens
 Score = Callable[[Mapping[str, Any], Sequence[int]], float]
 
 
 def edit_distance(a: Sequence[int], b: Sequence[int]) -> float:
-    """The fewest insertions, deletions and replacements that make one of the other, as a share of the longer one."""
-    if not a or not b:
-        return float(bool(a or b))
-    other, places = np.asarray(b), np.arange(len(b) + 1)
-    costs = places
-    for i, token in enumerate(a):
-        kept = np.minimum(costs[1:] + 1, costs[:-1] + (other != token))
-        costs = places + np.minimum.accumulate(np.concatenate([[i + 1], kept]) - places)  # insertions, all at once
-    return float(costs[-1]) / max(len(a), len(b))
+    """Insertions, deletions and replacements that make one of the other, as a share of the longer one."""
+    return edits(a, b) / max(len(a), len(b), 1)
 
 
 def edit(row: Mapping[str, Any], answer: Sequence[int]) -> float:
     return edit_distance(row["speech_token"], answer)
 
 
-SCORES: Mapping[str, Score | None] = {"none": None, "edit": edit}
-
-
-def pair(row: Mapping[str, Any], candidates: Sequence[Sequence[int]], score: Score | None) -> tuple[Sequence[int], Sequence[int]]:
+def pair(
+    row: Mapping[str, Any], candidates: Sequence[Sequence[int]], score: Score | None, longest: int
+) -> tuple[Sequence[int], Sequence[int]]:
     """The chosen and the rejected answer: the best and the worst candidate; without a score, the truth and what is not the truth.
 
-    ValueError where the candidates make no pair.
+    longest: a candidate of so many tokens did not end by itself, and none is worse. ValueError where the candidates make no pair.
     """
     spoken = [candidate for candidate in candidates if candidate]
     if not spoken:
@@ -42,7 +35,7 @@ def pair(row: Mapping[str, Any], candidates: Sequence[Sequence[int]], score: Sco
         if wrong is None:
             raise ValueError("equal to the ground truth")
         return truth, wrong
-    ranked = sorted((score(row, candidate), i) for i, candidate in enumerate(spoken))
+    ranked = sorted((score(row, candidate) if len(candidate) < longest else math.inf, i) for i, candidate in enumerate(spoken))
     if ranked[0][0] == ranked[-1][0]:
         raise ValueError("no candidate better than another")
     return spoken[ranked[0][1]], spoken[ranked[-1][1]]

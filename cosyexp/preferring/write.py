@@ -24,7 +24,7 @@ from cosyexp.data.preparation import META, check_family, prepare_corpus, prepare
 from cosyexp.data.shards import COLUMNS, OPTIONAL, open_shard, read_list, read_note, read_rows, write_list, write_shard
 from cosyexp.errors import UserError
 from cosyexp.preferring.candidates import Candidates, Prompt
-from cosyexp.preferring.scores import SCORES, Score, edit_distance, pair
+from cosyexp.preferring.scores import Score, edit, edit_distance, pair
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import replace_file, write_text
@@ -33,7 +33,7 @@ from cosyexp.run.weights import find_weights
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
 SPLITS = ("train", "valid")
-SAID = ("candidates", "score", "limit", "seed")  # the options on which the candidates depend
+SAID = ("candidates", "score", "limit", "seed", "flow", "hifigan", "asr", "language")  # the options on which the pairs depend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,19 @@ class Options:
     batch_size: int = 16
     limit: int | None = None
     seed: int = 0
+    flow: str | None = None
+    hifigan: str | None = None
+    asr: str | None = None
+    language: str | None = None
 
     def check(self) -> None:
         for key in ("candidates", "batch_size", "limit"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f"{key}={value} makes no sense: give a whole number of at least 1")
-        if SCORES[self.score] and self.candidates < 2:
+        if self.score != "none" and self.candidates < 2:
             raise UserError(f"score={self.score} compares candidates, and there is one: give candidates=2 or more, or score=none")
+        if self.score == "wer" and not (self.flow and self.hifigan):
+            raise UserError("score=wer listens to the candidates: give flow=<run> and hifigan=<run>, which make them audible")
 
 
 class Job(NamedTuple):
@@ -102,6 +108,7 @@ def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: 
     refuse_other(out, settings)
     if (done := prepared(out)) is not None:
         return done
+    score = score_of(run, options)
     candidates = Candidates(config, weights, times=options.candidates, batch_size=options.batch_size, seed=options.seed)
     write_text(out / BEGUN, yaml.safe_dump({"settings": settings}))
     total = Tally()
@@ -110,7 +117,7 @@ def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: 
             if job.target.exists():
                 bar.update(job.rows * options.candidates)
             else:
-                write_job(job, candidates, SCORES[options.score], bar)
+                write_job(job, candidates, score, bar)
             total += Tally(**json.loads(read_note(job.target)))
     for split in SPLITS:
         write_list(out / f"{split}.list", [job.target for job in jobs[split]])
@@ -125,6 +132,17 @@ def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: 
     write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
     (out / BEGUN).unlink()
     return meta
+
+
+def score_of(run: RunDirectory, options: Options) -> Score | None:
+    if options.score == "none":
+        return None
+    if options.score == "edit":
+        return edit
+    from cosyexp.preferring.hearing import ErrorRate  # and all that speaks and listens
+
+    assert options.flow and options.hifigan
+    return ErrorRate(str(run), options.flow, options.hifigan, asr=options.asr, language=options.language, seed=options.seed)
 
 
 def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterator[Job]:
@@ -183,7 +201,7 @@ def write_job(job: Job, candidates: Candidates, score: Score | None, bar: "tqdm[
     for i, row in enumerate(rows):
         if i in answers:
             try:
-                chosen, rejected = pair(row, answers[i], score)
+                chosen, rejected = pair(row, answers[i], score, candidates.limits(prompts[i])[1])
             except ValueError as error:
                 skipped[str(error)] += 1
                 continue

@@ -2,6 +2,7 @@
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from cosyexp.data.shards import COLUMNS, read_list
 from tests.support import contents, sentence, train_words
@@ -44,6 +45,14 @@ def test_a_command_that_was_stopped_goes_on(spoken, warm, data, tmp_path):
     assert spoken("limit=20", "out=pairs").stdout.splitlines()[-1] == told  # nothing is left to do
 
 
+def test_pairs_by_what_a_recogniser_hears(spoken, tmp_path):
+    words = ["score=wer", "candidates=2", "limit=1", "language=en", "flow=runs/demo/flow", "hifigan=runs/demo/hifigan", "out=pairs"]
+    said = spoken(*words).stdout.splitlines()[-1]
+    assert said.startswith("pairs: ") and yaml.safe_load((tmp_path / "pairs/meta.yaml").read_text())["utterances"] == 2
+    assert spoken(*words).stdout.splitlines()[-1] == said
+    sentence(spoken(*words, "flow=other", check=False), "pairs was begun with flow=runs/demo/flow, not other")
+
+
 def test_the_demo_corpus_prepares_itself(runs, warm, tmp_path):
     words = ["data.corpus.minutes=0.5", "limit=2", "candidates=3", "score=edit"]
     warm("prefer", LLM, *words, cwd=tmp_path)
@@ -67,7 +76,10 @@ def test_lists_of_parquet_files(runs, warm, data, tmp_path):
         (["limit=0"], ["limit=0 makes no sense"]),
         (["batch_size=-1"], ["batch_size=-1 makes no sense"]),
         (["score=edit"], ["score=edit compares candidates", "candidates=2"]),
-        (["score=wer"], ["score", "wer", "none, edit"]),
+        (["score=mos"], ["score", "mos", "none, edit, wer"]),
+        (["score=wer", "candidates=2", "flow=runs/demo/flow"], ["give flow=<run> and hifigan=<run>"]),
+        (["score=wer", "candidates=2", "flow=runs/demo/flow", "hifigan=runs/demo/llm"], ["is a run of llm", "hifigan="]),
+        (["score=wer", "candidates=2", "flow=runs/demo/flow", "hifigan=runs/demo/hifigan", "asr=runs"], ["is no Whisper model"]),
         (["weights=average"], ["has no average yet"]),
         (["data.dir=nowhere"], ["nowhere is no prepared data set"]),
         (["data=parquet", "data.train=a.list", "data.valid=b.list"], ["there is no data list a.list"]),

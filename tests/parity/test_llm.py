@@ -16,6 +16,7 @@ from cosyexp.models.llm.qwen_lm import QwenLM
 from cosyexp.models.llm.sampling import greedy, ras
 from cosyexp.models.llm.transformer_lm import TransformerLM
 from cosyexp.objectives.language import Language
+from cosyexp.objectives.losses import preference
 from tests.parity.conftest import encoder
 
 QWEN = ["llm_v2", "llm_v3"]
@@ -227,14 +228,28 @@ def test_decoding_while_the_text_comes(fixture, close):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_train"))
+@pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_train") + recorded("llm_v2", "dpo_step"))
 def test_the_supervised_part_of_a_preference(fixture, close, name, step):
     """The original draws a layout for each answer; of its two losses this one is right."""
     numbers = fixture(name)
-    given, wanted = numbers["dpo_batch"], numbers[step]
-    coins = [coin for _, coin in wanted["tape"]][: len(given["text_token"])]
+    given, recording = numbers["dpo_batch"], numbers[step]
+    wanted = recording.get("policy") or recording["out"]
+    coins = [coin for _, coin in recording["tape"]][: len(given["text_token"])]
     net, batch = network(numbers), batch_of(numbers, given, coins)
     objective = Language(net, optimizer=None, scheduler=None, smoothing=numbers["config"]["lsm_weight"])
     loss, tokens = objective.validate(batch), objective.weights(batch)["tokens"]
-    close("loss", loss["ce"].sum / tokens, wanted["out"]["loss"])
-    close("accuracy", loss["acc"].sum / tokens, wanted["out"]["acc"])
+    close("loss", loss["ce"].sum / tokens, wanted["loss"])
+    close("accuracy", loss["acc"].sum / tokens, wanted["acc"])
+
+
+@pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_step"))
+def test_the_formulas_of_a_preference_step(fixture, close, name, step):
+    """From the log-probabilities that the original found (of the wrong positions): its loss, its rewards, its accuracy."""
+    numbers, beta = fixture(name)[step], 0.01
+    chosen, rejected = (numbers["policy"][side] - numbers["ref"][side] for side in ("chosen_logps", "rejected_logps"))
+    loss = preference.dpo(chosen - rejected, beta).mean()
+    close("preference", loss, numbers["preference_loss"])
+    close("loss", loss + numbers["policy"]["loss"], numbers["loss"])
+    close("chosen reward", beta * chosen, numbers["chosen_reward"])
+    close("rejected reward", beta * rejected, numbers["reject_reward"])
+    close("accuracy", preference.wins(beta * (chosen - rejected)).mean(), numbers["dpo_acc"])

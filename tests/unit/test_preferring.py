@@ -1,7 +1,6 @@
 """Preference pairs of a trained llm: decoding in batches, what chooses, and a folder that is written shard by shard."""
 
 from functools import partial
-from itertools import product
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -66,34 +65,26 @@ def test_a_batch_ends_at_the_longest(longest):
 # what chooses
 
 
-def by_recursion(a, b):
-    if not a or not b:
-        return len(a) + len(b)
-    return min(by_recursion(a[1:], b) + 1, by_recursion(a, b[1:]) + 1, by_recursion(a[1:], b[1:]) + (a[0] != b[0]))
-
-
-def test_the_edit_distance_is_that_of_its_definition():
-    draw = np.random.default_rng(0)
-    for sizes in product(range(5), range(6)):
-        a, b = (draw.integers(3, size=size).tolist() for size in sizes)
-        assert edit_distance(a, b) == edit_distance(b, a) == by_recursion(a, b) / max(*sizes, 1)
+def test_an_edit_distance_is_a_share_of_the_longer_one():
     assert edit_distance([1, 2, 3, 4], [2, 3, 4]) == 0.25 and edit_distance([], []) == 0 and edit_distance([], [1]) == 1
 
 
 def test_what_is_chosen_and_what_is_rejected():
     row = {"speech_token": [1, 2, 3, 4]}
-    assert pair(row, [[1, 2]], None) == ([1, 2, 3, 4], [1, 2])
-    assert pair(row, [[], [1, 2, 3, 4], [5]], None) == ([1, 2, 3, 4], [5])
-    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit) == ([1, 2, 3], [6])
+    assert pair(row, [[1, 2]], None, 9) == ([1, 2, 3, 4], [1, 2])
+    assert pair(row, [[], [1, 2, 3, 4], [5]], None, 9) == ([1, 2, 3, 4], [5])
+    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit, 9) == ([1, 2, 3], [6])
+    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit, 3) == ([1, 2], [1, 2, 3])  # which did not end by itself
     for candidates, score, reason in (
         ([[]], None, "empty"),
         ([[], []], edit, "empty"),
         ([[1, 2, 3, 4]], None, "equal to the ground truth"),
         ([[5], [6]], edit, "no candidate better"),
         ([[1, 2], []], edit, "no candidate better"),
+        ([[2] * 9, [1] * 9], edit, "no candidate better"),
     ):
         with pytest.raises(ValueError, match=reason):
-            pair(row, candidates, score)
+            pair(row, candidates, score, 9)
 
 
 # a folder of pairs
@@ -101,11 +92,13 @@ def test_what_is_chosen_and_what_is_rejected():
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A run whose network was not trained, but speaks."""
+    """A run whose network was not trained, but speaks, and now and then ends."""
     run_config = config("llm", data, "family.speech_per_text=[0.5,2]")
     torch.manual_seed(0)
     run = make_run(tmp_path_factory.mktemp("run"), run_config)
-    add(run, 1, {"loss": 1.0}, build(run_config["network"]).state_dict())
+    weights = build(run_config["network"]).state_dict()
+    weights["llm_decoder.bias"][run_config["family"]["speech_vocabulary"]] += 3
+    add(run, 1, {"loss": 1.0}, weights)
     return run
 
 
@@ -178,7 +171,9 @@ def test_the_best_and_the_worst_by_their_distance(pairs, run, source, tmp_path):
         if row["reject_speech_token"] is None:
             assert row["speech_token"] == truth
         else:
-            assert edit_distance(truth, row["speech_token"]) < edit_distance(truth, row["reject_speech_token"])
+            chosen, rejected, longest = row["speech_token"], row["reject_speech_token"], 2 * len(row["text"])
+            assert len(chosen) < longest
+            assert len(rejected) == longest or edit_distance(truth, chosen) < edit_distance(truth, rejected)
     assert meta["pairs"] > 8
 
 
