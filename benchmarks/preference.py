@@ -56,15 +56,15 @@ def make_pairs(folder: Path) -> None:
 
 
 def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
-    given = ["mode=dpo", "data=prepared", f"data.dir={folder}/pairs", f"objective.cache_reference={cached}", *words]
-    config = config_of(*given)
-    directory = RunDirectory(folder / f"run_{len(words)}_{cached}")
-    engine, weights = session._engine(config), folder / f"reference_{len(words)}.safetensors"
+    weights = folder / f"reference_{len(words)}.safetensors"
+    given = ["mode=dpo", "data=prepared", f"data.dir={folder}/pairs", f"reference={weights}", f"objective.cache_reference={cached}"]
+    config = config_of(*given, *words)
     if not weights.exists():
         save_tensors(weights, build(config["network"]).state_dict())
+    directory, engine = RunDirectory(folder / f"run_{len(words)}_{cached}"), session._engine(config)
     corpora = session._corpora(config, engine)
     trainer = session._trainer(config, engine, directory, *corpora)
-    take_reference(trainer.objective, str(weights), directory, corpora, engine, budget=config["data"]["max_frames"], seed=0)  # type: ignore[arg-type]
+    take_reference(trainer.objective, config, directory, corpora, engine)  # type: ignore[arg-type]
     engine.place(trainer.objective.players, trainer.objective.helpers)
     return trainer
 

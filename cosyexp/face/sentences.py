@@ -34,6 +34,8 @@ def explain(error: BaseException) -> str | None:
 
 def hydra_sentence(causes: list[BaseException]) -> str:
     """What Hydra says, without its noise, with the name that was perhaps meant."""
+    if match := re.match(r"Error in call to target '[\w.]*?(\w+)'", str(causes[0])):
+        return f"{match[1]} cannot be built with these settings: {causes[-1]}"
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
     text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(NOISE)))
     if match := re.search(r"Missing mandatory value: (\S+)", text):

@@ -105,19 +105,26 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, 
     missing, unknown = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
     common = [n for n in wanted if n in tensors]
     other = [n for n in common if wanted[n].shape != tensors[n].shape]
-    differing = [(missing, "are missing"), (unknown, "are unknown"), (other, "have another shape")]
-    faults = [f"{len(names)} {what} (such as {names[0]})" for names, what in differing if names]
+    shapes = [f"{n}, {list(tensors[n].shape)} instead of {list(wanted[n].shape)}" for n in other[:1]]
+    kinds = (("missing", missing, missing), ("unknown", unknown, unknown), ("of another shape", other, shapes))
+    faults = [f"{len(names)} {what} (such as {example[0]})" for what, names, example in kinds if names]
     if len(common) == len(other) or (faults and strict):
-        raise UserError(f"{path} does not fit the network: of its tensors {', '.join(faults)}")
+        raise UserError(f"the tensors of {path} do not fit the network: {', '.join(faults)}")
+    spoilt = next((n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()), None)
+    if spoilt:
+        raise UserError(f"{path} holds values that are not finite (in {spoilt}): it was damaged or its training diverged, take another")
     network.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in other}, strict=strict)
     return missing + other, unknown + other
 
 
 def weights_of(source: str) -> Path:
     """The file of weights that a run (its newest average, else its last checkpoint) or a path means."""
-    if not Path(source).is_dir():
-        return Path(source)
-    run = RunDirectory(source)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"there are no weights {source}: name a run, or a file of weights")
+    run = RunDirectory(path)
     return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
 
 
@@ -127,11 +134,9 @@ def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, str
     model: which of the networks is the one that is exported; another one, a discriminator, starts from scratch where the source
     has none. Returns the file of the model.
     """
-    path, beside = Path(source), None
-    if path.is_dir():
-        run = RunDirectory(path)
-        beside = find_weights(run, "last").parent
-        path = weights_of(source)
+    path = weights_of(source)
+    folder = Path(source).expanduser()
+    beside = find_weights(RunDirectory(folder), "last").parent if folder.is_dir() else None
     found = read_weights(path)
     _start(networks[model], found["model"], path, strict)
     for name, network in networks.items():

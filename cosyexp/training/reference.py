@@ -1,8 +1,12 @@
 """The reference of a preference training: a frozen network beside the policy, or its log-probabilities, computed once and kept."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -22,22 +26,19 @@ from cosyexp.run.weights import load_weights, weights_of
 from cosyexp.training.engines.base import Engine
 
 log = logging.getLogger(__name__)
+NOTE, LOGPS = "meta.yaml", "logps.safetensors"
 
 
-def take_reference(
-    objective: Comparing, source: str | None, run: RunDirectory, corpora: Sequence[Corpus], engine: Engine, *, budget: int, seed: int
-) -> None:
-    """Gives the objective its reference: weights of a run or a file, the same for as long as the run lasts.
-
-    budget: padded tokens of a batch, where the log-probabilities are cached.
-    """
+def take_reference(objective: Comparing, config: Mapping[str, Any], run: RunDirectory, corpora: Sequence[Corpus], engine: Engine) -> None:
+    """Gives the objective its reference: weights of a run or a file, the same for as long as the run lasts."""
     if not objective.needs_reference:
         return
+    source = config["reference"] or config["init_from"]
     if source is None:
         raise UserError("a preference is measured against a reference: give reference=<an sft run, or a file of weights>")
-    cached = run.reference / "logps.safetensors"
-    if objective.cache_reference and cached.exists():
-        return hand_out(read_tensors(cached), corpora)
+    key = cache_key(config, corpora)
+    if objective.cache_reference and noted(run).get("cached") == key:
+        return hand_out(run, corpora)
     path = weights_of(source)
     network = objective.frozen_copy()
     load_weights(network, path)
@@ -49,25 +50,41 @@ def take_reference(
     if engine.rank == 0:
         network.to(engine.device)
         log.info("computing the log-probabilities of the reference, once")
+        seed, budget = config["seed"], config["data"]["max_frames"]
         values = [logps(objective, network, corpus, engine, budget, seed) for corpus in corpora]
-        run.reference.mkdir(parents=True, exist_ok=True)
-        part = cached.with_suffix(".part")
+        part = run.reference / "logps.part"
         save_tensors(part, dict(zip(("train", "valid"), values, strict=True)))
-        part.replace(cached)
+        part.replace(run.reference / LOGPS)
+        write_text(run.reference / NOTE, yaml.safe_dump({**noted(run), "cached": key}))
     engine.gather(None)
-    hand_out(read_tensors(cached), corpora)
+    hand_out(run, corpora)
+
+
+def cache_key(config: Mapping[str, Any], corpora: Sequence[Corpus]) -> str:
+    """Of all that the log-probabilities depend on, but for the weights, whose hash stands beside it."""
+    settings = config["network"], config["objective"], config["trainer"]["precision"], config["seed"]
+    sizes = [zlib.crc32(corpus.lengths.tobytes()) for corpus in corpora]
+    return hashlib.blake2b(json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def noted(run: RunDirectory) -> dict[str, str]:
+    """weights, sha256: of the reference. cached: the key of its log-probabilities, once they are there."""
+    try:
+        return dict(yaml.safe_load((run.reference / NOTE).read_text()))
+    except FileNotFoundError:
+        return {}
 
 
 def keep_identity(run: RunDirectory, path: Path) -> None:
-    """Notes which weights the reference has; UserError where a run goes on with others."""
-    note, sha256 = run.reference / "meta.yaml", file_hash(path)
-    if not note.exists():
-        return write_text(note, yaml.safe_dump({"weights": str(path), "sha256": sha256}))
-    before = yaml.safe_load(note.read_text())
-    if before["sha256"] != sha256:
+    """Notes which weights the reference has; UserError where a run that has begun goes on with others."""
+    before, sha256 = noted(run), file_hash(path)
+    if before.get("sha256") == sha256:
+        return
+    if before and run.checkpoints.all():
         raise UserError(
             f"{run} was begun with the reference {before['weights']}, and {path} has other weights: give the former, or another run_dir="
         )
+    write_text(run.reference / NOTE, yaml.safe_dump({"weights": str(path), "sha256": sha256}))
 
 
 @torch.no_grad()
@@ -82,9 +99,8 @@ def logps(objective: Comparing, network: torch.nn.Module, corpus: Corpus, engine
     return found
 
 
-def hand_out(tables: dict[str, Tensor], corpora: Sequence[Corpus]) -> None:
+def hand_out(run: RunDirectory, corpora: Sequence[Corpus]) -> None:
     """The views put the log-probabilities into their batches."""
-    for corpus, table in zip(corpora, (tables["train"], tables["valid"]), strict=True):
-        if len(table) != len(corpus):
-            raise UserError("the log-probabilities of the reference were computed on other data: give the former, or another run_dir=")
-        corpus.extra = {"reference": table.numpy()}
+    tables = read_tensors(run.reference / LOGPS)
+    for corpus, name in zip(corpora, ("train", "valid"), strict=True):
+        corpus.extra = {"reference": tables[name].numpy()}

@@ -24,7 +24,7 @@ from cosyexp.run.environment import describe
 from cosyexp.run.files import replace_file, write_json
 from cosyexp.run.logs import console, log_file
 from cosyexp.run.targets import build
-from cosyexp.run.weights import init_weights
+from cosyexp.run.weights import init_weights, weights_of
 from cosyexp.schema import Checkpoint as Retention
 from cosyexp.schema import Trainer as Options
 from cosyexp.training.engines.base import Engine
@@ -49,8 +49,11 @@ def run(config: Mapping[str, Any]) -> Outcome:
     """
     config, overrides = {key: value for key, value in config.items() if key != "overrides"}, config.get("overrides", [])
     directory = RunDirectory(config["run_dir"])
-    if directory.exists:
+    before = directory.config() if directory.exists and directory.checkpoints.all() else None
+    if before:
         directory.refuse_other(config)
+    elif config["init_from"]:
+        weights_of(config["init_from"])  # before the data are prepared
     with ExitStack() as stack:
         engine = _engine(config)
         stack.callback(engine.close)
@@ -59,15 +62,14 @@ def run(config: Mapping[str, Any]) -> Outcome:
         if engine.rank == 0:  # before the newest checkpoint is looked for: who trains now may write another
             stack.enter_context(directory.lock())
         engine.gather(None)
-        checkpoint = directory.checkpoints.latest() if directory.exists else None
+        checkpoint = directory.checkpoints.latest() if before else None
         _set_threads(config["engine"]["threads"], checkpoint)
         corpora = _corpora(config, engine)
         trainer = _trainer(config, engine, directory, *corpora)
         stack.callback(trainer.loader.close)
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
         if isinstance(trainer.objective, Comparing):
-            compared, budget = config["reference"] or config["init_from"], config["data"]["max_frames"]
-            take_reference(trainer.objective, compared, directory, corpora, engine, budget=budget, seed=config["seed"])
+            take_reference(trainer.objective, config, directory, corpora, engine)
         engine.place(trainer.objective.players, trainer.objective.helpers)
         if engine.rank == 0:  # from here on the run directory holds a run
             _describe(directory, config, overrides)
@@ -75,6 +77,8 @@ def run(config: Mapping[str, Any]) -> Outcome:
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)
+            if before and before["init_from"] != config["init_from"]:
+                log.warning("init_from=%s is not read: the run goes on from its own checkpoint", config["init_from"])
         else:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:

@@ -45,7 +45,8 @@ VALUES = {
     "data.workers=-1": ["workers", "-1"],
     "engine.nproc_per_node=0": ["nproc_per_node", "0"],
     "engine.nproc_per_node=many": ["nproc_per_node", "many"],
-    "network.llm.heads=3": ["3 heads"],
+    "network.llm.heads=3": ["Encoder cannot be built with these settings: a width of", "3 heads"],
+    "init_from=nothing.pt": ["there are no weights nothing.pt"],
     "scheduler=noam_hold": ["steps"],
 }
 

@@ -210,6 +210,21 @@ def test_a_run_starts_from_the_weights_of_another(trained, data, warm, tmp_path)
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
 
 
+def test_a_run_that_has_begun_says_that_it_reads_no_other_weights(trained, data, warm, tmp_path):
+    words = train_words("llm", data, f"init_from={trained}/runs/demo/llm", "run_dir=run")
+    assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
+    assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
+    assert "init_from=other.pt is not read" in warm("train", *words, "trainer.steps=2", "init_from=other.pt", cwd=tmp_path).stdout
+
+
+def test_a_run_without_a_checkpoint_takes_the_corrected_command(trained, data, warm, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "runs/demo/llm/config.yaml", run / "config.yaml")  # what a first step that failed leaves
+    warm("train", *train_words("llm", data, "trainer.steps=1", "seed=3", "run_dir=run"), cwd=tmp_path)
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3 and (run / "checkpoints/step_00000001").exists()
+
+
 def test_a_run_starts_from_a_file_of_weights(trained, data, warm, tmp_path):
     weights = read_tensors(trained / "runs/demo/llm/checkpoints/step_00000002/llm.safetensors")
     torch.save({**weights, "epoch": 3, "step": 7}, tmp_path / "llm.pt")

@@ -63,6 +63,16 @@ def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_pat
     assert "done at step 9" in said
 
 
+def test_what_was_cached_for_another_objective_is_not_taken(folder, straight, warm, tmp_path):
+    more = words(folder, "objective.cache_reference=true", "run_dir=cached", "trainer.steps=2")
+    warm("train", *more, "objective.normalize=sum", cwd=tmp_path)
+    kept = (tmp_path / "cached/reference/logps.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "cached/checkpoints")  # as if it had been killed before the first
+    assert "computing the log-probabilities" in warm("train", *more, cwd=tmp_path).stdout
+    assert (tmp_path / "cached/reference/logps.safetensors").read_bytes() != kept
+    assert metrics(tmp_path / "cached")[0] == metrics(straight)[0]
+
+
 @pytest.mark.parametrize("variant", [[], ["objective.cache_reference=true", "data.workers=2"]], ids=["live", "cached"])
 def test_killed_and_started_again(folder, straight, warm, tmp_path, variant):
     for point in (("update", 3), ("weights", 2), ("rename", 2)):

@@ -138,7 +138,7 @@ def test_a_run_without_components_is_a_sentence(tmp_path, runs):
 def test_weights_of_another_network_are_refused(tmp_path, runs):
     run = make_run(tmp_path, runs["llm"].config())
     add(run, 1)
-    with pytest.raises(UserError, match="does not fit the network"):
+    with pytest.raises(UserError, match="do not fit the network"):
         export(run, Jit(), "last", "fp32", None, tmp_path / "out")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional
@@ -234,6 +235,12 @@ def test_snake_has_its_formula():
         snake.alpha.copy_(torch.tensor([0.5, 3.0]))
     a = snake.alpha[:, None]
     assert_close(snake(x), x + torch.sin(a * x) ** 2 / a)
+
+
+@pytest.mark.parametrize(("word", "reason"), [("channels=17", "channels=17 cannot be halved"), ("resblock_kernels=[4]", "kernel of 4")])
+def test_sizes_that_cannot_be_are_refused(word, reason):
+    with pytest.raises(InstantiationException, match=reason):
+        build(config("demo", f"network.{word}")["network"])
 
 
 def test_a_residual_block_keeps_the_length():

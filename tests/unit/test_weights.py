@@ -1,5 +1,6 @@
 """Files of weights, and which of them are read."""
 
+import math
 import os
 import pickle
 
@@ -184,9 +185,12 @@ def test_weights_come_into_a_network(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("tensors", "parts"),
     [
-        ({"weight": torch.zeros(3, 2)}, ["1 are missing (such as bias)"]),
-        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)}, ["1 are unknown (such as more)"]),
-        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, ["1 have another shape (such as weight)"]),
+        ({"weight": torch.zeros(3, 2)}, ["1 missing (such as bias)"]),
+        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)}, ["1 unknown (such as more)"]),
+        (
+            {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)},
+            ["1 of another shape (such as weight, [2, 2] instead of [3, 2])"],
+        ),
         ({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, ["such as bias", "such as more", "such as weight"]),
     ],
 )
@@ -195,6 +199,19 @@ def test_weights_that_do_not_fit_are_named_in_one_sentence(tmp_path, suffix, ten
     with pytest.raises(UserError) as error:
         load(tmp_path / f"a.{suffix}", tensors)
     assert all(part in str(error.value) for part in [*parts, f"a.{suffix}"]) and "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a\.pt holds values that are not finite \(in bias\)"):
+        load(tmp_path / "a.pt", {"weight": torch.zeros(3, 2), "bias": torch.tensor([0, math.nan, 0])})
+
+
+def test_weights_at_home_are_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "a.pt")
+    assert init_weights({"llm": nn.Linear(2, 3)}, "llm", "~/a.pt") == tmp_path / "a.pt"
+    with pytest.raises(UserError, match=r"there are no weights ~/b\.pt: name a run, or a file of weights"):
+        init_weights({"llm": nn.Linear(2, 3)}, "llm", "~/b.pt")
 
 
 class Executes:
@@ -304,7 +321,7 @@ def test_what_is_new_is_taken_as_it_is_only_if_allowed(tmp_path, caplog):
     torch.save({"weight": torch.ones(3, 2), "more": torch.zeros(1)}, tmp_path / "a.pt")
     network = nn.Linear(2, 3)
     bias = network.bias.detach().clone()
-    with pytest.raises(UserError, match=r"1 are missing .such as bias., 1 are unknown .such as more.; init_strict=false takes what"):
+    with pytest.raises(UserError, match=r"1 missing .such as bias., 1 unknown .such as more.; init_strict=false takes what"):
         init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"))
     assert not (network.weight == 1).any()
     with caplog.at_level("INFO"):
@@ -326,5 +343,5 @@ def test_another_shape_is_left_out_if_allowed(tmp_path, caplog):
 @pytest.mark.parametrize("tensors", [{"weight": torch.zeros(2, 2)}, {"other": torch.zeros(1)}])
 def test_a_file_with_nothing_that_fits_is_refused_in_any_case(tmp_path, tensors):
     torch.save(tensors, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"a\.pt does not fit the network"):
+    with pytest.raises(UserError, match=r"the tensors of .*a\.pt do not fit the network"):
         init_weights({"llm": nn.Linear(2, 3)}, "llm", str(tmp_path / "a.pt"), strict=False)

@@ -152,6 +152,10 @@ class HiFTGenerator(nn.Module):
         loudest: float = 0.99,
     ) -> None:
         super().__init__()
+        if channels % 2 ** len(rates):
+            raise ValueError(f"channels={channels} cannot be halved {len(rates)} times, once for each of rates")
+        if even := [kernel for kernel in (*resblock_kernels, *source_kernels) if kernel % 2 == 0]:
+            raise ValueError(f"a residual block with a kernel of {even[0]} has no middle: give odd numbers")
         widths, causal = [channels // 2 ** (i + 1) for i in range(len(rates))], look_ahead is not None
         # the source's spectrum has the rate of the last stage; each stage takes it down to its own
         downs = list(accumulate([1, *list(rates)[:0:-1]], mul))[::-1]
