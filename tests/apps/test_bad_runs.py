@@ -109,7 +109,7 @@ ON_RUNS = {
     "weights of another model": (
         "export",
         ["run_dir=runs/demo/llm", "weights=runs/demo/flow/checkpoints/step_00000000/flow.safetensors"],
-        ["flow.safetensors does not fit", "are missing", "are unknown"],
+        ["flow.safetensors do not fit", "missing", "unknown"],
     ),
     "out is a file": ("export", ["run_dir=runs/demo/llm", "format=jit", "out=runs/demo/llm/config.yaml"], ["config.yaml"]),
     "runs swapped": (
@@ -127,7 +127,7 @@ ON_RUNS = {
     ),
     "wav is a folder": ("synthesize", ["text=hello", *RUNS, "out=runs"], ["runs"]),
     "weights to start from are missing": ("train", ["init_from=nowhere.pt"], ["nowhere.pt"]),
-    "weights to start from are another model's": ("train", ["init_from=runs/demo/flow"], ["flow.safetensors does not fit"]),
+    "weights to start from are another model's": ("train", ["init_from=runs/demo/flow"], ["flow.safetensors do not fit"]),
 }
 
 
