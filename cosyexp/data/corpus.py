@@ -2,49 +2,72 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
 from cosyexp.data.batch import Batch
-from cosyexp.data.cache import CachedField, ensure
+from cosyexp.data.cache import CachedField
 from cosyexp.data.draws import Draws
-from cosyexp.data.shards import read_list
+from cosyexp.data.index import Index, read_indexes
+from cosyexp.data.shards import first_rows, read_list
 from cosyexp.data.views.base import Row, View
 from cosyexp.errors import UserError
 
 log = logging.getLogger(__name__)
+OPEN = 500  # shards whose files are kept open
+NAMED = 20  # utterances that are named in one line of the log
 
 
 class Corpus:
     """Rows are counted over all shards, without the bad ones, which are named in the log.
 
-    lists: data lists (or single parquet files), their shards one after another.
-    max_bad: the share of rows that may be bad.
+    lists: data lists (or single parquet files), their shards one after another. weights: of the rows of each list, how often they
+    occur in an epoch; None: once.
+    max_bad: the share of rows that may be bad. longest: rows that cost more are left out. limit: only so many rows are read.
     """
 
-    def __init__(self, lists: Sequence[str], view: View, *, max_bad: float, processes: int) -> None:
+    def __init__(
+        self,
+        lists: Sequence[str],
+        view: View,
+        *,
+        max_bad: float,
+        processes: int,
+        weights: Sequence[float] | None = None,
+        longest: int | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.name, self.view = ", ".join(lists), view
-        shards = [shard for path in lists for shard in read_list(path)]
-        ensure(shards, list(view.fields.values()), processes)
-        self._caches = [{name: CachedField(shard, field) for name, field in view.fields.items()} for shard in shards]
-        self._places, lengths = self._usable(max_bad)
-        self.lengths = np.concatenate(lengths)
+        if weights is not None and (len(weights) != len(lists) or min(weights) <= 0):
+            raise UserError(f"data.weights={list(weights)} must be a number above 0 for each of the {len(lists)} lists in data.train")
+        listed = [read_list(path) for path in lists]
+        self.shards = first_rows(list(chain.from_iterable(listed)), limit)
+        indexes = read_indexes(self.shards, view.fields, processes)
         self.extra: Mapping[str, np.ndarray] = {}  # more fields, computed since; by row
+        self._opened: dict[int, dict[str, CachedField]] = {}
+        self._places, self.lengths = self._usable(indexes, max_bad, limit)
+        if longest is not None:
+            self._leave_out(self.lengths > longest, f"are longer than data.longest={longest}")
+        self._tell_of_doubles(indexes)
+        self.weights = None
+        if weights is not None:
+            of_shards = np.repeat(np.array(weights, float), [len(shards) for shards in listed])[: len(self.shards)]
+            self.weights = of_shards[self._places[:, 0]]
 
-    def _usable(self, max_bad: float) -> tuple[np.ndarray, list[np.ndarray]]:
-        """(rows, 2) shard and row of each usable utterance, and the lengths of each shard's."""
+    def _usable(self, indexes: Sequence[Index], max_bad: float, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, 2) shard and row of each usable utterance, and their lengths."""
         places, lengths, total = [], [], 0
         faults: list[str] = []
         lacking: list[str] = []
-        for shard, cache in enumerate(self._caches):
-            fields = list(cache.values())
-            good = np.all([field.good for field in fields], axis=0)
+        for shard, index in enumerate(indexes):
+            good = index.good[: None if limit is None else limit - total]
             for row in np.flatnonzero(~good):
-                field = min((field for field in fields if not field.good[row]), key=lambda field: field.may_lack)
+                field = min((field for field in self._open(shard).values() if not field.good[row]), key=lambda field: field.may_lack)
                 (lacking if field.may_lack else faults).append(f"{field.utts[row].as_py()}: {field.reasons[row].as_py()}")
             rows = np.flatnonzero(good)
-            places.append(np.stack([np.full_like(rows, shard), rows], axis=1))
-            lengths.append(self.view.length({name: field.lengths[rows] for name, field in cache.items()}))
+            places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.int32))
+            lengths.append(self.view.length({name: sizes[rows] for name, sizes in index.sizes.items()}).astype(np.int64))
             total += len(good)
         if bad := faults + lacking:
             log.warning("%s: %d of %d utterances left out: %s", self.name, len(bad), total, "; ".join(bad))
@@ -55,8 +78,32 @@ class Corpus:
             )
         if total == len(bad):
             reason = f" that can be used, the first is {bad[0]}" if bad else ""
-            raise UserError(f"{self.name} holds no utterance{reason}: prepare the data again, or name another list")
-        return np.concatenate(places), lengths
+            remedy = "cosyexp.prefer makes pairs, see docs/dpo.md" if lacking else "prepare the data again, or name another list"
+            raise UserError(f"{self.name} holds no utterance{reason}: {remedy}")
+        return np.concatenate(places), np.concatenate(lengths)
+
+    def _leave_out(self, out: np.ndarray, why: str) -> None:
+        if not out.any():
+            return
+        log.warning(
+            "%s: %d of %d utterances %s and are left out: %s", self.name, out.sum(), len(out), why, self._names(np.flatnonzero(out))
+        )
+        if out.all():
+            raise UserError(f"all utterances in {self.name} {why}: nothing is left")
+        self._places, self.lengths = self._places[~out], self.lengths[~out]
+
+    def _tell_of_doubles(self, indexes: Sequence[Index]) -> None:
+        """Utterances of one id draw the same random numbers, and are mostly the same recording twice."""
+        begins = np.cumsum([0, *(len(index.keys) for index in indexes)])
+        keys = np.concatenate([index.keys for index in indexes])[begins[self._places[:, 0]] + self._places[:, 1]]
+        order = np.argsort(keys, kind="stable")
+        again = order[1:][keys[order[1:]] == keys[order[:-1]]]
+        if len(again):
+            log.warning("%s: %d utterances have an id that occurs before: %s", self.name, len(again), self._names(np.sort(again)))
+
+    def _names(self, rows: np.ndarray) -> str:
+        names = [self.row(int(row))[0] for row in rows[:NAMED]]
+        return ", ".join(names) + (", ..." if len(rows) > NAMED else "")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -64,11 +111,21 @@ class Corpus:
     def row(self, index: int) -> tuple[str, Row]:
         """The id and the fields of an utterance."""
         shard, row = self._places[index].tolist()
-        cache = self._caches[shard]
-        utt = next(iter(cache.values())).utts[row].as_py()
-        fields = {name: field[row].reshape(-1, field.width).T for name, field in cache.items()}
+        opened = self._open(shard)
+        utt = next(iter(opened.values())).utts[row].as_py()
+        fields = {name: field[row].reshape(-1, field.width).T for name, field in opened.items()}
         return utt, {**fields, **{name: values[index] for name, values in self.extra.items()}}
 
     def batch(self, rows: Sequence[int], draws: Draws) -> Batch:
         utts, fields = zip(*(self.row(index) for index in rows), strict=True)
         return self.view.collate(utts, fields, draws)
+
+    def _open(self, shard: int) -> dict[str, CachedField]:
+        """The fields of a shard, memory-mapped; those that were read least recently are closed."""
+        opened = self._opened.pop(shard, None)
+        if opened is None:
+            opened = {name: CachedField(self.shards[shard], field) for name, field in self.view.fields.items()}
+        self._opened[shard] = opened
+        if len(self._opened) > OPEN:
+            del self._opened[next(iter(self._opened))]
+        return opened

@@ -17,6 +17,8 @@ from cosyexp.data import features
 from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
+SLACK = 0.5  # seconds by which speech tokens and audio may differ: trimmed silence, the last token
+
 
 class Utterance:
     """One row of a shard, its audio decoded once. Accessors raise ValueError where the row lacks what they give."""
@@ -53,8 +55,8 @@ class Field(Protocol):
 
 def cache_name(field: Field) -> str:
     """The name of the file that holds this field of a shard: another setting, another file."""
-    name = type(field).__name__.lower()
-    return f"{name}-{hashlib.blake2b(repr(field).encode(), digest_size=4).hexdigest()}.arrow"
+    name, content = type(field).__name__.lower(), getattr(getattr(field, "tokenizer", None), "content", "")
+    return f"{name}-{hashlib.blake2b(f'{field!r}{content}'.encode(), digest_size=4).hexdigest()}.arrow"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,25 @@ class SpeechTokens:
         tokens = np.array(values, np.int32)
         if tokens.min() < 0 or tokens.max() >= self.vocabulary:
             raise ValueError(f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}")
+        return tokens
+
+
+@dataclass(frozen=True)
+class AlignedTokens(SpeechTokens):
+    """Speech tokens that last as long as the audio: those of another rate, or of another recording, are refused.
+
+    rate: tokens a second.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("speech_token", "audio_data")
+    rate: int
+    sample_rate: int
+
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        tokens = super().__call__(utterance)
+        said, heard = len(tokens) / self.rate, len(utterance.wave(self.sample_rate)) / self.sample_rate
+        if abs(said - heard) > max(SLACK, 0.1 * heard):
+            raise ValueError(f"its {len(tokens)} speech tokens are {said:.1f} s at {self.rate} a second, its audio {heard:.1f} s")
         return tokens
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,19 +75,27 @@ def read_list(path: str) -> list[Path]:
 
     A relative path in a list is looked for beside the list, then from the current folder.
     """
-    listed = Path(path)
+    listed = Path(path).expanduser()
     if listed.suffix == ".parquet":
         return [listed]
     try:
-        lines = [line.strip() for line in listed.read_text().splitlines()]
+        lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise UserError(f"there is no data list {path}: name a list of parquet files, or prepare one") from None
     except (UnicodeDecodeError, IsADirectoryError):
         raise UserError(f"{path} is no data list: it must be a text file with one parquet path a line") from None
-    shards = [listed.parent / line if (listed.parent / line).exists() else Path(line) for line in lines if line]
+    shards = [listed.parent / line if (listed.parent / line).exists() else Path(line).expanduser() for line in lines if line]
     if not shards:
         raise UserError(f"the data list {path} is empty: it must name one parquet file a line")
     return shards
+
+
+def first_rows(shards: list[Path], limit: int | None) -> list[Path]:
+    """As many of the shards as hold the first `limit` rows."""
+    if limit is None:
+        return shards
+    counts = np.cumsum([open_shard(shard).metadata.num_rows for shard in shards[:limit]])
+    return shards[: int(np.searchsorted(counts, limit)) + 1]
 
 
 def write_list(path: Path, shards: Sequence[Path]) -> None:

@@ -1,6 +1,7 @@
 """Text to token ids. A family's YAML names one of these."""
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,10 @@ END_OF_PROMPT = 151646  # behind Qwen2's 151,643 pieces and three marks
 
 
 class Tokenizer(Protocol):
-    """A small frozen dataclass: what it prints is part of the key under which token ids are cached."""
+    """A small frozen dataclass: what it prints is part of the key under which token ids are cached.
+
+    One that reads files has `content` too, a hash of them, so that ids of another vocabulary are not taken for its own.
+    """
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -48,6 +52,10 @@ class Whisper:
 
     vocabulary: str | None = None
 
+    @property
+    def content(self) -> str:
+        return digest([Path(self.vocabulary)]) if self.vocabulary else ""
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = whisper_encoding(self.vocabulary).encode(text, allowed_special="all")
         return ids
@@ -66,12 +74,31 @@ class Qwen:
     folder: str | None
     marks: str
 
+    @property
+    def content(self) -> str:
+        names = ("vocab.json", "merges.txt", "tokenizer.json")
+        return digest([Path(self.folder) / name for name in names]) if self.folder else ""
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = qwen_tokenizer(self.folder, self.marks).encode(text, add_special_tokens=False)
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
         return []
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Of the content of those that exist."""
+    found = [(path, path.stat()) for path in files if path.is_file()]
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    content = hashlib.blake2b(digest_size=8)
+    for path, *_ in files:
+        content.update(path.read_bytes())
+    return content.hexdigest()
 
 
 def marks(name: str) -> list[str]:

@@ -114,11 +114,9 @@ def _corpora(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]
     view = build(config["model"]["view"])
 
     def load() -> tuple[Corpus, Corpus]:
-        train, valid = (
-            Corpus([lists] if isinstance(lists, str) else lists, view, max_bad=data["max_bad"], processes=data["processes"])
-            for lists in (data["train"], data["valid"])
-        )
-        return train, valid
+        shared = {key: data[key] for key in ("max_bad", "processes", "longest", "limit")}
+        train, valid = ([lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"]))
+        return Corpus(train, view, weights=data["weights"], **shared), Corpus(valid, view, **shared)
 
     corpora = None
     if engine.rank == 0:
@@ -136,7 +134,7 @@ def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory,
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
     retention = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"]))
     assert isinstance(options, Options) and isinstance(retention, Retention)
-    plans = [Plan(lengths=corpus.lengths, budget=data["max_frames"], seed=seed) for corpus in (train, valid)]
+    plans = [Plan(lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed) for corpus in (train, valid)]
     shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"]}
     pin = engine.device.type == "cuda"
     shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,8 +21,8 @@ from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.sampler import Plan
-from cosyexp.data.shards import read_list, read_rows, write_shard
-from cosyexp.data.tokenizers import Characters, Whisper
+from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
+from cosyexp.data.tokenizers import Characters, Whisper, whisper_encoding
 from cosyexp.data.views.flow import FlowView
 from cosyexp.data.views.hifigan import VocoderView
 from cosyexp.data.views.llm import LanguageView
@@ -38,7 +39,7 @@ def llm_view() -> LanguageView:
 
 
 def flow_view() -> FlowView:
-    return FlowView(speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False, sample_rate=16000, mel=MEL)
+    return FlowView(speech_vocabulary=512, token_rate=50, speaker_dim=192, use_spk_embedding=False, sample_rate=16000, mel=MEL)
 
 
 def vocoder_view() -> VocoderView:
@@ -75,6 +76,34 @@ def test_epochs_differ_and_blocks_hold_similar_lengths():
     starts = [lengths[first[i]].max() for i in range(0, len(first), 4)]
     assert starts != sorted(starts)
     assert plan.padding() < 0.1
+
+
+def speech_like(count):
+    """Lengths in frames, as of read sentences."""
+    return np.random.default_rng(0).lognormal(np.log(500), 0.6, count).clip(60, 3000).astype(int)
+
+
+@pytest.mark.parametrize("budget", [2000, 20000])
+def test_little_of_a_batch_is_padding(budget):
+    assert Plan(lengths=np.minimum(speech_like(20000), budget), budget=budget, seed=0).padding() < 0.03
+
+
+@given(st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=50).map(np.array), st.integers(0, 5))
+def test_a_row_occurs_as_often_as_its_weight_says(weights, epoch):
+    plan = Plan(lengths=np.full(len(weights), 10), budget=25, seed=0, weights=weights)
+    times = np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=len(weights))
+    assert times.any() and (times <= np.ceil(weights)).all()
+    if times.sum() > 1:
+        assert (times >= np.floor(weights)).all()
+    assert np.array_equal(np.concatenate(list(plan.epoch(epoch, 1))), np.concatenate(list(plan.epoch(epoch, 1))))
+
+
+def test_weights_are_means_over_epochs():
+    weights = np.repeat([0.25, 1.0, 2.5], 200)
+    plan = Plan(lengths=np.full(600, 10), budget=100, seed=0, weights=weights)
+    times = sum(np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=600) for epoch in range(20)) / 20
+    assert np.abs(times.reshape(3, 200).mean(axis=1) - [0.25, 1.0, 2.5]).max() < 0.03
+    assert (times[200:400] == 1).all() and len(set(times[:200].tolist())) > 3
 
 
 # the loader
@@ -221,6 +250,120 @@ def test_an_utterance_shorter_than_a_segment_ends_in_silence(data):
     assert batch.f0_BT[0, -1] == 0 and batch.mel_BFT[0, :, -1].max() < -11
 
 
+# a start reads the index alone
+
+
+@pytest.fixture
+def shards(data, tmp_path):
+    """Four shards of three utterances, and their list."""
+    rows = [row for shard in read_list(str(data / "train.list")) for row in read_rows(shard, COLUMNS.names)][:12]
+    for i in range(4):
+        write_shard(tmp_path / f"{i}.parquet", rows[3 * i : 3 * i + 3])
+    (tmp_path / "all.list").write_bytes(b"\xef\xbb\xbf0.parquet\r\n1.parquet\r\n\r\n2.parquet\r\n3.parquet")
+    return tmp_path
+
+
+def open_corpus(folder, view=flow_view, **options):
+    return Corpus([str(folder / "all.list")], view(), max_bad=0.5, processes=1, **options)
+
+
+def content_of(corpus):
+    return [(utt, {name: value.tolist() for name, value in row.items()}) for utt, row in map(corpus.row, range(len(corpus)))]
+
+
+def test_a_second_start_reads_no_field(shards, monkeypatch):
+    wanted = open_corpus(shards)
+    content = content_of(wanted)
+    opened = []
+    monkeypatch.setattr("cosyexp.data.corpus.CachedField", lambda shard, field: opened.append(shard.stem) or CachedField(shard, field))
+    again = open_corpus(shards)
+    assert np.array_equal(again.lengths, wanted.lengths) and not opened
+    assert again.row(4) and set(opened) == {"1"}
+    monkeypatch.setattr("cosyexp.data.corpus.OPEN", 1)
+    assert content_of(again) == content_of(again) == content and len(again._opened) == 1
+
+
+def test_what_is_gone_or_was_written_anew_is_indexed_anew(shards):
+    content = content_of(open_corpus(shards))
+    for pattern in ("index-*", "mel-*", "*"):
+        for path in (shards / "2.fields").glob(pattern):
+            path.unlink()
+        assert content_of(open_corpus(shards)) == content
+    rows = list(read_rows(shards / "1.parquet", COLUMNS.names))
+    write_shard(shards / "1.parquet", rows[:1])
+    assert content_of(open_corpus(shards)) == content[:4] + content[6:]
+
+
+def test_a_limit_reads_no_more_than_it_needs(shards):
+    content = content_of(open_corpus(shards, limit=4))
+    assert len(content) == 4 and not (shards / "2.fields").exists()
+    assert content == content_of(open_corpus(shards))[:4] and len(open_corpus(shards, limit=99)) == 12
+
+
+def test_longer_utterances_are_left_out_and_named(shards, caplog):
+    logging.getLogger("cosyexp").propagate = True
+    everything = open_corpus(shards)
+    longest = int(np.sort(everything.lengths)[-3])
+    with caplog.at_level(logging.WARNING, "cosyexp"):
+        corpus = open_corpus(shards, longest=longest)
+    assert sorted(corpus.lengths) == sorted(everything.lengths)[:10] and "2 of 12 utterances are longer than data.longest" in caplog.text
+    left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(corpus)}
+    assert len(left) == 2 and all(utt in caplog.text for utt in left)
+    with pytest.raises(UserError, match="nothing is left"):
+        open_corpus(shards, longest=1)
+
+
+def test_an_id_that_occurs_twice_is_named(shards, caplog):
+    rows = [list(read_rows(shards / f"{i}.parquet", COLUMNS.names)) for i in (0, 3)]
+    write_shard(shards / "3.parquet", [rows[1][0], rows[0][1]])
+    logging.getLogger("cosyexp").propagate = True
+    with caplog.at_level(logging.WARNING, "cosyexp"):
+        assert len(open_corpus(shards)) == 11
+    assert f"1 utterances have an id that occurs before: {rows[0][1]['utt']}" in caplog.text
+
+
+def test_lists_have_their_weights(shards):
+    lists = [str(shards / "0.parquet"), str(shards / "all.list")]
+    corpus = Corpus(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
+    assert corpus.weights.tolist() == [0.5] * 3 + [2] * 12
+    for wrong in ([1], [1, 0], [1, 2, 3]):
+        with pytest.raises(UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"):
+            Corpus(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
+
+
+def test_another_vocabulary_gives_other_ids(shards):
+    def view():
+        view = llm_view()
+        view.fields = {**view.fields, "text": TextTokens(Whisper(vocabulary=str(shards / "a.tiktoken")))}
+        return view
+
+    def write(codes):
+        pieces = (base64.b64encode(bytes([code])).decode() + f" {i}\n" for i, code in enumerate(codes))
+        (shards / "a.tiktoken").write_text("".join(pieces))
+        whisper_encoding.cache_clear()
+
+    write(range(256))
+    before = content_of(open_corpus(shards, view))
+    write(reversed(range(256)))
+    after = content_of(open_corpus(shards, view))
+    for (_, old), (_, new) in zip(before, after, strict=True):
+        assert (np.array(old["text"]) == 255 - np.array(new["text"])).all()
+
+
+def test_files_as_the_original_writes_them(shards):
+    """pandas makes lists of float64 and int64; optional columns may be missing, and rejects null."""
+    wide = {"utt_embedding": pa.list_(pa.float64()), "speech_token": pa.list_(pa.int64()), "audio_data": pa.large_binary()}
+    for path in shards.glob("*.parquet"):
+        table = pq.read_table(path).drop_columns(["spk_embedding", "wav"])
+        table = table.append_column("reject_speech_token", pa.array([None] * len(table), pa.list_(pa.int64())))
+        schema = pa.schema([(f.name, wide.get(f.name, f.type)) for f in table.schema], {"pandas": "{}"})
+        pq.write_table(table.cast(schema), path.with_suffix(".new"))
+    content = {view: content_of(open_corpus(shards, view)) for view in (llm_view, flow_view, vocoder_view)}
+    for path in shards.glob("*.new"):
+        path.replace(path.with_suffix(".parquet"))
+    assert {view: content_of(open_corpus(shards, view)) for view in content} == content
+
+
 # bad rows
 
 
@@ -240,6 +383,7 @@ def spoil(data: Path, folder: Path, change) -> str:
         ("speech_token", [], llm_view, "no speech_token"),
         ("speech_token", None, flow_view, "no speech_token"),
         ("speech_token", [3, 900], flow_view, "speech token 900 is outside the vocabulary of 512"),
+        ("speech_token", [3] * 5, flow_view, "its 5 speech tokens are 0.1 s at 50 a second, its audio"),
         ("text", "", llm_view, "no text"),
         ("text", "日本", llm_view, "nothing that the tokenizer knows"),
         ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),

@@ -393,8 +393,8 @@ def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
 
 def view(**options):
     mel = {"n_fft": 64, "hop": 16, "win": 64, "bins": BINS, "fmin": 0.0, "fmax": None}
-    shared = {"speech_vocabulary": VOCABULARY, "speaker_dim": SPEAKER, "use_spk_embedding": False, "sample_rate": 16000, "mel": mel}
-    return FlowView(**shared, **options)
+    shared = {"speech_vocabulary": VOCABULARY, "token_rate": 50, "speaker_dim": SPEAKER, "use_spk_embedding": False}
+    return FlowView(**shared, sample_rate=16000, mel=mel, **options)
 
 
 def rows_of(*sizes):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cosyexp.data.batch import Batch, lengths, pad
 from cosyexp.data.draws import Draws
-from cosyexp.data.fields import Field, Mel, SpeakerEmbedding, SpeechTokens
+from cosyexp.data.fields import AlignedTokens, Field, Mel, SpeakerEmbedding
 from cosyexp.data.views.base import Row
 
 
@@ -37,7 +37,7 @@ class FlowBatch(Batch):
 class FlowView:
     """One row costs its mel frames.
 
-    frames_per_token: mel frames of a token, to which both are cut, or None for any ratio.
+    token_rate: speech tokens a second. frames_per_token: mel frames of a token, to which both are cut, or None for any ratio.
     drop: the share of rows that lose their conditions. prompt: the largest share of a mel that is given as a prompt; half of
     the rows have none. streaming: the share of rows that are seen by chunks.
     """
@@ -46,6 +46,7 @@ class FlowView:
         self,
         *,
         speech_vocabulary: int,
+        token_rate: int,
         speaker_dim: int,
         use_spk_embedding: bool,
         sample_rate: int,
@@ -57,7 +58,7 @@ class FlowView:
     ) -> None:
         self.frames_per_token, self.drop, self.prompt, self.streaming = frames_per_token, drop, prompt, streaming
         self.fields: Mapping[str, Field] = {
-            "token": SpeechTokens(speech_vocabulary),
+            "token": AlignedTokens(speech_vocabulary, token_rate, sample_rate),
             "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
             "mel": Mel(sample_rate=sample_rate, **mel),
         }

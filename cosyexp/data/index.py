@@ -1,0 +1,72 @@
+"""What a start must know of a shard: which of its rows a view can use, and how long they are. One small file beside the fields.
+
+A start reads these files alone; the fields themselves are opened when a row of theirs is read.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from cosyexp.data.cache import CachedField, cache_path, ensure, fingerprint
+from cosyexp.data.fields import Field
+from cosyexp.run.files import replace_file
+
+Fields = Mapping[str, Field]
+
+
+class Index(NamedTuple):
+    """keys: a hash of each utterance's id. good: whether no field refused it. sizes: time steps of each field, by its name in the view."""
+
+    keys: np.ndarray
+    good: np.ndarray
+    sizes: Mapping[str, np.ndarray]
+
+
+def read_indexes(shards: Sequence[Path], fields: Fields, processes: int) -> list[Index]:
+    """The index of every shard; fields and indexes that are not there yet are made first."""
+    found = [_read(shard, fields) for shard in shards]
+    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    ensure(missing, list(fields.values()), processes)
+    for shard in missing:
+        _write(shard, fields)
+    return [index or _known(_read(shard, fields)) for shard, index in zip(shards, found, strict=True)]
+
+
+def index_path(shard: Path, fields: Fields) -> Path:
+    names = sorted((name, cache_path(shard, field).name) for name, field in fields.items())
+    return shard.with_suffix(".fields") / f"index-{hashlib.blake2b(repr(names).encode(), digest_size=4).hexdigest()}.arrow"
+
+
+def _read(shard: Path, fields: Fields) -> Index | None:
+    """None where there is none, or one of another shard, or where a field's file is gone."""
+    try:
+        with pa.memory_map(str(index_path(shard, fields))) as file:
+            table = pa.ipc.open_file(file).read_all()
+        if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(cache_path(shard, f).exists() for f in fields.values()):
+            return None
+        columns = {name: table[name].to_numpy() for name in table.column_names}
+        return Index(columns.pop("key"), columns.pop("good"), {name: columns[f"size_{name}"] for name in fields})
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+        return None
+
+
+def _write(shard: Path, fields: Fields) -> None:
+    opened = {name: CachedField(shard, field) for name, field in fields.items()}
+    utts = next(iter(opened.values())).utts.to_pylist()
+    columns = {
+        "key": np.array([int.from_bytes(hashlib.blake2b(utt.encode(), digest_size=8).digest(), "little") for utt in utts], np.uint64),
+        "good": np.all([field.good for field in opened.values()], axis=0),
+        **{f"size_{name}": field.lengths.astype(np.int32) for name, field in opened.items()},
+    }
+    table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
+    with replace_file(index_path(shard, fields)) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _known(index: Index | None) -> Index:
+    assert index is not None
+    return index
