@@ -107,10 +107,11 @@ def large_corpus(folder: Path, utterances: int) -> None:
         sizes = {"token": frames, "speaker": np.ones_like(frames), "mel": frames}
         columns = {"key": draw.integers(2**63, size=SHARD, dtype=np.uint64), "good": np.ones(SHARD, bool)}
         table = pa.table(columns | {f"size_{name}": sizes[name] for name in view.fields})
+        table = table.replace_schema_metadata({"shard": fingerprint(shard)})
         path = index.index_path(shard, view.fields)
         path.parent.mkdir()
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table.replace_schema_metadata({"shard": fingerprint(shard)}))
+            writer.write_table(table)
         for field in view.fields.values():
             cache_path(shard, field).touch()
         shards.append(shard)
@@ -121,10 +122,8 @@ def large_corpus(folder: Path, utterances: int) -> None:
     opened = time.process_time() - began
     batches = Plan(lengths=corpus.lengths, budget=2000, seed=0).epoch(0, 8)
     planned = time.process_time() - began - opened
-    print(
-        f"\n{len(corpus):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s, an epoch of {len(batches):,} batches planned in"
-    )
-    print(f"{planned:.1f} s, {memory() - before:.0f} MB held")
+    print(f"\n{len(corpus):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches")
+    print(f"planned in {planned:.1f} s; {memory() - before:.0f} MB held")
 
 
 def memory() -> float:

@@ -67,6 +67,8 @@ class LanguageView:
 
     def in_blocks(self, utt: str, row: Row, speech: int, draws: Draws) -> bool:
         """Whether a row with so many speech tokens is laid out in blocks."""
+        if not self.layout.interleaved:
+            return False
         return self.layout.in_blocks(row["text"].shape[1], speech, float(draws(utt, "layout").random()))
 
     def tensors(self, rows: Sequence[Row], blocks: Sequence[bool]) -> dict[str, Tensor]:
