@@ -91,7 +91,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
 def _engine(config: Mapping[str, Any]) -> Engine:
     settings, trainer = dict(config["engine"]), config["trainer"]
     del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
-    engine: Engine = build(settings)(precision=trainer["precision"], clip=trainer["clip"], ema=trainer["ema"])
+    engine: Engine = build(settings)(**{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")})
     if trainer["deterministic"]:
         torch.use_deterministic_algorithms(True)
     return engine
