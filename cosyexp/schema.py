@@ -19,6 +19,15 @@ class OnNonfinite(Enum):
 class Select(Enum):
     best = "best"
     last = "last"
+    window = "window"
+    ema = "ema"
+
+
+class Method(Enum):
+    uniform = "uniform"
+    weighted = "weighted"
+    greedy = "greedy"
+    running = "running"
 
 
 class ExportPrecision(Enum):
@@ -94,10 +103,18 @@ class Train:
 
 @dataclass
 class Average:
+    """num: null: 5, 1 of ema, all of window. metric: of the validation; lower is better. window: [from, to], in steps.
+
+    temperature: of method=weighted, in units of the metric. strict: fewer than num are refused.
+    """
+
     run_dir: str = "???"
     select: Select = Select.best
-    num: int = 5
+    num: int | None = None
     metric: str = "loss"
+    window: list[int] | None = None
+    method: Method = Method.uniform
+    temperature: float = 0.1
     output: str | None = None
     strict: bool = True
 
