@@ -12,7 +12,7 @@ from cosyexp.errors import UserError
 from cosyexp.run.pickles import open_weights, write_pickle
 from cosyexp.run.tensors import Shapes, TensorFile, write_tensors
 
-PIECE = 2**16  # numbers that are added at once: few enough to stay in the processor's cache
+PIECE = 2**15  # numbers that are added at once: they stay in the processor's cache, and torch starts no threads for so few
 Part = tuple[Path, float]  # a file, and what it is multiplied by
 
 

@@ -34,9 +34,10 @@ class Choice:
     @property
     def name(self) -> str:
         """Of its folder: best5, best3-mse, window1000-2000, last3-window1000-2000."""
+        how = "last" if self.how == "window" else self.how
+        number = "" if self.wanted is None else f"{how}{self.wanted}"
+        metric = self.metric if how == "best" and self.metric != "loss" else ""
         stretch = "" if self.window is None else f"window{self.window[0]}-{self.window[1]}"
-        number = "" if self.how == "window" and self.num is None else f"{'' if self.how == 'window' else self.how}{self.wanted}"
-        metric = "" if self.how != "best" or self.metric == "loss" else self.metric
         return "-".join(part for part in (number, metric, stretch) if part)
 
 

@@ -32,6 +32,7 @@ STORAGES = {
     torch.uint8: torch.ByteStorage,
     torch.bool: torch.BoolStorage,
 }
+PROGRESS = ("epoch", "step")
 ALIGNMENT = 64  # of a tensor in its file, as torch has it
 
 
@@ -52,7 +53,7 @@ def load_pickle(path: Path) -> Any:
 class PickleFile(TensorFile):
     """An open `.pt` file that holds a flat mapping: `file[name]` reads that tensor alone. UserError where it is no such file.
 
-    progress: `epoch` and `step`, where the file says them; they are no weights.
+    progress: `epoch` and `step`, where the file says them as numbers; they are no weights.
     """
 
     def _index(self) -> dict[str, Entry]:
@@ -62,8 +63,8 @@ class PickleFile(TensorFile):
             content = load_pickle(self.path)
         if not isinstance(content, Mapping):
             raise UserError(f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors")
-        self.progress = {key: int(content[key]) for key in ("epoch", "step") if key in content}
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor) and name not in self.progress}
+        self.progress = {name: content[name] for name in PROGRESS if isinstance(content.get(name), int)}
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor) and name not in PROGRESS}
         if not tensors:
             raise UserError(f"{self.path} holds no tensors")
         return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
