@@ -1,7 +1,9 @@
 """Means of checkpoints."""
 
 import math
+import os
 import random
+import signal
 import subprocess
 import sys
 import zipfile
@@ -397,6 +399,52 @@ def test_an_average_that_fails_leaves_the_old_one(run):
     with pytest.raises(UserError, match="holds other tensors"):
         write(run)
     assert contents(run.path) == before and find_weights(run, "average") == path
+
+
+def forked(work):
+    """Begins it in a process of its own; returns what waits for its exit status."""
+    if (pid := os.fork()) == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("point", ["the weights", "the meta", "the old one's rename"])
+def test_an_average_that_is_killed_leaves_the_old_one(run, point, monkeypatch):
+    path = write(run)
+    old, before = path.read_bytes(), contents(run.averages)
+    add(run, 70)
+    calls = iter(range(100))
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        if point == "the weights":
+            monkeypatch.setattr(os, "fsync", die)
+        else:
+            dying = {"the meta": 0, "the old one's rename": 1}[point]
+            replace = os.replace
+            monkeypatch.setattr(os, "replace", lambda *names: (die if next(calls) == dying else replace)(*names))
+        write(run)
+
+    assert forked(killed)() == -signal.SIGKILL
+    assert find_weights(run, "average").read_bytes() == old
+    assert {name: found for name, found in contents(run.averages).items() if ".tmp/" not in name} == before
+    assert read_tensors(write(run))["weight"].tolist() == [65.0] * 4
+    assert [folder.name for folder in run.averages.glob("*/")] == ["last2"]
+
+
+def test_two_at_once_do_not_mix(run):
+    other = forked(lambda: [write(run, num=1, name="mine") for _ in range(5)])
+    for _ in range(5):
+        write(run, num=3, name="mine")
+    assert other() == 0
+    meta = yaml.safe_load((run.averages / "mine/meta.yaml").read_text())
+    assert read_tensors(find_weights(run, "mine"))["weight"].tolist() == [60.0 if len(meta["sources"]) == 1 else 50.0] * 4
 
 
 def test_a_kill_between_the_renames_is_mended(run):
