@@ -35,10 +35,11 @@ def main(cfg: "DictConfig") -> str:
     from cosyexp.averaging.candidates import candidates_in
     from cosyexp.averaging.mixture import mix
     from cosyexp.averaging.select import Choice, select
-    from cosyexp.averaging.write import folder_name, write_file, write_folder
+    from cosyexp.averaging.write import folder_name, output_file, write_file, write_folder
     from cosyexp.run.logs import console
 
     folder, how, method = Path(cfg.run_dir), cfg.select.value, cfg.method.value
+    output = None if cfg.output is None else output_file(cfg.output)
     choice = Choice(how, cfg.num, cfg.metric, None if cfg.window is None else tuple(cfg.window), cfg.strict)
 
     def evaluate(weights: Path) -> "Mapping[str, float]":
@@ -54,12 +55,12 @@ def main(cfg: "DictConfig") -> str:
         for source, weight in mixture.rows():
             score = f"{source.losses[cfg.metric]:.4f}" if cfg.metric in source.losses else "-"
             print(f"{source.step:>9}  {source.epoch:>5}  {score:>10}  {weight:.3f}")
-        if cfg.output is None:
+        if output is None:
             about = {"select": how, "metric": cfg.metric, "method": method}
             about |= {"temperature": cfg.temperature} if method == "weighted" else {}
             path = write_folder(mixture, candidates, folder_name(choice, method, cfg.temperature), about)
         else:
-            path = write_file(mixture, Path(cfg.output))
+            path = write_file(mixture, output)
     print(path)
     return str(path)
 

@@ -129,4 +129,4 @@ def _damage(path: Path) -> str | None:
         with ZipFile(path) as archive:
             return "it is not what was written" if archive.testzip() else None
     except (BadZipFile, EOFError, OSError):
-        return "it is cut short, or no file of torch.save"
+        return "it is cut short, or not the zip archive that torch.save writes"

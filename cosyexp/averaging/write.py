@@ -23,10 +23,16 @@ def folder_name(choice: Choice, method: str, temperature: float) -> str:
     return "-".join(part for part in (choice.name, by, how) if part)
 
 
+def output_file(output: str) -> Path:
+    """UserError where no file of weights can be called so."""
+    path = Path(output)
+    if path.suffix not in (".pt", ".safetensors") or path.is_dir():
+        raise UserError(f"output={output} is no name for a file of weights: end it in .pt or .safetensors")
+    return path
+
+
 def write_file(mixture: Mixture, output: Path) -> Path:
     """Writes the weights alone, as `.pt` or `.safetensors`."""
-    if output.suffix not in (".pt", ".safetensors") or output.is_dir():
-        raise UserError(f"output={output} is no name for a file of weights: end it in .pt or .safetensors")
     with replacement(output) as part:
         mixture.write(part, pickled=output.suffix == ".pt")
     return output

@@ -6,10 +6,12 @@ import pickle
 import pytest
 import safetensors
 import torch
+import yaml
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from cosyexp.errors import UserError
+from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
 from cosyexp.run.weights import find_weights, init_weights, load_weights
@@ -131,7 +133,7 @@ def average(run, name, time):
     folder = run.averages / name
     folder.mkdir(parents=True)
     save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
-    (folder / "meta.yaml").write_text("method: uniform\n")
+    (folder / "meta.yaml").write_text(yaml.safe_dump({"sha256": {"llm.safetensors": file_hash(folder / "llm.safetensors")}}))
     os.utime(folder / "meta.yaml", (time, time))
 
 
