@@ -2,6 +2,7 @@
 
 import logging
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -128,5 +129,5 @@ def _damage(path: Path) -> str | None:
     try:
         with ZipFile(path) as archive:
             return "it is not what was written" if archive.testzip() else None
-    except (BadZipFile, EOFError, OSError):
+    except (BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error):  # whatever a flipped bit may lead to
         return "it is cut short, or not the zip archive that torch.save writes"
