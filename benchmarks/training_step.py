@@ -30,7 +30,7 @@ def trainer_of(model: str, folder: str) -> Trainer:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
         config: Any = OmegaConf.to_container(compose("train", [f"model={model}", f"run_dir={folder}"]), resolve=True, enum_to_str=True)
     engine = session._engine(config)
-    trainer = session._trainer(config, engine, RunDirectory(folder), *session._corpora(config, engine))
+    trainer = session._trainer(config, engine, RunDirectory(folder), *session.corpora_of(config, engine))
     engine.place(trainer.objective.players, trainer.objective.helpers)
     return trainer
 

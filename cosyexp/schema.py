@@ -19,6 +19,15 @@ class OnNonfinite(Enum):
 class Select(Enum):
     best = "best"
     last = "last"
+    window = "window"
+    ema = "ema"
+
+
+class Method(Enum):
+    uniform = "uniform"
+    weighted = "weighted"
+    greedy = "greedy"
+    running = "running"
 
 
 class ExportPrecision(Enum):
@@ -42,6 +51,7 @@ class Trainer:
     """steps, epochs: training ends at whichever comes first. accumulate: micro-batches a rank has in a step.
 
     clip: largest gradient norm. ema: decay of the running mean of the weights, such as 0.999.
+    running_sum: keeps the sum of the weights of all steps, in fp64, for `average method=running`.
     valid_every: steps between validations. valid_epochs: epochs between validations with a checkpoint; 0: none.
     previews: validation utterances to look at and listen to in TensorBoard.
     on_nonfinite: what a gradient that is not finite does. deterministic: on CUDA, at a price in speed.
@@ -53,6 +63,7 @@ class Trainer:
     precision: Precision = Precision.fp32
     clip: float | None = 5.0
     ema: float | None = None
+    running_sum: bool = False
     log_every: int = 50
     valid_every: int = 500
     valid_epochs: int = 1
@@ -93,10 +104,18 @@ class Train:
 
 @dataclass
 class Average:
+    """num: null: 5, 1 of ema, all of window. metric: of the validation; lower is better. window: [from, to], in steps.
+
+    temperature: of method=weighted, in units of the metric. strict: fewer than num are refused.
+    """
+
     run_dir: str = "???"
     select: Select = Select.best
-    num: int = 5
+    num: int | None = None
     metric: str = "loss"
+    window: list[int] | None = None
+    method: Method = Method.uniform
+    temperature: float = 0.1
     output: str | None = None
     strict: bool = True
 

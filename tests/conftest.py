@@ -1,3 +1,4 @@
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest differences from the original")
     for name, value in sorted(set(worst)):
         terminalreporter.line(f"{value:40} {name}")
+
+
+@pytest.fixture
+def said(caplog):
+    """What cosyexp logs, also after a test that attached a console of its own."""
+    logger = logging.getLogger("cosyexp")
+    propagated, logger.propagate = logger.propagate, True
+    with caplog.at_level(logging.DEBUG, "cosyexp"):
+        yield caplog
+    logger.propagate = propagated
 
 
 @pytest.fixture(scope="session")

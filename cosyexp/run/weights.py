@@ -2,16 +2,17 @@
 
 import logging
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
+from cosyexp.run.checkpoint import META, Checkpoint
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -36,16 +37,28 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
             raise UserError(f"{run} has no checkpoint for weights={choice}: train it further, or choose other weights")
         return checkpoint.path / f"{name}.safetensors"
     whole = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
-    averages = sorted(whole, key=lambda path: path.stat().st_mtime)
+    averages = [path.parent.name for path in sorted(whole, key=lambda path: path.stat().st_mtime)]
     if choice == "average":
         if not averages:
             raise UserError(f"{run} has no average yet: python -m cosyexp.average run_dir={run}")
-        return averages[-1].parent / f"{model}.safetensors"
-    for path in (run.averages / choice / f"{model}.safetensors", Path(choice)):
-        if path.is_file():
-            return path
-    names = ", ".join(["best", "last", "ema", "average", *(path.parent.name for path in averages)])
+        choice = averages[-1]
+    if choice in averages:
+        return _average(run.averages / choice, f"{model}.safetensors")
+    if Path(choice).is_file():
+        return Path(choice)
+    names = ", ".join(["best", "last", "ema", "average", *averages])
     raise UserError(f"weights={choice} is neither a file nor one of {names} of {run}")
+
+
+def _average(folder: Path, name: str) -> Path:
+    """The weights of an average; UserError where they are not what was written."""
+    try:
+        damage = Checkpoint(folder, yaml.safe_load((folder / META).read_text())).damage(name)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        damage = f"its {META} cannot be read"
+    if damage:
+        raise UserError(f"{folder} is damaged: {damage}; make it again with cosyexp.average")
+    return folder / name
 
 
 def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -55,18 +68,9 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     are left out), or one that DeepSpeed's zero_to_fp32 wrote.
     """
     try:
-        if path.suffix == ".safetensors":
-            content: Any = read_tensors(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
         raise UserError(f"there are no weights {path}") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds no readable weights: it is damaged, or holds more than tensors and numbers, which is not run"
-        ) from None
-    except Exception as error:
-        raise UserError(f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     for wrapping in WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
             content = content[wrapping]

@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         engine.gather(None)
         checkpoint = directory.checkpoints.latest() if before else None
         _set_threads(config["engine"]["threads"], checkpoint)
-        corpora = _corpora(config, engine)
+        corpora = corpora_of(config, engine)
         trainer = _trainer(config, engine, directory, *corpora)
         stack.callback(trainer.loader.close)
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
@@ -95,7 +95,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
 def _engine(config: Mapping[str, Any]) -> Engine:
     settings, trainer = dict(config["engine"]), config["trainer"]
     del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
-    engine: Engine = build(settings)(precision=trainer["precision"], clip=trainer["clip"], ema=trainer["ema"])
+    engine: Engine = build(settings)(**{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")})
     if trainer["deterministic"]:
         torch.use_deterministic_algorithms(True)
     return engine
@@ -108,7 +108,7 @@ def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _corpora(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]:
+def corpora_of(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]:
     """The training and the validation data; rank 0 computes what is missing on the disk, before the others look."""
     data, family = config["data"], config["family"]
     view = build(config["model"]["view"])
@@ -130,20 +130,18 @@ def _corpora(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]
 
 
 def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory, train: Corpus, valid: Corpus) -> Trainer:
-    data, seed = config["data"], config["seed"]
+    seed = config["seed"]
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
     retention = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"]))
     assert isinstance(options, Options) and isinstance(retention, Retention)
-    plans = [Plan(lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed) for corpus in (train, valid)]
-    shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"]}
-    pin = engine.device.type == "cuda"
+    plan, shared = _shared(config, train, engine)
     shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()
-    log.info("%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plans[0].padding())
+    log.info("%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plan.padding())
     return Trainer(
-        objective=_objective(config),
+        objective=objective_of(config),
         engine=engine,
-        loader=Loader(train, plans[0], accumulate=options.accumulate, pin=pin, **shared),
-        validation=ValidationLoader(valid, plans[1], pin=pin, **shared),
+        loader=Loader(train, plan, accumulate=options.accumulate, **shared),
+        validation=validation_of(config, valid, engine),
         preview=valid.batch(shown, Draws(seed, VALIDATION)) if shown else None,
         run=directory,
         options=options,
@@ -153,7 +151,19 @@ def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory,
     )
 
 
-def _objective(config: Mapping[str, Any]) -> Objective:
+def validation_of(config: Mapping[str, Any], valid: Corpus, engine: Engine) -> ValidationLoader:
+    plan, shared = _shared(config, valid, engine)
+    return ValidationLoader(valid, plan, **shared)
+
+
+def _shared(config: Mapping[str, Any], corpus: Corpus, engine: Engine) -> tuple[Plan, dict[str, Any]]:
+    """What the loaders of training and validation have alike."""
+    data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
+    plan = Plan(lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed)
+    return plan, {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"], "pin": pin}
+
+
+def objective_of(config: Mapping[str, Any]) -> Objective:
     torch.manual_seed(config["seed"])  # the initial weights
     network = build(config["network"])
     try:

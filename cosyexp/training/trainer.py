@@ -28,9 +28,10 @@ from cosyexp.schema import Trainer as Options
 from cosyexp.training import saving
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers import Logger
-from cosyexp.training.metrics import PlayerMetrics, means, merged, to_host
+from cosyexp.training.metrics import PlayerMetrics, means, merged
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
+from cosyexp.training.validation import evaluating, validation_losses
 from cosyexp.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -123,25 +124,13 @@ class Trainer:
         progress.samples += int(totals["utterances"])
         progress.seconds += time.perf_counter() - began
 
-    @torch.no_grad()
     def validate(self) -> bool:
         """Measures the loss on the validation data; False where a request to stop came in between."""
-        parts, batches = [], iter(self.validation)
-        self._train(False)
-        for _ in range(self.validation.rounds):
-            if self._stop_requested():
-                self._train(True)
+        with evaluating(self.objective):
+            losses = validation_losses(self.objective, self.engine, self.validation, self._stop_requested)
+            if losses is None:
                 return False
-            if micro := next(batches, None):
-                batch = micro.batch.to(self.engine.device)
-                with self.engine.autocast():
-                    loss = self.objective.validate(batch)
-                parts.append((micro.number, to_host(loss.detach()), self.objective.weights(batch)))
-        gathered = sorted(part for rank in self.engine.gather(parts) for part in rank)
-        units = {unit: sum(weights[unit] for *_, weights in gathered) for unit in self.objective.units}
-        losses = means([sums for _, sums, _ in gathered], units)
-        self._show()
-        self._train(True)
+            self._show()
         progress = self.progress
         progress.validated, progress.losses, self.saved = progress.step, losses, -1  # a checkpoint without them is to be renewed
         progress.best = losses["loss"] if progress.best is None else min(progress.best, losses["loss"])
@@ -257,10 +246,6 @@ class Trainer:
             for name, thing in self.objective.preview(self.preview.to(self.engine.device)):
                 for logger in self.loggers:
                     logger.media(self.progress.step, name, thing)
-
-    def _train(self, mode: bool) -> None:
-        for player in self.objective.players.values():
-            player.module.train(mode)
 
     def _due(self, every: int) -> bool:
         return self.done or (every > 0 and self.progress.step % every == 0)

@@ -97,6 +97,13 @@ ON_RUNS = {
     "too few checkpoints": ("average", ["run_dir=runs/demo/llm", "num=9"], ["has 3 checkpoints", "num=9", "smaller num, or strict=false"]),
     "no checkpoints at all": ("average", ["run_dir=runs/demo/llm", "num=0"], ["num=0", "num=1"]),
     "unknown metric": ("average", ["run_dir=runs/demo/llm", "metric=wer"], ["validation wer", "select=last"]),
+    "no window": ("average", ["run_dir=runs/demo/llm", "select=window"], ["select=window", "window=[from,to]"]),
+    "nothing in the window": ("average", ["run_dir=runs/demo/llm", "window=[5,9]"], ["from step 5 to 9", "has those of steps 0 to 4"]),
+    "no temperature": ("average", ["run_dir=runs/demo/llm", "num=2", "method=weighted", "temperature=0"], ["temperature=0", "above 0"]),
+    "no running sums": ("average", ["run_dir=runs/demo/llm", "method=running"], ["sum.safetensors", "trainer.running_sum=true"]),
+    "no running means": ("average", ["run_dir=runs/demo/llm", "select=ema"], ["ema.safetensors", "trainer.ema="]),
+    "two means of their own": ("average", ["run_dir=runs/demo/llm", "select=ema", "method=running"], ["select=ema", "method=running"]),
+    "output of another kind": ("average", ["run_dir=runs/demo/llm", "num=1", "output=a.bin"], ["output=a.bin", ".pt or .safetensors"]),
     "output is a folder": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs"], ["runs"]),
     "output below a file": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs/demo/llm/config.yaml/x"], ["config.yaml"]),
     "unknown component": (
@@ -155,3 +162,4 @@ def test_a_run_may_not_name_code_of_others(refused, runs):
     config = runs / "llm/config.yaml"
     config.write_text(config.read_text().replace("cosyexp.models.llm.transformer_lm.TransformerLM", "os.system"))
     refused("export", ["run_dir=runs/demo/llm", "format=jit"], "os.system", "may be built")
+    refused("average", ["run_dir=runs/demo/llm", "num=2", "method=greedy"], "os.system", "may be built")

@@ -20,7 +20,7 @@ WORDS = {
     "data without a list": ("train", ["data=parquet"], ["data.train, data.valid must be given", "data.train=..."]),
     "data without a folder": ("train", ["data=prepared"], ["data.dir must be given", "data.dir=..."]),
     "average of nothing": ("average", [], ["run_dir must be given", "run_dir=..."]),
-    "average by a misspelled rule": ("average", ["run_dir=x", "select=worst"], ["select=worst", "[best, last]"]),
+    "average by a misspelled rule": ("average", ["run_dir=x", "select=worst"], ["select=worst", "[best, last, window, ema]"]),
     "export of nothing": ("export", [], ["there is no run under runs/", "run_dir="]),
     "export in another precision": ("export", ["precision=fp8"], ["fp8", "expected one of"]),
     "nothing to say": ("synthesize", RUNS, ["text must be given", "text=..."]),

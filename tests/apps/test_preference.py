@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from cosyexp.training.evaluate import evaluator
 from tests.support import checkpoints, metrics, sentence, train_words
 
 EVERY = ["trainer.steps=8", "trainer.valid_every=4", "checkpoint.every=2"]
@@ -89,6 +91,11 @@ def test_two_ranks_are_two_micro_batches(folder, warm, tmp_path):
     for ours, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(abs(ours[name] - theirs[name]) <= 1e-5 * max(1, abs(ours[name])) for name in ours), (ours, theirs)
+
+
+def test_weights_are_measured_against_the_reference_as_in_training(straight):
+    checkpoint = straight / "checkpoints/step_00000008"
+    assert evaluator(straight)(checkpoint / "llm.safetensors") == yaml.safe_load((checkpoint / "meta.yaml").read_text())["loss_dict"]
 
 
 def test_average_and_export_take_it_as_any_run(straight, warm):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import MODELS, RUNS, checkpoints, metrics, sentence, train_words
+from tests.support import MODELS, RUNS, checkpoints, contents, metrics, sentence, train_words
 
 
 def table(said: str) -> list[dict[str, str]]:
@@ -105,8 +105,11 @@ def test_average_sweeps_over_runs_choices_and_numbers(copies, warm):
     assert len(rows) == 12 and {row["status"] for row in rows} == {"completed"}
     assert len({row["result"] for row in rows}) == 12
     for model in MODELS:
-        assert {path.name for path in (copies / "runs/demo" / model / "averages").iterdir()} == {"best1", "best2", "last1", "last2"}
+        assert {path.name for path in (copies / "runs/demo" / model / "averages").glob("*/")} == {"best1", "best2", "last1", "last2"}
     assert all((copies / row["result"]).is_file() for row in rows)
+    before = contents(copies / "runs/demo")
+    warm("average", "-m", f"run_dir={runs}", "select=best,last", "num=1,2", cwd=copies)
+    assert contents(copies / "runs/demo") == before
 
 
 def test_a_failed_average_hides_no_other(copies, warm):

@@ -38,7 +38,7 @@ class Trajectory:
 def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
     """What `session.run` would train, placed but not started."""
     engine = session._engine(settings)
-    trainer = session._trainer(settings, engine, RunDirectory(settings["run_dir"]), *session._corpora(settings, engine))
+    trainer = session._trainer(settings, engine, RunDirectory(settings["run_dir"]), *session.corpora_of(settings, engine))
     if double:
         for module in [*(player.module for player in trainer.objective.players.values()), *trainer.objective.helpers]:
             module.double()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cosyexp.objectives.base import Player
-from cosyexp.training.ema import EMA
+from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 
 BUCKET = 25 * 2**20  # bytes of gradients that travel together
@@ -26,11 +26,19 @@ class DDP:
     gradients. Here they are summed explicitly, once a step.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    clip: largest norm of all gradients of a player, or None. ema: decay of the running mean of the last player, or None.
+    clip: largest norm of all gradients of a player, or None. ema, running_sum: of the last player's weights, see `means_of`.
     timeout: seconds after which a collective that does not come back ends the run.
     """
 
-    def __init__(self, *, precision: str = "fp32", clip: float | None = None, ema: float | None = None, timeout: float = 1800):
+    def __init__(
+        self,
+        *,
+        precision: str = "fp32",
+        clip: float | None = None,
+        ema: float | None = None,
+        running_sum: bool = False,
+        timeout: float = 1800,
+    ) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
         self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
@@ -39,7 +47,7 @@ class DDP:
         if self.world > 1:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        self.dtype, self.clip, self.decay = DTYPES[precision], clip, ema
+        self.dtype, self.clip, self.ema, self.running_sum = DTYPES[precision], clip, ema, running_sum
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
         for helper in helpers:
@@ -54,7 +62,7 @@ class DDP:
             scaling = self.dtype is torch.float16
             self.scalers[name] = torch.amp.GradScaler(self.device.type, enabled=scaling)
         self.last = next(reversed(self.players))
-        self.ema = EMA(self.players[self.last].module, self.decay) if self.decay else None
+        self.kept = means_of(self.players[self.last].module, ema=self.ema, running_sum=self.running_sum)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, self.dtype)
@@ -80,8 +88,8 @@ class DDP:
         if scaler.is_enabled():
             scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None and name == self.last:
-            self.ema.update(update + 1, applied)
+        for mean in self.kept.values() if name == self.last else ():
+            mean.update(update + 1, applied)
         return StepReport(norm.detach(), applied)
 
     def _reduce(self, gradients: list[Tensor]) -> None:
@@ -114,8 +122,8 @@ class DDP:
     def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
         yield from self.players[name].module.state_dict().items()
 
-    def ema_weights(self) -> Iterator[tuple[str, Tensor]] | None:
-        return self.ema.items() if self.ema is not None else None
+    def means(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
+        return {name: mean.items() for name, mean in self.kept.items()}
 
     def state_dict(self) -> dict[str, Any]:
         if self.rank > 0:
@@ -125,13 +133,15 @@ class DDP:
             "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
         }
 
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
+    def load(
+        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    ) -> None:
         for name, tensors in weights.items():
             self.players[name].module.load_state_dict(tensors)
             self.optimizers[name].load_state_dict(state["optimizers"][name])
             self.scalers[name].load_state_dict(state["scalers"][name])
-        if self.ema is not None and ema is not None:
-            self.ema.load(ema)
+        for name, tensors in means.items():
+            self.kept[name].load(tensors)
 
     def close(self) -> None:
         if self.world > 1:

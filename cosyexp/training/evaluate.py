@@ -1,0 +1,38 @@
+"""Measures weights as the run that they are of would have, from its run directory alone."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from cosyexp.objectives.base import Comparing
+from cosyexp.run.directory import RunDirectory
+from cosyexp.run.weights import load_weights
+from cosyexp.training.engines.ddp import DDP
+from cosyexp.training.reference import take_reference
+from cosyexp.training.session import corpora_of, objective_of, validation_of
+from cosyexp.training.validation import evaluating, validation_losses
+
+
+@cache
+def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
+    """A function from a file of weights to its validation losses, on the validation data of a run, in this process."""
+    run = RunDirectory(folder)
+    config = run.config()
+    engine = DDP(precision=config["trainer"]["precision"])
+    corpora, objective = corpora_of(config, engine), objective_of(config)
+    if isinstance(objective, Comparing):
+        source, budget = config["reference"] or config["init_from"], config["data"]["max_frames"]
+        take_reference(objective, source, run, corpora, engine, budget=budget, seed=config["seed"])
+    model = list(objective.players.values())[-1].module
+    for module in (model, *objective.helpers):
+        module.to(engine.device)
+    loader = validation_of(config, corpora[1], engine)
+
+    def losses(weights: Path) -> dict[str, float]:
+        load_weights(model, weights)
+        with evaluating(objective):
+            found = validation_losses(objective, engine, loader)
+        assert found is not None
+        return found
+
+    return losses
