@@ -68,7 +68,7 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
     reasons: list[list[str | None]] = [[] for _ in fields]
     for row in read_rows(shard, ["utt", *sorted({column for field in fields for column in field.columns})]):
         utterance = Utterance(row)
-        utts.append(row["utt"])
+        utts.append(row["utt"] or f"{shard.stem}:{len(utts)}")  # one without an id is called by its place
         for i, field in enumerate(fields):
             try:
                 values[i].append(field(utterance))

@@ -29,14 +29,28 @@ class Utterance:
 
     def __getitem__(self, column: str) -> Any:
         value = self.row.get(column)
-        if value is None or (not isinstance(value, int | float) and len(value) == 0):
+        if value is None or (hasattr(value, "__len__") and len(value) == 0):
             raise ValueError(f"it has no {column}")
         return value
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A list of finite numbers, or the bytes of a float32 array, (size,)."""
+        value = self[column]
+        try:
+            numbers = np.frombuffer(value, np.float32) if isinstance(value, bytes) else np.array(value)
+        except ValueError:  # ragged, or no whole number of numbers
+            raise ValueError(f"its {column} is no list of numbers") from None
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+            raise ValueError(f"its {column} is no list of finite numbers")
+        return numbers
 
     def wave(self, sample_rate: int) -> np.ndarray:
         """Mono float32 in [-1, 1], rounded to 16 bits, so that a cached wave is the same as a computed one."""
         if sample_rate not in self._waves:
-            wave = features.read_wave(self["audio_data"], sample_rate)
+            audio = self["audio_data"]
+            if not isinstance(audio, bytes | str):  # a number would be taken for an open file
+                raise ValueError("its audio_data are not the bytes of an audio file")
+            wave = features.read_wave(audio, sample_rate)
             self._waves[sample_rate] = np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
         return self._waves[sample_rate]
 
@@ -100,13 +114,14 @@ class SpeechTokens:
     vocabulary: int
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        return self.checked(utterance["speech_token"])
+        return self.checked(utterance.numbers("speech_token"))
 
-    def checked(self, values: Any) -> np.ndarray:
-        tokens = np.array(values, np.int32)
+    def checked(self, tokens: np.ndarray) -> np.ndarray:
+        if (tokens % 1).any():
+            raise ValueError("its speech tokens are no whole numbers")
         if tokens.min() < 0 or tokens.max() >= self.vocabulary:
             raise ValueError(f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}")
-        return tokens
+        return tokens.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class RejectedTokens(SpeechTokens):
     may_lack: ClassVar[bool] = True
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        return self.checked(utterance["reject_speech_token"])
+        return self.checked(utterance.numbers("reject_speech_token"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,7 @@ class SpeakerEmbedding:
     width: int
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        embedding = np.array(utterance[self.column], np.float32)
+        embedding = utterance.numbers(self.column).astype(np.float32)
         if len(embedding) != self.width:
             raise ValueError(f"its {self.column} has {len(embedding)} numbers instead of {self.width}")
         return embedding

@@ -57,6 +57,9 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     present = [name for name in columns if name in file.schema_arrow.names]
     if "utt" not in present:
         raise UserError(f"{path} has no column 'utt': it is no data set of the CosyVoice kind")
+    kind = file.schema_arrow.field("utt").type
+    if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)):
+        raise UserError(f"the column 'utt' of {path} holds {kind} instead of text: write it anew with ids that are text")
     try:
         for batch in file.iter_batches(batch_size=64, columns=present):
             yield from batch.to_pylist()

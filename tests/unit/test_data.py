@@ -386,7 +386,9 @@ def spoil(data: Path, folder: Path, change) -> str:
         ("speech_token", [3] * 5, flow_view, "its 5 speech tokens are 0.1 s at 50 a second, its audio"),
         ("text", "", llm_view, "no text"),
         ("text", "日本", llm_view, "nothing that the tokenizer knows"),
+        ("speech_token", [3, None], llm_view, "speech_token is no list of finite numbers"),
         ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),
+        ("utt_embedding", [float("nan")] * 192, llm_view, "utt_embedding is no list of finite numbers"),
         ("audio_data", b"RIFF....", vocoder_view, "cannot be decoded"),
         ("audio_data", None, vocoder_view, "no audio_data"),
     ],
@@ -401,6 +403,42 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
     assert names[2] in caplog.text and reason in caplog.text
     with pytest.raises(UserError, match=r"max_bad=0\.01"):
         Corpus([path], view(), max_bad=0.01, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "view", "reason"),
+    [
+        ("speech_token", "1 2 3", llm_view, "speech_token is no list of finite numbers"),
+        ("speech_token", 3, llm_view, "speech_token is no list of finite numbers"),
+        ("speech_token", [[1, 2], [3]], llm_view, "speech_token is no list of numbers"),
+        ("speech_token", [{"id": 1}], llm_view, "speech_token is no list of finite numbers"),
+        ("speech_token", [1.5, 2], llm_view, "speech tokens are no whole numbers"),
+        ("speech_token", [2**40], llm_view, "outside the vocabulary of 512"),
+        ("utt_embedding", 0.5, llm_view, "utt_embedding is no list of finite numbers"),
+        ("utt_embedding", b"123", llm_view, "utt_embedding is no list of numbers"),
+        ("text", 7, llm_view, "is no text"),
+        ("audio_data", 1, vocoder_view, "not the bytes of an audio file"),
+        ("audio_data", [82, 73], vocoder_view, "not the bytes of an audio file"),
+        ("utt", 5, llm_view, "the column 'utt' of .* holds int64 instead of text"),
+    ],
+)
+def test_a_column_of_another_type_is_told(data, tmp_path, column, value, view, reason):
+    table = pq.read_table(data / "valid" / "00000.parquet")
+    pq.write_table(table.drop_columns([column]).append_column(column, pa.array([value] * len(table))), tmp_path / "odd.parquet")
+    with pytest.raises(UserError, match=reason):
+        Corpus([str(tmp_path / "odd.parquet")], view(), max_bad=0, processes=1)
+
+
+def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
+    table = pq.read_table(data / "valid" / "00000.parquet")
+    packed = [np.array(x, np.float32).tobytes() for x in table["utt_embedding"].to_pylist()]
+    odd = table.drop_columns(["utt", "utt_embedding"])
+    odd = odd.append_column("utt", pa.array([None] * len(table), pa.string())).append_column("utt_embedding", pa.array(packed))
+    pq.write_table(table, tmp_path / "plain.parquet")
+    pq.write_table(odd, tmp_path / "odd.parquet")
+    plain, odd = (Corpus([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1) for name in ("plain", "odd"))
+    assert len(odd) == len(plain) and odd.row(1)[0] == "odd:1"
+    assert all(np.array_equal(odd.row(i)[1]["speaker"], plain.row(i)[1]["speaker"]) for i in range(len(odd)))
 
 
 def test_no_row_at_all(data, tmp_path):
