@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.run.tensors import TensorFile, save_tensors
-
-SAMPLE_RATE = 16000  # Hz, of the waves that it takes
 
 
 @cache
@@ -29,7 +28,7 @@ def statistics(wave: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MelSpeakerEncoder:
+class MelSpeakerEncoder(FrontEnd):
     """Standardised statistics, turned into E numbers by a random projection of orthonormal columns."""
 
     mean: Tensor
@@ -55,3 +54,18 @@ class MelSpeakerEncoder:
     def load(cls, path: Path) -> "MelSpeakerEncoder":
         with TensorFile(path) as file:
             return cls(file["mean"], file["std"], file["projection"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelStatistics:
+    """Has nothing to set."""
+
+    @property
+    def key(self) -> str:
+        return repr(self)
+
+    def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> MelSpeakerEncoder:
+        return MelSpeakerEncoder.fit(waves, width=wanted.speaker_dim, seed=wanted.seed)
+
+    def load(self, path: Path, wanted: Wanted) -> MelSpeakerEncoder:
+        return MelSpeakerEncoder.load(path)
