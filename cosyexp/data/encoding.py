@@ -87,7 +87,7 @@ class Encoder:
     @one_thread()
     def __call__(self, path: Path, recordings: Sequence[Recording]) -> Path:
         """Writes what became of a part of the corpus, unless it is there already."""
-        key = digest([(*asdict(replace(r, audio=None)).values(), r.audio or changed(r.path)) for r in recordings])
+        key = digest([(replace(r, audio=None), None if r.audio else changed(r.path)) for r in recordings])
         if read_key(path) == key:
             return path
         rows: list[dict[str, Any]] = []

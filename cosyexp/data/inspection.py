@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import soundfile
 
 from cosyexp.data.shards import open_shard, read_list, read_rows
@@ -20,7 +19,7 @@ SHOWN = 3
 
 def inspect(path: str, tokenizer: Tokenizer) -> Iterator[str]:
     """Lines about a data list, a parquet file, or each list of a prepared folder; UserError where it cannot be read."""
-    lists = sorted(map(str, Path(path).glob("*.list"))) if Path(path).is_dir() else [path]
+    lists = [str(found) for found in sorted(Path(path).glob("*.list")) if found.stat().st_size] if Path(path).is_dir() else [path]
     for name in lists or [path]:
         yield from inspect_list(name, read_list(name), tokenizer)
 
@@ -39,8 +38,8 @@ def inspect_list(name: str, shards: Sequence[Path], tokenizer: Tokenizer) -> Ite
             speakers[str(row.get("spk"))] += 1
             tokens, text = row.get("speech_token"), row.get("text")
             lacking.update(column for column in TEXT[1:] if column in columns and not present(row.get(column)))
-            known.update(np.unique(tokens).tolist() if present(tokens) else ())
-            sizes.append(len(tokens) if present(tokens) else 0)
+            known.update(tokens or ())
+            sizes.append(len(tokens or ()))
             texts.append(len(text) if isinstance(text, str) else 0)
             characters.update(set(text) if isinstance(text, str) else ())
             if len(examples) < SHOWN:
@@ -54,10 +53,12 @@ def inspect_list(name: str, shards: Sequence[Path], tokenizer: Tokenizer) -> Ite
         rate = tokens_heard.sum() / seconds.sum()
         hours = seconds.mean() * count / 3600 if not rate else sum(sizes) / rate / 3600
         yield f"  hours      {'' if len(seconds) == count else 'about '}{hours:.2f}, by the audio of {len(seconds)} utterances"
-        yield f"  lengths    {seconds.min():.2f} to {seconds.max():.2f} s, median {np.median(seconds):.2f} s; texts {spread(texts)} characters"
-        yield f"  tokens     {rate:.2f} a second; {spread(sizes)} an utterance; {len(known)} different ones, the largest {max(known, default=0)}"
+        shortest, median, longest = np.quantile(seconds, (0, 0.5, 1))
+        yield f"  lengths    {shortest:.2f} to {longest:.2f} s, median {median:.2f} s; texts {spread(texts)} characters"
+        yield f"  tokens     {rate:.2f} a second; {spread(sizes)} an utterance; {len(known)} different, largest {max(known, default=0)}"
     yield f"  columns    {', '.join(f'{column} {kind}' for column, kind in columns.items())}"
-    yield f"  speakers   {', '.join(f'{speaker} {heard}' for speaker, heard in speakers.most_common(8))}{' ...' if len(speakers) > 8 else ''}"
+    often = ", ".join(f"{speaker} {heard}" for speaker, heard in speakers.most_common(8))
+    yield f"  speakers   {often}{' ...' if len(speakers) > 8 else ''}"
     yield f"  characters {''.join(sorted(characters))!r}"
     if strange := tokenizer.unknown("".join(characters)):
         yield f"  unknown    {''.join(strange)!r} (the tokenizer skips them)"
@@ -71,7 +72,8 @@ def inspect_list(name: str, shards: Sequence[Path], tokenizer: Tokenizer) -> Ite
 
 def listen_to(shards: Sequence[Path], columns: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """Seconds and tokens of the utterances whose audio can be opened, at most HEARD of them, spread over the shards."""
-    seconds, tokens = [], []
+    seconds: list[float] = []
+    tokens: list[int] = []
     if "audio_data" in columns:
         for shard in shards:
             for i, row in enumerate(read_rows(shard, ("utt", "audio_data", "speech_token"))):

@@ -31,10 +31,10 @@ from tqdm import tqdm
 from cosyexp.data.cache import ensure
 from cosyexp.data.corpora.base import Recording, Source
 from cosyexp.data.encoding import Encoder, ShardJob, check, digest, listen, read_part, write
+from cosyexp.data.fields import F0, Field, Mel, Wave
 from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
 from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
-from cosyexp.data.fields import F0, Field, Mel, Wave
 from cosyexp.data.report import Report
 from cosyexp.data.shards import read_list, write_list
 from cosyexp.errors import UserError
@@ -47,7 +47,8 @@ META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
 SPLITS = ("train", "valid")
 CHUNK = 64  # recordings of a part
 COLUMNS = ["utt", "text", "speaker", "fault", "path", "held_out", "tokens", "embedding", "seconds"]  # all but the audio
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ def prepare(
         if done["settings"] != settings:
             raise UserError(f"{out} holds a data set of other settings: give another out=, or remove that folder")
         return done
-    total = len(source)
+    if (total := len(source)) == 0:
+        raise UserError("the corpus holds no recording: look at its path")
     encoder = front_ends(source, out, options, settings)
     log.info("preparing %d recordings in %s, once", total, out)
     try:
@@ -92,6 +94,8 @@ def prepare(
         raise UserError("a process ended before its work (out of memory?): repeat the command, perhaps with fewer processes=") from None
     for split in SPLITS:
         write_list(out / f"{split}.list", shards[split])
+        if not shards[split]:
+            log.warning("no utterance is left for %s.list", split)
     save_tensors(out / "speakers.safetensors", {name: torch.from_numpy(mean) for name, mean in speakers.items()})
     report.draw(out / "lengths.png", options.token_rate)
     meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}

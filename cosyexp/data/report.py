@@ -12,11 +12,15 @@ import numpy as np
 
 from cosyexp.run.files import replace_file
 
+LENGTHS = ("shortest", "median", "longest")
 NAMED = 10  # of those left out, in the log
 
 
 class Report:
-    """Rows of parts, added one after another; those with a fault are written to `path` (utterance, reason, file), which is there at the end."""
+    """Rows of parts, added one after another.
+
+    path: of the list of those with a fault (utterance, reason, audio file), which is there at the end.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.total, self.dropped = path, 0, 0
@@ -63,7 +67,7 @@ class Report:
         return {
             "hours": round(float(seconds.sum()) / 3600, 3),
             "utterances": len(seconds),
-            "seconds": {name: round(float(of(seconds)), 2) for name, of in (("shortest", np.min), ("median", np.median), ("longest", np.max))},
+            "seconds": dict(zip(LENGTHS, np.quantile(seconds, (0, 0.5, 1)).round(2).tolist(), strict=True)),
             "tokens_a_second": round(float(tokens.sum() / seconds.sum()), 2),
             "left_out": dict(self.reasons.most_common()),
             "unknown_characters": {c: n for c, n in sorted(strange.items(), key=lambda item: (-item[1], item[0])) if not c.isspace()},

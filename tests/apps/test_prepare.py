@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ import soxr
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from cosyexp.data import preparation
+from cosyexp.data.corpora.table import Table
+from cosyexp.data.frontends.base import Wanted
+from cosyexp.data.frontends.kmeans import KMeansTokenizer
+from cosyexp.data.frontends.onnx import OnnxSpeaker, OnnxTokenizer
+from cosyexp.data.preparation import Options
 from cosyexp.data.shards import read_list, read_rows
+from cosyexp.errors import UserError
 from tests.support import contents, environment, sentence
 
+COLUMNS = {"audio": "wav", "text": "text", "utt": "utt", "speaker": "speaker", "instruct": None}
 WORDS = ("speech_tokenizer.codes=32", "fit_on=20", "processes=1")
 
 
@@ -136,25 +145,32 @@ def test_the_report_has_a_picture_and_the_asked_for_fields(prepared):
 def test_inspect_says_what_a_list_holds(prepared, warm):
     out, _ = prepared
     said = warm("prepare", f"inspect={out}/train.list", cwd=out).stdout
-    for part in ("7 utterances in 3 shards, 1 speakers", "50", "audio_data binary", "example    good 0: 'hello there'", "'😀'"):
+    for part in ("8 utterances in 3 shards, 1 speakers", "a second; ", "audio_data binary", "example    good 0: 'hello there'", "'😀'"):
         assert part in said
     sentence(warm("prepare", "inspect=nothing.list", cwd=out, check=False), "there is no data list nothing.list")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words", "parts"),
+    ("name", "content", "told"),
     [
-        ("a.tsv", "utt\twav\ttext\n", [], ["has no column 'speaker'", "corpus.columns."]),
-        ("a.tsv", "utt,wav,text,speaker\n", [], ["has no column 'wav', but 'utt,wav,text,speaker'", "corpus.delimiter="]),
-        ("a.csv", "", [], ["has no column 'wav', but nothing"]),
-        ("a.txt", "utt|wav|text|speaker\n", [], ["neither .csv, .tsv nor .jsonl", "corpus.delimiter="]),
-        ("a.csv", "utt,wav,text,speaker\n", [], ["holds no recording"]),
-        ("b.csv", "", [], ["there is no file a.csv", "corpus.path="]),
+        ("a.tsv", "utt\twav\ttext\n", r"a\.tsv has no column 'speaker', but .* corpus\.columns\."),
+        ("a.tsv", "utt,wav,text,speaker\n", r"has no column 'wav', but 'utt,wav,text,speaker': .* corpus\.delimiter="),
+        ("a.csv", "", "has no column 'wav', but nothing"),
+        ("a.txt", "utt|wav|text|speaker\n", r"neither \.csv, \.tsv nor \.jsonl: .* corpus\.delimiter="),
+        (None, "", r"there is no file .*a\.csv: .* corpus\.path="),
     ],
 )
-def test_unusable_tables(name, content, words, parts, refused, tmp_path):
-    (tmp_path / name).write_text(content)
-    refused("prepare", ["corpus=table", f"corpus.path={name.replace('b.', 'a.')}", *WORDS, "out=data", *words], *parts)
+def test_unusable_tables(name, content, told, tmp_path):
+    if name:
+        (tmp_path / name).write_text(content)
+    table = Table(name="t", path=str(tmp_path / (name or "a.csv")), columns=COLUMNS, delimiter=None, held_out=0.1)
+    with pytest.raises(UserError, match=told):
+        list(table.recordings())
+
+
+def test_a_table_without_rows(refused, tmp_path):
+    (tmp_path / "a.csv").write_text("utt,wav,text,speaker\n")
+    refused("prepare", ["corpus=table", "corpus.path=a.csv", *WORDS, "out=data"], "the corpus holds no recording")
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +251,8 @@ def test_libritts_layout(spoken, warm, refused, tmp_path):
 def save(path: Path, nodes: list[Any], inputs: list[Any], output: Any, **constants: np.ndarray) -> str:
     """A small ONNX model."""
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    model = helper.make_model(helper.make_graph(nodes, "small", inputs, [output], initializers), opset_imports=[helper.make_opsetid("", 18)])
+    graph = helper.make_graph(nodes, "small", inputs, [output], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
@@ -301,41 +318,61 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
     folder.mkdir()
     good, speaker = tokenizer(folder / "v1.onnx", 2), speaker_encoder(folder / "campplus.onnx")
     (folder / "prose.onnx").write_text("no model")
-    for words, parts in (
-        ((speaker, speaker), ["campplus.onnx takes bank", "speech_tokenizer.path="]),
-        ((good, good), ["v1.onnx takes mel", "speaker_encoder.path="]),
-        ((tokenizer(folder / "v2.onnx", 4), speaker), ["v2.onnx gives 25 tokens a second, the family wants 50"]),
-        ((good, speaker_encoder(folder / "e.onnx", 256)), ["e.onnx gives 256 numbers for a speaker, the family wants 192"]),
-        ((f"{folder}/prose.onnx", speaker), ["prose.onnx cannot be opened as an ONNX model"]),
-        ((f"{folder}/gone.onnx", speaker), ["there is no file", "gone.onnx"]),
+    wanted = Wanted(token_rate=50, codes=4096, speaker_dim=192)
+    for recipe, path, told in (
+        (OnnxTokenizer, speaker, r"campplus\.onnx takes bank .* speech_tokenizer\.path="),
+        (OnnxSpeaker, good, r"v1\.onnx takes mel .* speaker_encoder\.path="),
+        (OnnxTokenizer, tokenizer(folder / "v2.onnx", 4), r"v2\.onnx gives 25 tokens a second, the family wants 50"),
+        (OnnxSpeaker, speaker_encoder(folder / "e.onnx", 256), r"e\.onnx gives 256 numbers for a speaker, the family wants 192"),
+        (OnnxTokenizer, f"{folder}/prose.onnx", r"prose\.onnx cannot be opened as an ONNX model"),
+        (OnnxTokenizer, f"{folder}/gone.onnx", r"there is no file .*gone\.onnx"),
     ):
-        refused("prepare", onnx_words(hostile[0], *words, "out=data"), *parts)
-    refused("prepare", onnx_words(hostile[0], good, speaker, "out=data", "family.speech_vocabulary=9"), "the family knows 9")
+        with pytest.raises(UserError, match=told):
+            recipe(path=path).fit([], wanted)
+    with pytest.raises(UserError, match="the family knows 9"):
+        OnnxTokenizer(path=good).fit([], replace(wanted, codes=9))
+    refused("prepare", onnx_words(hostile[0], speaker, good, "out=data"), "campplus.onnx takes bank")
 
 
 # resuming ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_preparation_resumes_to_the_same_bits(warm, tmp_path):
-    words = ("corpus.minutes=8", "speech_tokenizer.codes=32", "fit_on=40", "shard_size=40", "seed=1")
+def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
+    rows = [{"utt": f"u{i}", "wav": f"{spoken}/{i % 8}.wav", "text": f"text {i}", "speaker": f"s{i % 3}"} for i in range(200)]
+    write_table(tmp_path / "a.csv", rows)
+    words = ("corpus=table", "corpus.path=a.csv", "speech_tokenizer.codes=32", "fit_on=16", "shard_size=40")
     warm("prepare", *words, "processes=1", "out=whole", cwd=tmp_path)
-    for _ in range(20):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "cosyexp.prepare", *words, "processes=2", "out=killed"],
-            cwd=tmp_path, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        parts = len(list(tmp_path.glob("killed/parts/*.arrow")))
-        while child.poll() is None and len(list(tmp_path.glob("killed/parts/*.arrow"))) == parts:
-            time.sleep(0.01)
-        over = child.poll() is not None
-        if not over:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if over or parts >= 1:
-            break
-    (tmp_path / "killed/parts/000000.arrow").write_bytes(b"half")
-    warm("prepare", *words, "processes=2", "out=killed", cwd=tmp_path)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cosyexp.prepare", *words, "out=killed"],
+        cwd=tmp_path, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while child.poll() is None and not list(tmp_path.glob("killed/parts/*.arrow")):
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    first, *others = sorted(tmp_path.glob("killed/parts/*.arrow"))
+    assert len(others) < 3 and not (tmp_path / "killed/meta.yaml").exists()
+    (tmp_path / "killed/parts/000003.arrow").write_bytes(first.read_bytes()[:9000])  # as a disk may leave it
+    warm("prepare", *words, "out=killed", cwd=tmp_path)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
+    source = Table(name="t", path=str(tmp_path / "a.csv"), columns=COLUMNS, delimiter=None, held_out=0.1)
+    write_table(tmp_path / "a.csv", [{"utt": f"u{i}", "wav": f"{spoken}/{i}.wav", "text": "hello", "speaker": "s"} for i in range(6)])
+    options = Options(token_rate=50, codes=16, speaker_dim=8, processes=1)
+    made = []
+    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, wave: made.append(1) or [1, 2, 3])
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="no more"):
+        broken.setattr(preparation, "write", raises)
+        preparation.prepare(source, tmp_path / "data", options, {})
+    assert len(made) == 6
+    preparation.prepare(source, tmp_path / "data", options, {})
+    assert len(made) == 6
+
+
+def raises(job):
+    raise OSError("no more")
 
 
 def test_more_bad_recordings_than_may_be_lose_no_work(hostile, warm, tmp_path):

@@ -40,8 +40,9 @@ class Table:
         delimiter = self.delimiter or DELIMITERS.get(Path(self.path).suffix)
         if delimiter is None:
             raise UserError(f"{self.path} is neither .csv, .tsv nor .jsonl: say by corpus.delimiter= what is between its columns")
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # elsewhere a quotation mark is one of the text
-        reader = csv.DictReader((line + "\n" for _, line in self._lines()), delimiter=delimiter, quoting=quoting)
+        lines = (line + "\n" for _, line in self._lines())
+        quotes: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # elsewhere a quotation mark is one of the text
+        reader = csv.DictReader(lines, delimiter=delimiter, quoting=quotes)
         try:
             header = list(reader.fieldnames or [])
             if absent := [column for column in self.columns.values() if column and column not in header]:

@@ -41,7 +41,7 @@ class MelSpeakerEncoder(FrontEnd):
         each = torch.stack([statistics(wave) for wave in waves])
         random = torch.randn(each.size(1), width, generator=torch.Generator().manual_seed(seed))
         std = each.std(0).nan_to_num(1.0).clamp(min=1e-3)
-        return cls(each.mean(0), std, torch.linalg.qr(random).Q)
+        return cls(each.mean(0), std, torch.linalg.qr(random).Q.contiguous())  # as a loaded one: another order, other last bits
 
     def encode(self, wave: np.ndarray) -> np.ndarray:
         """(E,) of a wave (S,) at 16 kHz."""

@@ -105,7 +105,9 @@ class OnnxTokenizer(OnnxFile):
 
     def check(self, wanted: Wanted, output: np.ndarray) -> None:
         if abs(len(output) / PROBE - wanted.token_rate) > 1:
-            raise UserError(f"{self.path} gives {len(output) / PROBE:g} tokens a second, the family wants {wanted.token_rate}: give another")
+            raise UserError(
+                f"{self.path} gives {len(output) / PROBE:g} tokens a second, the family wants {wanted.token_rate}: give another"
+            )
         if output.max(initial=0) >= wanted.codes:
             raise UserError(f"{self.path} gives token {output.max()}, the family knows {wanted.codes}: give another")
 
