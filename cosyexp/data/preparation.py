@@ -10,18 +10,14 @@
 
 import logging
 import shutil
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +33,7 @@ from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
 from cosyexp.data.report import Report
 from cosyexp.data.shards import read_list, write_list
+from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.run.files import write_text
 from cosyexp.run.targets import build
@@ -47,8 +44,6 @@ META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
 SPLITS = ("train", "valid")
 CHUNK = 64  # recordings of a part
 COLUMNS = ["utt", "text", "speaker", "fault", "path", "held_out", "tokens", "embedding", "seconds"]  # all but the audio
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +72,7 @@ def prepare(
     if (done := prepared(out)) is not None:
         if done["settings"] != settings:
             raise UserError(f"{out} holds a data set of other settings: give another out=, or remove that folder")
+        tidy(out)
         return done
     if (total := len(source)) == 0:
         raise UserError("the corpus holds no recording: look at its path")
@@ -100,9 +96,14 @@ def prepare(
     report.draw(out / "lengths.png", options.token_rate)
     meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}
     write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
-    (out / BEGUN).unlink()
-    shutil.rmtree(out / PARTS, ignore_errors=True)
+    tidy(out)
     return meta
+
+
+def tidy(out: Path) -> None:
+    """Removes what only a preparation under way needs."""
+    (out / BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def prepared(out: Path) -> dict[str, Any] | None:
@@ -162,36 +163,6 @@ class Waves:
             raise UserError("none of the first recordings can be used as audio: look at the corpus's path")
 
 
-class Workers:
-    """Processes that do one function over many jobs, in order; with `count` 1 it is this process. Ctrl-C is for the parent alone."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        context = get_context("spawn")
-        initializer = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=initializer) if count > 1 else None
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def map(self, function: Callable[[In], Out], jobs: Iterable[In]) -> Iterator[Out]:
-        """A few jobs ahead, so that neither jobs nor results pile up."""
-        if self.pool is None:
-            yield from map(function, jobs)
-            return
-        under_way: deque[Future[Out]] = deque()
-        for job in jobs:
-            under_way.append(self.pool.submit(function, job))
-            if len(under_way) > 2 * self.count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
 def encode(encoder: Encoder, source: Source, total: int, folder: Path, workers: Workers) -> list[Path]:
     """Every recording through the front ends, into parts."""
 
@@ -218,7 +189,7 @@ def apply(encoder: Encoder, job: tuple[Path, list[Recording]]) -> Path:
 
 
 def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """An id that occurs again is a fault of the later one. 8 bytes of each id are kept."""
+    """An id that occurs again is a fault of the later one. A 64-bit hash of each is kept: some 100 bytes in Python's set."""
     seen: set[int] = set()
     for recording in recordings:
         key = int(digest(recording.utt)[:16], 16)

@@ -13,7 +13,7 @@ import numpy as np
 from cosyexp.run.files import replace_file
 
 LENGTHS = ("shortest", "median", "longest")
-NAMED = 10  # of those left out, in the log
+NAMED = 10  # at most, of each list that is printed
 
 
 class Report:
@@ -110,4 +110,5 @@ def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
         yield f"  left out   {sum(meta['left_out'].values())}, named in {out}/dropped.tsv"
         yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
     if strange := meta.get("unknown_characters"):
-        yield f"  unknown    characters that the tokenizer skips: {', '.join(f'{c!r} in {n} texts' for c, n in strange.items())}"
+        often = ", ".join(f"{character!r} in {texts} texts" for character, texts in list(strange.items())[:NAMED])
+        yield f"  unknown    {len(strange)} characters that the tokenizer skips: {often}{' ...' if len(strange) > NAMED else ''}"
