@@ -29,7 +29,7 @@ def main(cfg: "DictConfig") -> None:
     from omegaconf import OmegaConf
 
     from cosyexp.data.inspection import inspect
-    from cosyexp.data.preparation import fill_cache, prepare_corpus
+    from cosyexp.data.preparation import audio_fields, fill_cache, prepare_corpus
     from cosyexp.data.report import lines
     from cosyexp.run.logs import console
     from cosyexp.run.targets import build
@@ -42,9 +42,10 @@ def main(cfg: "DictConfig") -> None:
     options = {key: config[key] for key in ("shard_size", "fit_on", "max_seconds", "processes", "max_bad", "seed")}
     options |= {key: build(config[key]) for key in ("speech_tokenizer", "speaker_encoder")}
     out, family = Path(config["out"]), config["family"]
+    fields = audio_fields(family, config["cache"])
     with console():
         meta = prepare_corpus(config["corpus"], family, out, **options)
-        fill_cache(out, family, config["cache"], config["processes"])
+        fill_cache(out, fields, config["processes"])
     for line in lines(meta, out):
         print(line)
 

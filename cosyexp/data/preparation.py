@@ -11,7 +11,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -271,15 +271,20 @@ def prepare_corpus(
     return prepare(build(corpus), out, wanted, settings, build(family["tokenizer"]).unknown)
 
 
-def fill_cache(out: Path, family: Mapping[str, Any], names: Iterable[str], processes: int) -> None:
-    """Computes fields that the views of a family read of audio, so that training need not."""
+def audio_fields(family: Mapping[str, Any], names: Iterable[str]) -> list[Field]:
+    """Those of the fields that the views of a family read of audio."""
     rate, mel = family["sample_rate"], family["mel"]
     fields: dict[str, Field] = {"mel": Mel(sample_rate=rate, **mel), "f0": F0(rate, mel["hop"], family["pitch"]), "wave": Wave(rate)}
     if strange := [name for name in names if name not in fields]:
         raise UserError(f"cache={strange[0]} is no field: choose of {', '.join(fields)}")
+    return [fields[name] for name in names]
+
+
+def fill_cache(out: Path, fields: Sequence[Field], processes: int) -> None:
+    """Computes fields of a prepared folder, so that training need not."""
     for split in SPLITS:
         if (out / f"{split}.list").stat().st_size:
-            ensure(read_list(str(out / f"{split}.list")), [fields[name] for name in names], processes)
+            ensure(read_list(str(out / f"{split}.list")), fields, processes)
 
 
 def check_family(folder: Path, family: Mapping[str, Any]) -> None:

@@ -167,6 +167,10 @@ def test_unusable_tables(name, content, told, tmp_path):
         list(table.recordings())
 
 
+def test_a_field_that_is_none(refused):
+    refused("prepare", ["cache=mel,pitch", *WORDS, "out=data"], "cache=pitch is no field: choose of mel, f0, wave")
+
+
 def test_a_table_without_rows(refused, tmp_path):
     (tmp_path / "a.csv").write_text("utt,wav,text,speaker\n")
     refused("prepare", ["corpus=table", "corpus.path=a.csv", *WORDS, "out=data"], "the corpus holds no recording")
