@@ -146,20 +146,24 @@ class Synthesize:
 
 @dataclass
 class Prepare:
-    """out: the folder to write. codes: how many speech tokens, at most those of the family.
+    """out: the folder to write. shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
 
-    shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
-    processes: at work side by side. max_bad: the share of recordings that may be unusable.
+    max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
+    cache: fields of audio that are computed too, of mel, f0 and wave. inspect: what to look at, instead of preparing.
     """
 
     family: Any = field(default_factory=dict)
     corpus: Any = field(default_factory=dict)
+    speech_tokenizer: Any = field(default_factory=dict)
+    speaker_encoder: Any = field(default_factory=dict)
     out: str = "???"
-    codes: int = 512
     shard_size: int = 200
     fit_on: int = 2000
+    max_seconds: float = 30.0
     processes: int = 2
     max_bad: float = 0.05
+    cache: list[str] = field(default_factory=list)
+    inspect: str | None = None
     seed: int = 0
 
 

@@ -12,12 +12,14 @@ LOWEST_RATE = 16000  # Hz: below it an utterance is not fit for training
 def read_wave(audio: bytes | str, sample_rate: int) -> np.ndarray:
     """Decodes an audio file (its bytes, or its path) to mono float32 (S,) in [-1, 1] at `sample_rate` Hz.
 
-    Raises ValueError for what is not audio, is silent, or was recorded below 16 kHz.
+    Raises ValueError for what is not audio, holds no numbers, is silent, or was recorded below 16 kHz.
     """
     try:
         wave, rate = soundfile.read(io.BytesIO(audio) if isinstance(audio, bytes) else audio, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"the audio cannot be decoded ({error})") from None
+        raise ValueError(f"the audio cannot be decoded ({getattr(error, 'error_string', error)})") from None
+    if not np.isfinite(wave).all():
+        raise ValueError("the audio has samples that are no numbers")
     if rate < LOWEST_RATE:
         raise ValueError(f"the audio has {rate} Hz, below {LOWEST_RATE}")
     mono = wave.mean(axis=1)

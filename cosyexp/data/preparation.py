@@ -1,18 +1,21 @@
 """From recordings to a data set: parquet shards, their lists, and the front ends that made them.
 
 <out>/train/00000.parquet ...  train.list      valid/..., valid.list
-      speech_tokenizer.safetensors  speaker_encoder.safetensors     fitted on the training split, kept for new speech
+      speech_tokenizer.safetensors  speaker_encoder.safetensors     what was fitted on the training split, kept for new speech
       speakers.safetensors                                          the mean embedding of each speaker
+      dropped.tsv  lengths.png                                      what was left out and why; how long the utterances are
       meta.yaml                                                     written last: a folder without it is not prepared
+      preparing.yaml  parts/                                        of a preparation that is under way
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,106 +24,86 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from cosyexp.data import features
-from cosyexp.data.cache import one_thread
+from cosyexp.data.cache import ensure
 from cosyexp.data.corpora.base import Recording, Source
-from cosyexp.data.frontends.kmeans import SAMPLE_RATE, KMeansTokenizer
-from cosyexp.data.frontends.mel_speaker import MelSpeakerEncoder
-from cosyexp.data.shards import write_list, write_shard
+from cosyexp.data.encoding import Encoder, ShardJob, check, digest, listen, read_part, write
+from cosyexp.data.fields import F0, Field, Mel, Wave
+from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
+from cosyexp.data.frontends.kmeans import KMeans
+from cosyexp.data.frontends.mel_speaker import MelStatistics
+from cosyexp.data.report import Report
+from cosyexp.data.shards import read_list, write_list
+from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.run.files import write_text
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors
 
 log = logging.getLogger(__name__)
-META = "meta.yaml"
-CODES = 512  # speech tokens, so that families of one token rate can share a data set
-CHUNK = 32  # recordings that a process takes at a time
+META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
+SPLITS = ("train", "valid")
+CHUNK = 64  # recordings of a part
+COLUMNS = ["utt", "text", "speaker", "fault", "path", "held_out", "tokens", "embedding", "seconds"]  # all but the audio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """token_rate: tokens a second. codes: how many different ones. speaker_dim: numbers of a speaker embedding.
+class Options(Wanted):
+    """shard_size: utterances in a parquet file. fit_on: recordings at most that the front ends are fitted on.
 
-    shard_size: utterances in a parquet file. fit_on: recordings at most that the front ends are fitted on. processes: at work
-    side by side. max_bad: the share of recordings that may be unusable.
+    max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
     """
 
-    token_rate: int
-    codes: int
-    speaker_dim: int
+    tokenizer: Recipe = field(default_factory=KMeans)
+    speaker: Recipe = field(default_factory=MelStatistics)
     shard_size: int = 200
     fit_on: int = 2000
+    max_seconds: float = 30.0
     processes: int = 2
     max_bad: float = 0.05
-    seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What the front ends made of a recording; `fault` says why, where they could not."""
+def prepare(
+    source: Source, out: Path, options: Options, settings: Mapping[str, Any], unknown: Callable[[str], Iterable[str]] = lambda text: ()
+) -> dict[str, Any]:
+    """Writes the data set and returns what `meta.yaml` holds; a folder prepared with the same `settings` is left alone.
 
-    utt: str
-    speaker: str
-    tokens: np.ndarray | None = None
-    embedding: np.ndarray | None = None
-    seconds: float = 0.0
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class FrontEnds:
-    tokenizer: KMeansTokenizer
-    speaker: MelSpeakerEncoder
-
-    @one_thread()
-    def __call__(self, recording: Recording) -> Encoded:
-        empty = Encoded(utt=recording.utt, speaker=recording.speaker)
-        try:
-            if not recording.text.strip():
-                raise ValueError("it has no text")
-            wave = features.read_wave(recording.audio, SAMPLE_RATE)
-            tokens, embedding = np.array(self.tokenizer.encode(wave), np.int32), self.speaker.encode(wave)
-        except ValueError as error:
-            return replace(empty, fault=str(error))
-        return replace(empty, tokens=tokens, embedding=embedding, seconds=len(wave) / SAMPLE_RATE)
-
-
-def prepare(source: Source, out: Path, options: Options, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the data set and returns what `meta.yaml` holds; a folder prepared with the same `settings` is left alone."""
+    unknown: the characters of a text that the family's tokenizer does not know.
+    """
     if (done := prepared(out)) is not None:
         if done["settings"] != settings:
             raise UserError(f"{out} holds a data set of other settings: give another out=, or remove that folder")
+        tidy(out)
         return done
-    log.info("preparing %d recordings in %s, once", len(source), out)
-    front_ends = fit(source, options)
-    encoded = list(tqdm(encode(front_ends, source, options.processes), "prepare", len(source), unit="utt", disable=None))
-    faults = {e.utt: e.fault for e in encoded if e.fault}
-    if faults:
-        log.warning("%d of %d recordings left out: %s", len(faults), len(encoded), "; ".join(map(": ".join, faults.items())))
-    if len(faults) > options.max_bad * len(encoded):
-        raise UserError(
-            f"{len(faults)} of {len(encoded)} recordings cannot be used, more than max_bad={options.max_bad} allows; "
-            f"the first is {': '.join(next(iter(faults.items())))}"
-        )
-    voices: dict[str, list[np.ndarray]] = {}
-    for e in encoded:
-        if e.embedding is not None and not e.fault:
-            voices.setdefault(e.speaker, []).append(e.embedding)
-    speakers = {speaker: np.stack(voices[speaker]).mean(0, dtype=np.float32) for speaker in sorted(voices)}
-    write_shards(source, encoded, speakers, out, options.shard_size)
-    front_ends.tokenizer.save(out / "speech_tokenizer.safetensors")
-    front_ends.speaker.save(out / "speaker_encoder.safetensors")
+    if (total := len(source)) == 0:
+        raise UserError("the corpus holds no recording: look at its path")
+    encoder = front_ends(source, out, options, settings)
+    log.info("preparing %d recordings in %s, once", total, out)
+    try:
+        with Workers(options.processes) as workers:
+            parts = encode(encoder, source, total, out / PARTS, workers)
+            report, speakers = survey(parts, out)
+            refuse_too_many(report, options.max_bad, out)
+            shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
+            for path in workers.map(write, jobs(parts, speakers, out, options.shard_size)):
+                shards[path.parent.name].append(path)
+    except BrokenProcessPool:
+        raise UserError("a process ended before its work (out of memory?): repeat the command, perhaps with fewer processes=") from None
+    for split in SPLITS:
+        write_list(out / f"{split}.list", shards[split])
+        if not shards[split]:
+            log.warning("no utterance is left for %s.list", split)
     save_tensors(out / "speakers.safetensors", {name: torch.from_numpy(mean) for name, mean in speakers.items()})
-    meta = {
-        "settings": dict(settings),
-        "hours": round(sum(e.seconds for e in encoded) / 3600, 3),
-        "speakers": list(speakers),
-        "utterances": len(encoded) - len(faults),
-        "left_out": faults,
-    }
+    report.draw(out / "lengths.png", options.token_rate)
+    meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}
     write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
+    tidy(out)
     return meta
+
+
+def tidy(out: Path) -> None:
+    """Removes what only a preparation under way needs."""
+    (out / BEGUN).unlink(missing_ok=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def prepared(out: Path) -> dict[str, Any] | None:
@@ -136,71 +119,172 @@ def prepared(out: Path) -> dict[str, Any] | None:
     return meta
 
 
-def fit(source: Source, options: Options) -> FrontEnds:
-    """Fits tokenizer and speaker encoder on the first recordings of the training split."""
-    waves = []
-    for recording in islice((r for r in source.recordings() if not r.held_out), options.fit_on):
-        with suppress(ValueError):  # what cannot be read is named when it is encoded
-            waves.append(features.read_wave(recording.audio, SAMPLE_RATE))
-    if not waves:
-        raise UserError("none of the first recordings can be read as audio: look at the corpus's path")
-    try:
-        tokenizer = KMeansTokenizer.fit(waves, codes=options.codes, rate=options.token_rate, seed=options.seed)
-    except ValueError as error:
-        raise UserError(f"the speech tokens cannot be fitted: {error}; take fewer, or more speech") from None
-    return FrontEnds(tokenizer, MelSpeakerEncoder.fit(waves, width=options.speaker_dim, seed=options.seed))
+def front_ends(source: Source, out: Path, options: Options, settings: Mapping[str, Any]) -> Encoder:
+    """Fits them on the first recordings of the training split, or takes those of a preparation that was interrupted."""
+    begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
+    resumed = (out / BEGUN).exists()
+    if resumed and (out / BEGUN).read_text() != begun:
+        raise UserError(f"{out} holds the beginning of a data set of other settings: give another out=, or remove that folder")
+    waves = Waves(source, options)
+    ready: list[FrontEnd] = []
+    for recipe, what, path in (
+        (options.tokenizer, "speech tokens", out / "speech_tokenizer.safetensors"),
+        (options.speaker, "speaker embeddings", out / "speaker_encoder.safetensors"),
+    ):
+        try:
+            ready.append(recipe.load(path, options) if resumed and path.exists() else recipe.fit(waves, options))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"the {what} cannot be fitted: {error}; take fewer, or more speech") from None
+    write_text(out / BEGUN, begun)
+    for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
+        front_end.save(out / f"{name}.safetensors")
+    return Encoder(tokenizer=ready[0], speaker=ready[1], longest=options.max_seconds)
 
 
-def encode(front_ends: FrontEnds, source: Source, processes: int) -> Iterator[Encoded]:
-    """Every recording through the front ends, in order; an id that occurs twice is a fault."""
-    seen: set[str] = set()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) if processes > 1 else nullcontext() as pool:
-        work = pool.map(front_ends, source.recordings(), chunksize=CHUNK) if pool else map(front_ends, source.recordings())
-        for encoded in work:
-            yield replace(encoded, fault="its id occurs twice") if encoded.utt in seen else encoded
-            seen.add(encoded.utt)
+class Waves:
+    """The first usable recordings of the training split, read anew whenever they are gone through."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self.source, self.options = source, options
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        heard = 0
+        for recording in islice((r for r in self.source.recordings() if not r.held_out), self.options.fit_on):
+            try:
+                check(recording)
+                wave = listen(recording, self.options.max_seconds)
+            except ValueError:
+                continue  # it is named when it is encoded
+            heard += 1
+            yield wave
+        if not heard:
+            raise UserError("none of the first recordings can be used as audio: look at the corpus's path")
 
 
-def write_shards(source: Source, encoded: Sequence[Encoded], speakers: Mapping[str, np.ndarray], out: Path, size: int) -> None:
-    """The shards of both splits, and their lists."""
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
-    shards: dict[str, list[Path]] = {"train": [], "valid": []}
+def encode(encoder: Encoder, source: Source, total: int, folder: Path, workers: Workers) -> list[Path]:
+    """Every recording through the front ends, into parts."""
 
-    def flush(split: str) -> None:
-        if rows[split]:
-            shards[split].append(out / split / f"{len(shards[split]):05d}.parquet")
-            write_shard(shards[split][-1], rows[split])
-            rows[split].clear()
+    def chunks() -> Iterator[tuple[Path, list[Recording]]]:
+        recordings = once(source.recordings())
+        number = 0
+        while chunk := list(islice(recordings, CHUNK)):
+            yield folder / f"{number:06d}.arrow", chunk
+            number += 1
 
-    for recording, front in zip(source.recordings(), encoded, strict=True):
-        if front.fault:
-            continue
-        split = "valid" if recording.held_out else "train"
-        rows[split].append(
-            {
-                "utt": recording.utt,
-                "audio_data": recording.audio,
-                "wav": recording.path,
-                "text": recording.text,
-                "spk": recording.speaker,
-                "utt_embedding": front.embedding,
-                "spk_embedding": speakers[recording.speaker],
-                "speech_token": front.tokens,
-            }
+    parts, seconds, began = [], 0.0, time.monotonic()
+    with tqdm(total=total, desc="prepare", unit="utt", disable=None) as bar:
+        for part in workers.map(partial(apply, encoder), chunks()):
+            table = read_part(part)
+            seconds += sum(second or 0.0 for second in table["seconds"].to_pylist())
+            bar.set_postfix_str(f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - began):.0f} hours an hour", refresh=False)
+            bar.update(len(table))
+            parts.append(part)
+    return parts
+
+
+def apply(encoder: Encoder, job: tuple[Path, list[Recording]]) -> Path:
+    return encoder(*job)
+
+
+def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
+    """An id that occurs again is a fault of the later one. A 64-bit hash of each is kept: some 100 bytes in Python's set."""
+    seen: set[int] = set()
+    for recording in recordings:
+        key = int(digest(recording.utt)[:16], 16)
+        yield replace(recording, fault=recording.fault or "its id occurs twice") if key in seen else recording
+        seen.add(key)
+
+
+def survey(parts: Iterable[Path], out: Path) -> tuple[Report, dict[str, np.ndarray]]:
+    """Goes through all parts once: what is there, what is left out, and the mean embedding of each speaker."""
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
+    with Report(out / "dropped.tsv") as report:
+        for part in parts:
+            for row in read_part(part).select(COLUMNS).to_pylist():
+                report.add(row)
+                if not row["fault"]:
+                    embedding = np.array(row["embedding"], np.float64)
+                    sums[row["speaker"]] = sums.get(row["speaker"], 0.0) + embedding
+                    counts[row["speaker"]] = counts.get(row["speaker"], 0) + 1
+    return report, {speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)}
+
+
+def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
+    if report.dropped:
+        log.warning("%d of %d recordings left out: %s", report.dropped, report.total, report.some(f"{out}/dropped.tsv"))
+    if report.dropped > max_bad * report.total or report.dropped == report.total:
+        raise UserError(
+            f"{report.dropped} of {report.total} recordings cannot be used, more than max_bad={max_bad} allows; "
+            f"the first is {report.first}, {out}/dropped.tsv names all"
         )
-        if len(rows[split]) == size:
-            flush(split)
-    for split in rows:
-        flush(split)
-        write_list(out / f"{split}.list", shards[split])
 
 
-def prepare_corpus(corpus: Mapping[str, Any], family: Mapping[str, Any], out: Path, codes: int = CODES, **options: Any) -> dict[str, Any]:
+def jobs(parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, size: int) -> Iterator[ShardJob]:
+    """The shards of both splits, each of `size` usable utterances, in their order."""
+    rows: dict[str, list[tuple[Path, int, str]]] = {split: [] for split in SPLITS}
+    count = dict.fromkeys(SPLITS, 0)
+
+    def job(split: str) -> ShardJob:
+        places: dict[Path, list[int]] = {}
+        for part, number, _ in rows[split]:
+            places.setdefault(part, []).append(number)
+        heard = {speaker: speakers[speaker] for *_, speaker in rows[split]}
+        target = out / split / f"{count[split]:05d}.parquet"
+        count[split] += 1
+        rows[split].clear()
+        return ShardJob(target=target, rows=list(places.items()), speakers=heard)
+
+    for part in parts:
+        for number, row in enumerate(read_part(part).select(["fault", "held_out", "speaker"]).to_pylist()):
+            if not row["fault"]:
+                split = SPLITS[row["held_out"]]
+                rows[split].append((part, number, row["speaker"]))
+                if len(rows[split]) == size:
+                    yield job(split)
+    yield from (job(split) for split in SPLITS if rows[split])
+
+
+def prepare_corpus(
+    corpus: Mapping[str, Any],
+    family: Mapping[str, Any],
+    out: Path,
+    speech_tokenizer: Recipe | None = None,
+    speaker_encoder: Recipe | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Prepares a corpus as a family reads it; `corpus` and `family` are nodes of the config."""
-    codes = min(codes, family["speech_vocabulary"])
-    rates = {"token_rate": family["token_rate"], "codes": codes, "speaker_dim": family["speaker_dim"]}
-    settings = {"corpus": dict(corpus), **rates}
-    return prepare(build(corpus), out, Options(**rates, **options), settings)
+    tokenizer, speaker = speech_tokenizer or KMeans(), speaker_encoder or MelStatistics()
+    wanted = Options(
+        token_rate=family["token_rate"],
+        codes=family["speech_vocabulary"],
+        speaker_dim=family["speaker_dim"],
+        tokenizer=tokenizer,
+        speaker=speaker,
+        **options,
+    )
+    said = ("token_rate", "codes", "speaker_dim", "fit_on", "max_seconds", "seed")
+    settings = {"corpus": dict(corpus), **{key: getattr(wanted, key) for key in said}}
+    settings |= {"speech_tokenizer": tokenizer.key, "speaker_encoder": speaker.key}
+    return prepare(build(corpus), out, wanted, settings, build(family["tokenizer"]).unknown)
+
+
+def audio_fields(family: Mapping[str, Any], names: Iterable[str]) -> list[Field]:
+    """Those of the fields that the views of a family read of audio."""
+    rate, mel = family["sample_rate"], family["mel"]
+    fields: dict[str, Field] = {"mel": Mel(sample_rate=rate, **mel), "f0": F0(rate, mel["hop"], family["pitch"]), "wave": Wave(rate)}
+    if strange := [name for name in names if name not in fields]:
+        raise UserError(f"cache={strange[0]} is no field: choose of {', '.join(fields)}")
+    return [fields[name] for name in names]
+
+
+def fill_cache(out: Path, fields: Sequence[Field], processes: int) -> None:
+    """Computes fields of a prepared folder, so that training need not."""
+    for split in SPLITS:
+        if (out / f"{split}.list").stat().st_size:
+            ensure(read_list(str(out / f"{split}.list")), fields, processes)
 
 
 def check_family(folder: Path, family: Mapping[str, Any]) -> None:

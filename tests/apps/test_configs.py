@@ -62,7 +62,9 @@ def choice(file: str) -> tuple[str, list[str]]:
         return ("train" if file == "door" else file), []
     if file.startswith("export/"):
         return "export/config", [f"format={file.split('/')[-1]}"] if "format" in file else []
-    return ("prepare", [f"corpus={file.split('/')[-1]}"]) if file.startswith("corpus/") else ("train", train_of(file))
+    group, option = file.split("/")
+    prepares = group in ("corpus", "speech_tokenizer", "speaker_encoder")
+    return ("prepare", [f"{group}={option}"]) if prepares else ("train", train_of(file))
 
 
 def leaves(node: Any) -> Iterator[str]:

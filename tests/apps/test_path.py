@@ -72,6 +72,8 @@ def test_prepare_writes_shards_front_ends_and_says_what_it_made(prepared):
         "valid.list",
         "speech_tokenizer.safetensors",
         "speaker_encoder.safetensors",
+        "dropped.tsv",
+        "lengths.png",
         "speakers.safetensors",
     }
 

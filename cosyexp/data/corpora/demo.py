@@ -82,7 +82,7 @@ class Demo:
         for i, ((text, name), audio) in enumerate(zip(said, audios, strict=True)):
             utt = f"demo_{i:05d}_{name}"
             held_out = i >= len(said) - unseen
-            yield Recording(utt=utt, text=text, speaker=name, audio=audio, path=f"{utt}.wav", held_out=held_out)
+            yield Recording(utt=utt, text=text, speaker=name, path=f"{utt}.wav", held_out=held_out, audio=audio)
 
 
 def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:

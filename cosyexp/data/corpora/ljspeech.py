@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosyexp.data.corpora.base import Recording
+from cosyexp.data.corpora.base import Recording, text_lines
 from cosyexp.errors import UserError
 
 
@@ -16,26 +16,24 @@ class LJSpeech:
     root: str
     held_out: float
 
-    def _lines(self) -> list[list[str]]:
-        try:
-            text = (Path(self.root) / "metadata.csv").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"{self.root} is not LJSpeech's folder (it has no metadata.csv): give corpus.root=") from None
-        return [line.split("|") for line in text.splitlines() if line.strip()]
+    def _lines(self) -> Iterator[str]:
+        path = Path(self.root) / "metadata.csv"
+        if not path.is_file():
+            raise UserError(f"{self.root} is not LJSpeech's folder (it has no metadata.csv): give corpus.root=")
+        return (line for _, line in text_lines(path, "give corpus.root="))
 
     def __len__(self) -> int:
-        return len(self._lines())
+        return sum(1 for _ in self._lines())
 
     def recordings(self) -> Iterator[Recording]:
-        lines = self._lines()
-        unseen = max(round(self.held_out * len(lines)), 1)
-        for i, (utt, *texts) in enumerate(lines):
-            path = Path(self.root) / "wavs" / f"{utt}.wav"
+        total = len(self)
+        unseen = max(round(self.held_out * total), 1)
+        for i, line in enumerate(self._lines()):
+            utt, *texts = line.split("|")
             yield Recording(
                 utt=utt,
                 text=texts[-1] if texts else "",
                 speaker="ljspeech",
-                audio=path.read_bytes() if path.exists() else b"",
-                path=str(path),
-                held_out=i >= len(lines) - unseen,
+                path=str(Path(self.root) / "wavs" / f"{utt}.wav"),
+                held_out=i >= total - unseen,
             )

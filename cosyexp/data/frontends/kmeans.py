@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cosyexp.data.draws import keyed
+from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.run.tensors import TensorFile, save_tensors
 
-SAMPLE_RATE = 16000  # Hz, of the waves that it takes
 ROUNDS = 20  # of Lloyd's algorithm
 
 
@@ -36,7 +36,7 @@ class Frames:
 
 
 @dataclass(frozen=True)
-class KMeansTokenizer:
+class KMeansTokenizer(FrontEnd):
     """codes_KF: the centroids of K tokens. rate: tokens a second."""
 
     codes_KF: Tensor
@@ -72,6 +72,23 @@ class KMeansTokenizer:
     def load(cls, path: Path) -> "KMeansTokenizer":
         with TensorFile(path) as file:
             return cls(file["codes"], int(file.metadata["rate"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans:
+    """codes: how many different tokens, at most those of the family."""
+
+    codes: int = 512
+
+    @property
+    def key(self) -> str:
+        return repr(self)
+
+    def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> KMeansTokenizer:
+        return KMeansTokenizer.fit(waves, codes=min(self.codes, wanted.codes), rate=wanted.token_rate, seed=wanted.seed)
+
+    def load(self, path: Path, wanted: Wanted) -> KMeansTokenizer:
+        return KMeansTokenizer.load(path)
 
 
 def nearest(x_NF: Tensor, centroids_KF: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.run.tensors import TensorFile, save_tensors
-
-SAMPLE_RATE = 16000  # Hz, of the waves that it takes
 
 
 @cache
@@ -29,7 +28,7 @@ def statistics(wave: np.ndarray) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MelSpeakerEncoder:
+class MelSpeakerEncoder(FrontEnd):
     """Standardised statistics, turned into E numbers by a random projection of orthonormal columns."""
 
     mean: Tensor
@@ -42,7 +41,7 @@ class MelSpeakerEncoder:
         each = torch.stack([statistics(wave) for wave in waves])
         random = torch.randn(each.size(1), width, generator=torch.Generator().manual_seed(seed))
         std = each.std(0).nan_to_num(1.0).clamp(min=1e-3)
-        return cls(each.mean(0), std, torch.linalg.qr(random).Q)
+        return cls(each.mean(0), std, torch.linalg.qr(random).Q.contiguous())  # as a loaded one: another order, other last bits
 
     def encode(self, wave: np.ndarray) -> np.ndarray:
         """(E,) of a wave (S,) at 16 kHz."""
@@ -55,3 +54,18 @@ class MelSpeakerEncoder:
     def load(cls, path: Path) -> "MelSpeakerEncoder":
         with TensorFile(path) as file:
             return cls(file["mean"], file["std"], file["projection"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelStatistics:
+    """Has nothing to set."""
+
+    @property
+    def key(self) -> str:
+        return repr(self)
+
+    def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> MelSpeakerEncoder:
+        return MelSpeakerEncoder.fit(waves, width=wanted.speaker_dim, seed=wanted.seed)
+
+    def load(self, path: Path, wanted: Wanted) -> MelSpeakerEncoder:
+        return MelSpeakerEncoder.load(path)

@@ -59,6 +59,24 @@ class MelSpectrogram(nn.Module):
         return torch.matmul(self.filters, magnitude).clamp(min=math.exp(SILENCE)).log()
 
 
+class WhisperMel(nn.Module):
+    """Log-mel spectrogram as Whisper hears it, 10 ms a frame (Radford et al. 2022): what the speech tokenizers take, with 128 bins."""
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.register_buffer("filters", mel_filters(16000, 400, bins, 0.0, 8000.0), persistent=False)
+        self.register_buffer("window", torch.hann_window(400), persistent=False)
+
+    def forward(self, wave_S: Tensor) -> Tensor:
+        """One wave at 16 kHz to (F, S // 160); the loudest frame sets the floor, so rows cannot be padded before."""
+        spectrum = torch.stft(wave_S, 400, 160, window=self.window, return_complex=True)[:, :-1]
+        mel_FT = torch.matmul(self.filters, spectrum.abs().square()).clamp(min=1e-10).log10()
+        return (torch.maximum(mel_FT, mel_FT.max() - 8.0) + 4.0) / 4.0
+
+
 class ConvolutionalSTFT(nn.Module):
     """A short-time Fourier transform with a centred Hann window, and its inverse, both as convolutions.
 

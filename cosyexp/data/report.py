@@ -1,0 +1,114 @@
+"""What a preparation found: hours, lengths, token rates, what was left out and why, characters that the tokenizer does not know."""
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cosyexp.run.files import replace_file
+
+LENGTHS = ("shortest", "median", "longest")
+NAMED = 10  # at most, of each list that is printed
+
+
+class Report:
+    """Rows of parts, added one after another.
+
+    path: of the list of those with a fault (utterance, reason, audio file), which is there at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.total, self.dropped = path, 0, 0
+        self.named: list[str] = []
+        self.reasons: Counter[str] = Counter()
+        self.characters: Counter[str] = Counter()
+        self.seconds, self.tokens = array("d"), array("q")
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Report":
+        self._file = self._open.enter_context(replace_file(self.path))
+        self._file.write(b"utt\treason\twav\n")
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.total += 1
+        if not row["fault"]:
+            self.seconds.append(row["seconds"])
+            self.tokens.append(len(row["tokens"]))
+            self.characters.update(set(row["text"]))
+            return
+        self.dropped += 1
+        self.reasons[kind(row["fault"])] += 1
+        if len(self.named) < NAMED:
+            self.named.append(f"{row['utt']}: {row['fault']}")
+        cells = (row["utt"], row["fault"], row["path"].decode("utf-8", "backslashreplace"))
+        self._file.write("\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells).encode() + b"\n")
+
+    @property
+    def first(self) -> str:
+        return self.named[0] if self.named else ""
+
+    def some(self, where: str) -> str:
+        """Those left out by name, the first of them where they are many."""
+        more = f"; and {self.dropped - NAMED} more in {where}" if self.dropped > NAMED else ""
+        return "; ".join(self.named) + more
+
+    def summary(self, unknown: Callable[[str], Iterable[str]]) -> dict[str, Any]:
+        seconds, tokens = np.array(self.seconds), np.array(self.tokens)
+        strange = {character: self._texts_with(character) for character in unknown("".join(sorted(self.characters)))}
+        return {
+            "hours": round(float(seconds.sum()) / 3600, 3),
+            "utterances": len(seconds),
+            "seconds": dict(zip(LENGTHS, np.quantile(seconds, (0, 0.5, 1)).round(2).tolist(), strict=True)),
+            "tokens_a_second": round(float(tokens.sum() / seconds.sum()), 2),
+            "left_out": dict(self.reasons.most_common()),
+            "unknown_characters": {c: n for c, n in sorted(strange.items(), key=lambda item: (-item[1], item[0])) if not c.isspace()},
+        }
+
+    def _texts_with(self, character: str) -> int:
+        """Texts that hold a character in either case, as a tokenizer may fold them."""
+        return max(self.characters[character], self.characters[character.upper()] if len(character.upper()) == 1 else 0)
+
+    def draw(self, path: Path, token_rate: int) -> None:
+        """A picture of the lengths and of the token rates."""
+        from matplotlib.figure import Figure
+
+        seconds, tokens = np.array(self.seconds), np.array(self.tokens)
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.hist(seconds, bins=40)
+        left.set(xlabel="seconds", ylabel="utterances", title=f"{len(seconds)} utterances, {seconds.sum() / 3600:.2f} hours")
+        rates = tokens / seconds
+        right.hist(rates, bins=40, range=(min(rates.min(), 0.9 * token_rate), max(rates.max(), 1.1 * token_rate)))
+        right.axvline(token_rate, color="black", linestyle=":", linewidth=1)
+        right.set(xlabel="speech tokens a second", title=f"{rates.mean():.1f} tokens a second, {token_rate} wanted")
+        with replace_file(path) as file:
+            figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+
+
+def kind(reason: str) -> str:
+    """A reason without its numbers, so that they can be counted."""
+    return re.sub(r"-?\d[\d.]*", "#", reason)
+
+
+def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
+    """What `meta.yaml` says, for a reader."""
+    yield f"{out}: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers"
+    if "seconds" in meta:
+        lengths = meta["seconds"]
+        yield f"  lengths    {lengths['shortest']} to {lengths['longest']} s, median {lengths['median']} s; {out}/lengths.png"
+        yield f"  tokens     {meta['tokens_a_second']} a second"
+    if meta.get("left_out"):
+        yield f"  left out   {sum(meta['left_out'].values())}, named in {out}/dropped.tsv"
+        yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
+    if strange := meta.get("unknown_characters"):
+        often = ", ".join(f"{character!r} in {texts} texts" for character, texts in list(strange.items())[:NAMED])
+        yield f"  unknown    {len(strange)} characters that the tokenizer skips: {often}{' ...' if len(strange) > NAMED else ''}"
