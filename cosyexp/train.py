@@ -33,15 +33,20 @@ def main(cfg: "DictConfig") -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from cosyexp.face.sweep import tell
     from cosyexp.training.launch import launch
     from cosyexp.training.session import run
+    from cosyexp.training.signals import requeue
     from cosyexp.training.values import check_values
 
     config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # other processes cannot resolve it
     check_values(config)
     outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
+    if outcome.preempted:
+        requeue()
     if outcome.stopped:  # also ends a sweep
         raise SystemExit(0)
+    tell(valid_loss=outcome.best, steps=outcome.step)
     return outcome.best
 
 

@@ -36,10 +36,12 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """best: the lowest validation loss. stopped: on request, before the end."""
+    """best: the lowest validation loss. step: the last one. stopped: on request, before the end; preempted: to be started again."""
 
     best: float | None
+    step: int
     stopped: bool
+    preempted: bool
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
@@ -85,7 +87,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
         log.info("%s at step %d%s: %s", "done" if trainer.done else "stopped", progress.step, best, directory)
-        return Outcome(progress.best, stopped=not trainer.done)
+        return Outcome(progress.best, progress.step, stopped=not trainer.done, preempted=trainer.stop.preempted and not trainer.done)
 
 
 def _engine(config: Mapping[str, Any]) -> Engine:

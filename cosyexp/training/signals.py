@@ -1,17 +1,23 @@
-"""A request to stop: Ctrl-C and SIGTERM finish the step and save, a second one ends at once."""
+"""A request to stop: Ctrl-C and SIGTERM finish the step and save, a second one ends at once. SIGUSR2 is SLURM's: the job will come back."""
 
 import signal
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PREEMPTED = signal.SIGUSR2  # sent before a time limit or a preemption, as submitit asks for it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, PREEMPTED)
 
 
 class StopRequest:
-    """Within it the signals only set a flag. Truthy once one came."""
+    """Within it the signals only set a flag. Truthy once one came.
+
+    preempted: once all ranks agreed to stop, whether the run is to be started again.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.preempted = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
@@ -26,6 +32,20 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def agreed(self, total: Callable[[Sequence[float]], list[float]]) -> bool:
+        """Whether any rank was asked to stop. total: sums over ranks."""
+        asked, preempted = total([float(bool(self)), float(self.signal is PREEMPTED)])
+        self.preempted = preempted > 0
+        return asked > 0
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        signal.signal(number, self._previous[self.signal])
+        if number != PREEMPTED:  # which comes to every process of a job, and perhaps twice
+            signal.signal(number, self._previous[self.signal])
+
+
+def requeue() -> None:
+    """Hands a preemption, now that all is saved, to who handled its signal before: submitit's handler requeues the job, and exits."""
+    handler = signal.getsignal(PREEMPTED)
+    if callable(handler):
+        handler(PREEMPTED, None)

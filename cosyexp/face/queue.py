@@ -1,0 +1,93 @@
+"""The jobs of a sweep in a queue: hydra/launcher=slurm and local, through submitit.
+
+submitit writes a job's log and its outcome below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its time limit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher, LocalLauncher, SlurmLauncher
+
+from cosyexp.errors import LostRank, UserError
+from cosyexp.face.sweep import note, sentence
+
+
+class Queue(BaseSubmititLauncher):  # type: ignore[misc]
+    """As its parent, but waits for every job, also when one died without a word, and says where the logs are."""
+
+    def __call__(self, *args: Any) -> JobReturn:
+        """The job itself, on its node."""
+        from cosyexp.face.door import register
+
+        register()
+        return super().__call__(*args)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        from hydra.core.singleton import Singleton
+        from submitit.helpers import as_completed
+
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        state = Singleton.get_state()
+        rows = [(list(words), "hydra.sweep.dir", n, str(n), state) for n, words in zip(numbers, job_overrides, strict=True)]
+        jobs = self._executor().map_array(self, *zip(*rows, strict=True))
+        for number, words, job in zip(numbers, job_overrides, jobs, strict=True):
+            print(f"job {number} is {self._EXECUTOR} job {job.job_id}: {' '.join(words)}; its log is {job.paths.stdout}", flush=True)
+        ended: dict[int, JobReturn] = {}
+        for job in as_completed(jobs, poll_frequency=1):
+            number = numbers[jobs.index(job)]
+            ended[number] = self._outcome(job, number)
+            ended[number].overrides = list(job_overrides[number - initial_job_idx])
+            print(f"job {number} has {ended[number].status.name.lower()}", flush=True)
+        return [ended[number] for number in numbers]
+
+    def _executor(self) -> Any:
+        import submitit
+
+        cluster, common = self._EXECUTOR, set(BaseQueueConf.__dataclass_fields__)
+        params = dict(self.params)
+        first = {f"{cluster}_{name}": params.pop(name) for name in ("max_num_timeout",) if name in params}
+        try:
+            executor = submitit.AutoExecutor(folder=params.pop("submitit_folder"), cluster=cluster, **first)
+        except RuntimeError as error:
+            raise UserError(f"hydra/launcher={cluster} cannot be used here ({error}): go to a node from which sbatch works, or use local") from None
+        ranks = {"slurm_srun_args": ["--kill-on-bad-exit=1"]} if cluster == "slurm" else {}  # a rank that fails ends the others
+        executor.update_parameters(**{name if name in common else f"{cluster}_{name}": value for name, value in params.items()}, **ranks)
+        return executor
+
+    def _outcome(self, job: Any, number: int) -> JobReturn:
+        """What a job that has ended returned, or why it did not."""
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        assert self.config is not None
+        log = f"its log is {job.paths.stdout}"
+        try:
+            ranks = job.results()
+        except UncompletedJobError:
+            error = UserError(f"job {number} ended without a result ({job.state.lower()}): {log}")
+        except FailedJobError as failed:
+            error = UserError(f"job {number} failed outside of its task ({str(failed).strip().splitlines()[-1]}): {log}")
+        else:
+            failures = [rank for rank in ranks if rank.status is JobStatus.FAILED]
+            if not failures:
+                return ranks[0]
+            cause = min((rank._return_value for rank in failures), key=lambda error: isinstance(error, LostRank))
+            error = cause if isinstance(cause, UserError) else UserError(f"job {number} failed ({sentence(cause)}): {log}")
+        note(self.config.hydra.sweep.dir, number, status="failed", error=sentence(error))
+        return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+class Slurm(Queue, SlurmLauncher):  # type: ignore[misc]
+    pass
+
+
+class Local(Queue, LocalLauncher):  # type: ignore[misc]
+    pass
+
+
+def register() -> None:
+    """Hydra builds nothing as a launcher but what bears a name in hydra_plugins."""
+    known = Plugins.instance().class_name_to_class
+    known |= {"hydra_plugins.cosyexp.Slurm": Slurm, "hydra_plugins.cosyexp.Local": Local}
