@@ -3,6 +3,7 @@
 submitit writes a job's log and its outcome below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its time limit.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher, LocalLauncher, SlurmLauncher
 
 from cosyexp.errors import LostRank, UserError
-from cosyexp.face.sweep import note, sentence
+from cosyexp.face.sweep import note, sentence, varying
 
 
 class Queue(BaseSubmititLauncher):  # type: ignore[misc]
@@ -33,8 +34,8 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         state = Singleton.get_state()
         rows = [(list(words), "hydra.sweep.dir", n, str(n), state) for n, words in zip(numbers, job_overrides, strict=True)]
         jobs = self._executor().map_array(self, *zip(*rows, strict=True))
-        for number, words, job in zip(numbers, job_overrides, jobs, strict=True):
-            print(f"job {number} is {self._EXECUTOR} job {job.job_id}: {' '.join(words)}; its log is {job.paths.stdout}", flush=True)
+        for number, words, job in zip(numbers, varying(job_overrides), jobs, strict=True):
+            print(f"job {number}, {words}: {self._EXECUTOR} job {job.job_id}, whose log is {log_of(job)}", flush=True)
         ended: dict[int, JobReturn] = {}
         for job in as_completed(jobs, poll_frequency=1):
             number = numbers[jobs.index(job)]
@@ -62,7 +63,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         assert self.config is not None
-        log = f"its log is {job.paths.stdout}"
+        log = f"its log is {log_of(job)}"
         try:
             ranks = job.results()
         except UncompletedJobError:
@@ -85,6 +86,10 @@ class Slurm(Queue, SlurmLauncher):  # type: ignore[misc]
 
 class Local(Queue, LocalLauncher):  # type: ignore[misc]
     pass
+
+
+def log_of(job: Any) -> str:
+    return os.path.relpath(job.paths.stdout)
 
 
 def register() -> None:

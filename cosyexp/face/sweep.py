@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,18 @@ def sentence(error: BaseException) -> str:
     return " ".join((explain(error) or f"{type(error).__name__}: {error}").splitlines())
 
 
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The words of each job that not all have."""
+    common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in words if word not in common) for words in jobs]
+
+
 def table_of(folder: Path) -> list[list[str]]:
     """What the jobs of a sweep said, below the names of the columns; those in which nobody said anything are left out."""
     paths = sorted(folder.glob("jobs/*.json"), key=lambda path: int(path.stem))
     rows = [{"job": path.stem, **json.loads(path.read_text())} for path in paths]
+    for row, words in zip(rows, varying([row["overrides"].split(" ") for row in rows]), strict=True):
+        row["overrides"] = words
     told = [key for row in rows for key in row if key not in FIRST + LAST + ("began",)]
     names = [name for name in (*FIRST, *dict.fromkeys(told), *LAST) if any(row.get(name) not in (None, "") for row in rows)]
     return [names, *([str(row.get(name, "")) for name in names] for row in rows)]

@@ -22,7 +22,7 @@ from cosyexp.training.signals import PREEMPTED
 
 Outcome = TypeVar("Outcome")
 Work = Callable[[Mapping[str, Any]], Outcome]
-GRACE = 5.0  # seconds that the other ranks have to end by themselves, and once more after SIGTERM
+GRACE = 3.0  # seconds that the other ranks have to end by themselves, and once more after SIGTERM
 
 
 def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
