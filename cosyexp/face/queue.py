@@ -4,6 +4,7 @@ submitit writes a job's log and its outcome below `<sweep>/.submitit/`, and requ
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher, LocalLauncher, SlurmLauncher
 
-from cosyexp.errors import LostRank, UserError
+from cosyexp.errors import LostRankError, UserError
 from cosyexp.face.sweep import note, sentence, varying
 
 
@@ -30,18 +31,25 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         from hydra.core.singleton import Singleton
         from submitit.helpers import as_completed
 
+        assert self.config is not None
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         state = Singleton.get_state()
         rows = [(list(words), "hydra.sweep.dir", n, str(n), state) for n, words in zip(numbers, job_overrides, strict=True)]
+        for words, _, number, *_ in rows:
+            note(self.config.hydra.sweep.dir, number, status="queued", overrides=" ".join(words))
         jobs = self._executor().map_array(self, *zip(*rows, strict=True))
         for number, words, job in zip(numbers, varying(job_overrides), jobs, strict=True):
             print(f"job {number}, {words}: {self._EXECUTOR} job {job.job_id}, whose log is {log_of(job)}", flush=True)
         ended: dict[int, JobReturn] = {}
-        for job in as_completed(jobs, poll_frequency=1):
-            number = numbers[jobs.index(job)]
-            ended[number] = self._outcome(job, number)
-            ended[number].overrides = list(job_overrides[number - initial_job_idx])
-            print(f"job {number} has {ended[number].status.name.lower()}", flush=True)
+        try:
+            for job in as_completed(jobs, poll_frequency=1):
+                number = numbers[jobs.index(job)]
+                ended[number] = self._outcome(job, number)
+                ended[number].overrides = list(job_overrides[number - initial_job_idx])
+                print(f"job {number} has {ended[number].status.name.lower()}", flush=True)
+        except KeyboardInterrupt:
+            numbers_there = " ".join(dict.fromkeys(job.job_id.split("_")[0] for job in jobs))
+            sys.exit(f"cosyexp: nobody waits any longer; the jobs go on, and scancel {numbers_there} ends them")
         return [ended[number] for number in numbers]
 
     def _executor(self) -> Any:
@@ -53,7 +61,9 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         try:
             executor = submitit.AutoExecutor(folder=params.pop("submitit_folder"), cluster=cluster, **first)
         except RuntimeError as error:
-            raise UserError(f"hydra/launcher={cluster} cannot be used here ({error}): go to a node from which sbatch works, or use local") from None
+            raise UserError(
+                f"hydra/launcher={cluster} cannot be used here ({error}): go to a node from which sbatch works, or use local"
+            ) from None
         ranks = {"slurm_srun_args": ["--kill-on-bad-exit=1"]} if cluster == "slurm" else {}  # a rank that fails ends the others
         executor.update_parameters(**{name if name in common else f"{cluster}_{name}": value for name, value in params.items()}, **ranks)
         return executor
@@ -74,7 +84,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
             failures = [rank for rank in ranks if rank.status is JobStatus.FAILED]
             if not failures:
                 return ranks[0]
-            cause = min((rank._return_value for rank in failures), key=lambda error: isinstance(error, LostRank))
+            cause = min((rank._return_value for rank in failures), key=lambda error: isinstance(error, LostRankError))
             error = cause if isinstance(cause, UserError) else UserError(f"job {number} failed ({sentence(cause)}): {log}")
         note(self.config.hydra.sweep.dir, number, status="failed", error=sentence(error))
         return JobReturn(status=JobStatus.FAILED, _return_value=error)

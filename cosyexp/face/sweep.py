@@ -45,7 +45,8 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if first_of_a_sweep(config):
             words, run_dir = " ".join(config.hydra.overrides.task), str(config.get("run_dir", ""))
-            note(config.hydra.sweep.dir, config.hydra.job.num, status="stopped", overrides=words, run_dir=run_dir)
+            said = {"status": "unfinished", "overrides": words, "run_dir": run_dir, "began": time.time()}
+            note(config.hydra.sweep.dir, config.hydra.job.num, **said)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         if not first_of_a_sweep(config):
@@ -69,10 +70,13 @@ def tell(**facts: Any) -> None:
 def note(sweep: str, job: int, **said: Any) -> None:
     """Adds to what a job says; `time` is in seconds since its first start."""
     path = Path(sweep) / "jobs" / f"{job}.json"
-    row = json.loads(path.read_text()) if path.exists() else {"began": time.time()}
+    row = json.loads(path.read_text()) if path.exists() else {}
+    row = {**row, **said, **({"began": row["began"]} if "began" in row else {})}
+    if "began" in row:
+        row["time"] = round(time.time() - row["began"], 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({**row, **said, "time": round(time.time() - row["began"], 1)}) + "\n")
+    part.write_text(json.dumps(row) + "\n")
     os.replace(part, path)
 
 
@@ -87,7 +91,7 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(word for word in words if word not in common) for words in jobs]
 
 
-def table_of(folder: Path) -> list[list[str]]:
+def table_of(folder: Path) -> list[list[Any]]:
     """What the jobs of a sweep said, below the names of the columns; those in which nobody said anything are left out."""
     paths = sorted(folder.glob("jobs/*.json"), key=lambda path: int(path.stem))
     rows = [{"job": path.stem, **json.loads(path.read_text())} for path in paths]
@@ -95,7 +99,7 @@ def table_of(folder: Path) -> list[list[str]]:
         row["overrides"] = words
     told = [key for row in rows for key in row if key not in FIRST + LAST + ("began",)]
     names = [name for name in (*FIRST, *dict.fromkeys(told), *LAST) if any(row.get(name) not in (None, "") for row in rows)]
-    return [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+    return [names, *([row.get(name) for name in names] for row in rows)]
 
 
 def print_table() -> None:
@@ -105,8 +109,9 @@ def print_table() -> None:
         table = table_of(folder)
         if len(table) == 1:
             continue
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
+        shown = [["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        for row in shown:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows(table)

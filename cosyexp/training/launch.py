@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from cosyexp.errors import LostRank, UserError
+from cosyexp.errors import LostRankError, UserError
 from cosyexp.face.task import rank_of
 from cosyexp.training.ranks import speaking
 from cosyexp.training.signals import PREEMPTED
@@ -63,8 +63,8 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
             end = error
     while not results.empty():
         heard.append(results.get())
-    errors = sorted((outcome for outcome in heard if isinstance(outcome, Exception)), key=lambda error: isinstance(error, LostRank))
-    if end is not None and all(isinstance(error, LostRank) for error in errors):
+    errors = sorted((outcome for outcome in heard if isinstance(outcome, Exception)), key=lambda error: isinstance(error, LostRankError))
+    if end is not None and all(isinstance(error, LostRankError) for error in errors):
         _explain(end, passed_on)
     if errors:
         raise errors[0]

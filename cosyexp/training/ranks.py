@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from cosyexp.errors import LostRank, UserError
+from cosyexp.errors import LostRankError, UserError
 
 Outcome = TypeVar("Outcome")
 GRACE = 2.0  # seconds that a rank keeps silent that only lost another one, whose reason is to be heard first
@@ -59,6 +59,6 @@ def speaking(timeout: float, work: Callable[[Any], Outcome], config: Any) -> Out
             ) from error
         if LOST.search(said):
             time.sleep(GRACE)
-            raise LostRank(f"rank {rank} lost another rank, which ended before: its own words say why") from error
+            raise LostRankError(f"rank {rank} lost another rank, which ended before: its own words say why") from error
         print(f"rank {rank} failed:", file=sys.stderr, flush=True)
         raise

@@ -19,7 +19,7 @@ from cosyexp.data.sampler import Plan
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Comparing, Objective
 from cosyexp.run.checkpoint import Checkpoint
-from cosyexp.run.directory import RunDirectory
+from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
 from cosyexp.run.files import replace_file, write_json
 from cosyexp.run.logs import console, log_file
@@ -81,7 +81,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
-            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
+            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, settings(config, overrides))]
             for logger in trainer.loggers:
                 stack.callback(logger.close)
         progress = trainer.fit()
@@ -175,6 +175,13 @@ def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path 
     except (OSError, ValueError) as error:
         raise UserError(f"network.pretrained={folder} cannot be taken over: {str(error).splitlines()[0]}") from None
     return Path(folder)
+
+
+def settings(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str | float | bool]:
+    """What the words of the command line set, but for paths, by which runs are told apart: {"model": "llm", "optimizer.lr": 0.001}."""
+    words = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
+    values = {**words, **{key: value for key, value in flat(config) if key in words}}
+    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items() if "/" not in str(value)}
 
 
 def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

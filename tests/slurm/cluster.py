@@ -72,7 +72,13 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "munge.key").chmod(0o400)
     stand_ins = Path(__file__).with_name("bin")
     env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{stand_ins}:{search_path()}"}
-    files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munge.seed"}
+    files = {
+        "key-file": "munge.key",
+        "socket": "munge.socket",
+        "pid-file": "munged.pid",
+        "log-file": "munged.log",
+        "seed-file": "munge.seed",
+    }
     try:
         run(env, "munged", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
         run(env, "slurmctld")

@@ -6,17 +6,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import run, until
-from tests.support import ROOT, checkpoints, metrics, train_words
+from tests.support import ROOT, metrics, train_words
 
 PATIENCE = 120  # seconds
 QUEUE = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=30"]
-LAST = "checkpoints/step_00000300/llm.safetensors"
+STEPS = 120
+LONG = [f"trainer.steps={STEPS}", "trainer.valid_every=60", "run_dir=run"]
+LAST = f"checkpoints/step_{STEPS:08d}/llm.safetensors"
 
 
 def sweep(env: dict[str, str], app: str, *words: str, cwd: Path) -> subprocess.Popen[str]:
@@ -52,7 +53,7 @@ def steps_done(run_dir: Path) -> int:
 
 def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
     """What SLURM does to a job of lower priority; then, instead of the two minutes that it waits, at once what it does after them."""
-    until(lambda: steps_done(run_dir) > 20, "it trains", PATIENCE)
+    until(lambda: steps_done(run_dir) > 5, "it trains", PATIENCE)
     job = job_of(folder)
     run(env, "scancel", "--signal=USR2", job)
 
@@ -89,26 +90,30 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
         assert {path.name for path in (tmp_path / row["run_dir"] / "averages").iterdir()} == {"best1", "last1"}
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(tasks, slurm, data, tmp_path, warm):
-    """With two tasks: one process group, all of whose ranks stop at the same step."""
-    words = train_words("llm", data, "trainer.steps=300", "trainer.valid_every=100", "run_dir=run")
-    process = sweep(slurm, "train", *words, f"hydra.launcher.tasks_per_node={tasks}", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory, warm):
+    """The same training by two ranks that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    warm("train", *train_words("llm", data, *LONG), "engine.nproc_per_node=2", cwd=folder)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("how", ["hydra.launcher.tasks_per_node=2", "engine.nproc_per_node=2"])
+def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(how, slurm, data, tmp_path, straight):
+    """Two ranks, as tasks of SLURM or started by one: all stop at the same step, before the job is requeued."""
+    process = sweep(slurm, "train", *train_words("llm", data, *LONG), how, cwd=tmp_path)
     try:
         preempt(slurm, tmp_path, tmp_path / "run")
         code, out, err = ended(process)
     finally:
         process.kill()
     assert code == 0, out + err + logs(tmp_path)
-    said = logs(tmp_path)
-    (step,) = {int(step) for step in re.findall(r"stopped at step (\d+)", said)}
-    assert 0 < step < 300 and said.count(f"resuming at step {step}") == 1
-    assert [(row["status"], row["steps"]) for row in table(tmp_path)] == [("completed", "300")]
-    (ranks,) = [len(list(path.parent.glob("rank_*.log"))) for path in tmp_path.glob("run/logs/rank_0.log")]
-    assert ranks == tasks
-    warm("train", *words[:-1], "run_dir=straight", f"engine.nproc_per_node={tasks}", cwd=tmp_path)
-    assert (tmp_path / "run" / LAST).read_bytes() == (tmp_path / "straight" / LAST).read_bytes()
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+    said, found = logs(tmp_path), tmp_path / "run"
+    (step,) = re.findall(r"stopped at step (\d+)", said)
+    assert 0 < int(step) < STEPS and said.count(f"resuming at step {step}") == 1
+    assert [(row["status"], row["steps"]) for row in table(tmp_path)] == [("completed", str(STEPS))]
+    assert (found / LAST).read_bytes() == (straight / LAST).read_bytes()
+    assert metrics(found) == metrics(straight)
 
 
 def test_a_job_that_dies_without_a_word_hides_no_other(slurm, data, tmp_path):

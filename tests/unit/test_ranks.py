@@ -68,7 +68,9 @@ def test_a_signal_before_the_ranks_listen_means_what_it_means_to_the_whole_run()
 
 def test_torchrun_names_the_rank_that_failed():
     words = ["--standalone", "--nproc_per_node=2", "-m", "tests.unit.ranks", "crash_beside_a_waiting_rank"]
-    said = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     summary = said.stderr.split("Root Cause (first observed failure):")[1]
     assert said.returncode == 1
     assert "rank      : 1 " in summary and "AssertionError: a bug of ours" in summary
