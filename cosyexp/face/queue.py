@@ -35,11 +35,11 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         state = Singleton.get_state()
         rows = [(list(words), "hydra.sweep.dir", n, str(n), state) for n, words in zip(numbers, job_overrides, strict=True)]
-        for words, _, number, *_ in rows:
+        for number, words in zip(numbers, job_overrides, strict=True):
             note(self.config.hydra.sweep.dir, number, status="queued", overrides=" ".join(words))
         jobs = self._executor().map_array(self, *zip(*rows, strict=True))
-        for number, words, job in zip(numbers, varying(job_overrides), jobs, strict=True):
-            print(f"job {number}, {words}: {self._EXECUTOR} job {job.job_id}, whose log is {log_of(job)}", flush=True)
+        for number, varied, job in zip(numbers, varying(job_overrides), jobs, strict=True):
+            print(f"job {number}, {varied}: {self._EXECUTOR} job {job.job_id}, whose log is {log_of(job)}", flush=True)
         ended: dict[int, JobReturn] = {}
         try:
             for job in as_completed(jobs, poll_frequency=1):

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.multiprocessing as mp
@@ -32,7 +32,8 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     """
     if rank := rank_of(os.environ):
         os.environ.update(rank)
-        return record(partial(speaking, config["engine"]["timeout"], work))(config)  # torchrun asks for a record of what went wrong
+        told = record(partial(speaking, config["engine"]["timeout"], work))  # torchrun asks for a record of what went wrong
+        return cast(Outcome, told(config))
     wanted, gpus = config["engine"]["nproc_per_node"], torch.cuda.device_count()
     processes = max(gpus, 1) if wanted == "auto" else int(wanted)
     if processes == 1:

@@ -57,8 +57,8 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)
-        for summary in hparams(dict(settings), {"valid/loss": 0.0}):
-            self._writer.file_writer.add_summary(summary)
+        for summary in hparams(dict(settings), {"valid/loss": 0.0}):  # of the metric its name alone is kept
+            self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
