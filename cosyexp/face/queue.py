@@ -29,6 +29,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         from hydra.core.singleton import Singleton
+        from submitit.core.utils import FailedJobError
         from submitit.helpers import as_completed
 
         assert self.config is not None
@@ -37,7 +38,13 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         rows = [(list(words), "hydra.sweep.dir", n, str(n), state) for n, words in zip(numbers, job_overrides, strict=True)]
         for number, words in zip(numbers, job_overrides, strict=True):
             note(self.config.hydra.sweep.dir, number, status="queued", overrides=" ".join(words))
-        jobs = self._executor().map_array(self, *zip(*rows, strict=True))
+        try:
+            jobs = self._executor().map_array(self, *zip(*rows, strict=True))
+        except (RuntimeError, FailedJobError) as error:  # no srun here, or sbatch refuses what is asked for
+            said = str(error).strip().splitlines()[-1]
+            for number in numbers:
+                note(self.config.hydra.sweep.dir, number, status="refused")
+            raise UserError(f"{self._EXECUTOR} takes no jobs ({said}): look at hydra.launcher.*, or use hydra/launcher=local") from None
         for number, varied, job in zip(numbers, varying(job_overrides), jobs, strict=True):
             print(f"job {number}, {varied}: {self._EXECUTOR} job {job.job_id}, whose log is {log_of(job)}", flush=True)
         ended: dict[int, JobReturn] = {}
@@ -48,8 +55,9 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
                 ended[number].overrides = list(job_overrides[number - initial_job_idx])
                 print(f"job {number} has {ended[number].status.name.lower()}", flush=True)
         except KeyboardInterrupt:
-            numbers_there = " ".join(dict.fromkeys(job.job_id.split("_")[0] for job in jobs))
-            sys.exit(f"cosyexp: nobody waits any longer; the jobs go on, and scancel {numbers_there} ends them")
+            sys.exit(
+                f"cosyexp: nobody waits any longer for {self._EXECUTOR} jobs {', '.join(job.job_id for job in jobs)}; those in a queue go on"
+            )
         return [ended[number] for number in numbers]
 
     def _executor(self) -> Any:
@@ -58,12 +66,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
         cluster, common = self._EXECUTOR, set(BaseQueueConf.__dataclass_fields__)
         params = dict(self.params)
         first = {f"{cluster}_{name}": params.pop(name) for name in ("max_num_timeout",) if name in params}
-        try:
-            executor = submitit.AutoExecutor(folder=params.pop("submitit_folder"), cluster=cluster, **first)
-        except RuntimeError as error:
-            raise UserError(
-                f"hydra/launcher={cluster} cannot be used here ({error}): go to a node from which sbatch works, or use local"
-            ) from None
+        executor = submitit.AutoExecutor(folder=params.pop("submitit_folder"), cluster=cluster, **first)
         ranks = {"slurm_srun_args": ["--kill-on-bad-exit=1"]} if cluster == "slurm" else {}  # a rank that fails ends the others
         executor.update_parameters(**{name if name in common else f"{cluster}_{name}": value for name, value in params.items()}, **ranks)
         return executor

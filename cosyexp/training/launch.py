@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from cosyexp.errors import LostRankError, UserError
 from cosyexp.face.task import rank_of
 from cosyexp.training.ranks import speaking
-from cosyexp.training.signals import PREEMPTED
+from cosyexp.training.signals import PREEMPTED, deaf
 
 Outcome = TypeVar("Outcome")
 Work = Callable[[Mapping[str, Any]], Outcome]
@@ -30,6 +31,8 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
 
     `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without. Another launcher's word counts more.
     """
+    with deaf():
+        resource_tracker.ensure_running()  # Python's helper, for the queues of workers and ranks
     if rank := rank_of(os.environ):
         os.environ.update(rank)
         told = record(partial(speaking, config["engine"]["timeout"], work))  # torchrun asks for a record of what went wrong
@@ -51,7 +54,8 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
     threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
     shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
     results = mp.get_context("spawn").SimpleQueue()
-    context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+    with deaf():
+        context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
     heard: list[Outcome | Exception] = []
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells how it ends the other ranks
     end: ProcessExitedException | None = None
@@ -79,6 +83,7 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
 def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any) -> None:
     os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
     torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
+    mp.set_start_method(mp.get_all_start_methods()[0], force=True)  # of workers: that of a process which was not spawned
     try:
         outcome = speaking(config["engine"]["timeout"], work, config)
         if rank == 0:

@@ -1,7 +1,8 @@
 """A request to stop: Ctrl-C and SIGTERM finish the step and save, a second one ends at once. SIGUSR2 is SLURM's: the job will come back."""
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,9 +27,11 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [PREEMPTED])
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -42,6 +45,16 @@ class StopRequest:
         self.signal = signal.Signals(number)
         if number != PREEMPTED:  # which comes to every process of a job, and perhaps twice
             signal.signal(number, self._previous[self.signal])
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """SLURM sends SIGUSR2 to every process of a job; what is started within this hears it not before it makes a `StopRequest`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [PREEMPTED])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def requeue() -> None:

@@ -2,11 +2,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apps.conftest import warm
 from tests.slurm.cluster import cluster, missing
 from tests.support import environment
-
-__all__ = ["warm"]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import run, until
-from tests.support import ROOT, metrics, train_words
+from tests.support import ROOT, command, metrics, train_words
 
 PATIENCE = 120  # seconds
 QUEUE = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=30"]
@@ -91,10 +91,10 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory, warm):
+def straight(data, tmp_path_factory):
     """The same training by two ranks that nobody disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    warm("train", *train_words("llm", data, *LONG), "engine.nproc_per_node=2", cwd=folder)
+    command("train", *train_words("llm", data, *LONG), "engine.nproc_per_node=2", cwd=folder)
     return folder / "run"
 
 

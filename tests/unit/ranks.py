@@ -1,4 +1,4 @@
-"""What ranks do in the tests; a module of its own, as every rank imports it. `python -m tests.unit.ranks crash` is a program for torchrun."""
+"""What ranks do in the tests; a module of its own, as every rank imports it. `python -m tests.unit.ranks crash` is for torchrun."""
 
 import os
 import signal
@@ -64,20 +64,26 @@ def never_start(config: Mapping[str, Any]) -> None:
 
 
 def listen(config: Mapping[str, Any]) -> bool:
-    """Waits for a signal that comes to the process which started the ranks."""
+    """A preemption comes to every rank and to the process that started them, before they listen and again while they do."""
     me = join(config["engine"]["timeout"])
-    with StopRequest() as stop:
-        dist.barrier()
+
+    def preempt() -> None:
         if me.rank == 0:
             os.kill(os.getppid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    preempt()
+    with StopRequest() as stop:
+        preempt()
         while not stop:
             time.sleep(0.01)
+        dist.barrier()
         return stop.agreed(list) and stop.preempted
 
 
 def do_not_listen(_: Mapping[str, Any]) -> None:
     if is_rank(0):
-        os.kill(os.getppid(), signal.SIGUSR2)
+        os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(LONG)
 
 
