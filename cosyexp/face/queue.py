@@ -55,9 +55,8 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
                 ended[number].overrides = list(job_overrides[number - initial_job_idx])
                 print(f"job {number} has {ended[number].status.name.lower()}", flush=True)
         except KeyboardInterrupt:
-            sys.exit(
-                f"cosyexp: nobody waits any longer for {self._EXECUTOR} jobs {', '.join(job.job_id for job in jobs)}; those in a queue go on"
-            )
+            left = ", ".join(job.job_id for job in jobs)
+            sys.exit(f"cosyexp: nobody waits any longer for {self._EXECUTOR} jobs {left}; those in a queue go on")
         return [ended[number] for number in numbers]
 
     def _executor(self) -> Any:

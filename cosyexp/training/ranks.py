@@ -14,6 +14,7 @@ import torch.distributed as dist
 from cosyexp.errors import LostRankError, UserError
 
 Outcome = TypeVar("Outcome")
+MARGIN = 60.0  # seconds
 GRACE = 2.0  # seconds that a rank keeps silent that only lost another one, whose reason is to be heard first
 LATE = re.compile(r"timed? ?out", re.IGNORECASE)
 LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|communicator was aborted", re.IGNORECASE)
@@ -40,6 +41,9 @@ def join(timeout: float) -> Rank:
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        if device.type == "cuda":  # whose own watchdog aborts the process, where a timeout of Gloo is an error that can be told
+            later = timedelta(seconds=timeout + MARGIN)
+            dist.distributed_c10d._get_default_group()._get_backend(device)._set_default_timeout(later)
     return Rank(rank, world, device)
 
 
