@@ -14,7 +14,7 @@ import torch.distributed as dist
 from cosyexp.errors import LostRankError, UserError
 
 Outcome = TypeVar("Outcome")
-MARGIN = 60.0  # seconds
+MARGIN = 60.0  # seconds that NCCL waits longer than Gloo
 GRACE = 2.0  # seconds that a rank keeps silent that only lost another one, whose reason is to be heard first
 LATE = re.compile(r"timed? ?out", re.IGNORECASE)
 LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|communicator was aborted", re.IGNORECASE)

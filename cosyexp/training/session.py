@@ -81,7 +81,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
-            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, settings(config, overrides))]
+            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, _settings(config, overrides))]
             for logger in trainer.loggers:
                 stack.callback(logger.close)
         progress = trainer.fit()
@@ -177,7 +177,7 @@ def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path 
     return Path(folder)
 
 
-def settings(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str | float | bool]:
+def _settings(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str | float | bool]:
     """What the words of the command line set, but for paths, by which runs are told apart: {"model": "llm", "optimizer.lr": 0.001}."""
     words = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     values = {**words, **{key: value for key, value in flat(config) if key in words}}

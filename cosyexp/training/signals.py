@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, PREEMPTED)
 class StopRequest:
     """Within it the signals only set a flag. Truthy once one came.
 
-    preempted: once all ranks agreed to stop, whether the run is to be started again.
+    preempted: whether the run is to be started again; once all ranks agreed to stop, the same in all.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,15 @@ class StopRequest:
 
     def agreed(self, total: Callable[[Sequence[float]], list[float]]) -> bool:
         """Whether any rank was asked to stop. total: sums over ranks."""
-        asked, preempted = total([float(bool(self)), float(self.signal is PREEMPTED)])
+        asked, preempted = total([float(bool(self)), float(self.preempted)])
         self.preempted = preempted > 0
         return asked > 0
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        if number != PREEMPTED:  # which comes to every process of a job, and perhaps twice
+        if number == PREEMPTED:  # comes to every process of a job, perhaps twice, and perhaps with SIGTERM
+            self.preempted = True
+        else:
             signal.signal(number, self._previous[self.signal])
 
 

@@ -75,6 +75,7 @@ def listen(config: Mapping[str, Any]) -> bool:
     preempt()
     with StopRequest() as stop:
         preempt()
+        os.kill(os.getpid(), signal.SIGTERM)  # some clusters send both
         while not stop:
             time.sleep(0.01)
         dist.barrier()
