@@ -3,7 +3,7 @@
   family=demo|cosyvoice|cosyvoice2|cosyvoice3    which family of networks
   model=llm|flow|hifigan         which of its three models
   mode=sft|dpo                   what it learns from: recordings, or preferences between two answers
-  engine=ddp                     where it runs
+  engine=ddp                     where it runs; engine.nproc_per_node=auto is one process a GPU
   data=demo|prepared|parquet     what it trains on
 
   run_dir=...                    where everything of the run lies; default runs/<family>/<model>
@@ -14,8 +14,9 @@
 Examples
   python -m cosyexp.train model=flow
   python -m cosyexp.train family=cosyvoice2 model=flow experiment=finetune init_from=flow.pt data=parquet data.train=a.list ...
-  python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4
+  python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4 hydra/launcher=slurm
 
+-m           a sweep over all values given, one after the other, or by hydra/launcher=local|slurm side by side
 --cfg job    print the composed config        --info defaults-tree    where each value comes from
 --hydra-help Hydra's own options
 """
@@ -33,15 +34,20 @@ def main(cfg: "DictConfig") -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from cosyexp.face.sweep import tell
     from cosyexp.training.launch import launch
     from cosyexp.training.session import run
+    from cosyexp.training.signals import requeue
     from cosyexp.training.values import check_values
 
     config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # other processes cannot resolve it
     check_values(config)
     outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
+    if outcome.preempted:
+        requeue()
     if outcome.stopped:  # also ends a sweep
         raise SystemExit(0)
+    tell(valid_loss=outcome.best, steps=outcome.step)
     return outcome.best
 
 

@@ -1,5 +1,6 @@
 """What is done to the words of the command line before Hydra parses them."""
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 
@@ -8,6 +9,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
 from cosyexp.errors import UserError
+from cosyexp.face.task import rank_of
 
 
 def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) -> Iterator[str]:
@@ -16,7 +18,7 @@ def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) ->
     In a sweep (-m) commas part the jobs: text and paths stay as typed, a list is a list of one in each job.
     free: keys of free text. lists: keys that take several values.
     """
-    sweep = bool({"-m", "--multirun"} & set(words))
+    sweep = sweeps(words)
     for word in words:
         key, equals, value = word.partition("=")
         if equals and not word.startswith("-"):
@@ -40,6 +42,16 @@ def literal(value: str) -> str:
     """A value quoted as Hydra's grammar wants it: commas, equal signs, quotes, backslashes and ${ are only text."""
     value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return "'" + value.replace("${", "\\${") + "'"
+
+
+def sweeps(words: Sequence[str]) -> bool:
+    return bool({"-m", "--multirun"} & set(words))
+
+
+def refuse_ranks(words: Sequence[str]) -> None:
+    """Every rank would start the whole sweep."""
+    if sweeps(words) and rank_of(os.environ):
+        raise UserError("a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and give engine.nproc_per_node=")
 
 
 def refuse_added(words: Sequence[str]) -> None:

@@ -1,10 +1,13 @@
 """The door of an app: its help, its config, and one sentence where something is wrong."""
 
+import importlib
 import os
 import re
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -50,10 +53,11 @@ def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[
     """Composes the config from the command line, and runs the task with it, or a sweep of them."""
     import hydra
 
-    from cosyexp.face.arguments import refuse_added, tidy
+    from cosyexp.face.arguments import refuse_added, refuse_ranks, tidy
 
     register()
     refuse_added(sys.argv[1:])
+    refuse_ranks(sys.argv[1:])
     sys.argv[1:] = tidy(sys.argv[1:], free, lists)
     folder, _, name = config.rpartition("/")
     hydra.main(version_base="1.3", config_path=str((CONFIGS / folder).resolve()), config_name=name)(task)()
@@ -79,8 +83,10 @@ def told(task: Task, debugging: bool) -> Task:
                 raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=...")
             return task(cfg)
         except Exception as error:
-            sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-            if debugging or sweeping or (sentence := explain(error)) is None:
+            sentence = explain(error)
+            if sweeping := HydraConfig.get().mode == RunMode.MULTIRUN:  # where the error goes may be another node than this
+                print(f"cosyexp: {sentence}" if sentence else traceback.format_exc(), file=sys.stderr, flush=True)
+            if debugging or sweeping or sentence is None:
                 raise
             sys.exit(f"cosyexp: {sentence}")
 
@@ -88,7 +94,7 @@ def told(task: Task, debugging: bool) -> Task:
 
 
 def register() -> None:
-    """Resolvers and types that the configs use; also on the nodes of a cluster."""
+    """Resolvers, types and launchers that the configs use; also on the nodes of a cluster."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -96,6 +102,8 @@ def register() -> None:
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     OmegaConf.register_new_resolver("cosyexp.conf", lambda: str(CONFIGS.resolve()), replace=True)
+    with suppress(ModuleNotFoundError):  # the extra `slurm`
+        importlib.import_module("cosyexp.face.queue").register()
     for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
         ConfigStore.instance().store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
 

@@ -38,6 +38,9 @@ def hydra_sentence(causes: list[BaseException]) -> str:
         return f"{match[1]} cannot be built with these settings: {causes[-1]}"
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
     text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(NOISE)))
+    if match := re.search(r"hydra/(launcher|sweeper)/(submitit|optuna)\w*'", text):
+        extra = {"submitit": "slurm"}.get(match[2], match[2])
+        return f"hydra/{match[1]}= needs a package that is not installed: pip install 'cosyexp[{extra}]'"
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]} must be given, for example {match[1]}=..."
     if "is not in struct" in text:

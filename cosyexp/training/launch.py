@@ -1,58 +1,80 @@
-"""Starts the ranks of a run on this machine, unless torchrun or another launcher has started them already."""
+"""Starts the ranks of a run on this machine, unless torchrun, deepspeed, srun or submitit have started them already."""
 
 import logging
 import os
 import signal
 import socket
-import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import resource_tracker
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.multiprocessing as mp
-from torch.multiprocessing.spawn import ProcessException, start_processes
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from cosyexp.errors import UserError
+from cosyexp.errors import LostRankError, UserError
+from cosyexp.face.task import rank_of
+from cosyexp.training.ranks import speaking
+from cosyexp.training.signals import PREEMPTED, deaf
 
 Outcome = TypeVar("Outcome")
 Work = Callable[[Mapping[str, Any]], Outcome]
-GRACE = 2.0  # seconds
+GRACE = 3.0  # seconds that the other ranks have to end by themselves, and once more after SIGTERM
 
 
 def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     """Runs `work(config)` in every rank, and returns what rank 0's returned.
 
-    `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without.
+    `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without. Another launcher's word counts more.
     """
-    wanted = config["engine"]["nproc_per_node"]
-    processes = max(torch.cuda.device_count(), 1) if wanted == "auto" else int(wanted)
-    if processes == 1 or "RANK" in os.environ:
+    with deaf():
+        resource_tracker.ensure_running()  # Python's helper, for the queues of workers and ranks
+    if rank := rank_of(os.environ):
+        os.environ.update(rank)
+        told = record(partial(speaking, config["engine"]["timeout"], work))  # torchrun asks for a record of what went wrong
+        return cast(Outcome, told(config))
+    wanted, gpus = config["engine"]["nproc_per_node"], torch.cuda.device_count()
+    processes = max(gpus, 1) if wanted == "auto" else int(wanted)
+    if processes == 1:
         return work(config)
+    if 0 < gpus < processes:
+        raise UserError(f"engine.nproc_per_node={processes} is more than the {gpus} GPUs of this machine: give at most {gpus}, or auto")
+    return start(work, config, processes)
+
+
+def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Outcome:
+    """Starts ranks, and ends them all when one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
     shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
     results = mp.get_context("spawn").SimpleQueue()
-    context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+    with deaf():
+        context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
     heard: list[Outcome | Exception] = []
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells how it ends the other ranks
-    with _signals_go_to(context.pids()):
+    end: ProcessExitedException | None = None
+    with _signals_go_to(context.pids()) as passed_on:
         try:
-            while not context.join(timeout=0.2):
+            while not context.join(timeout=0.2, grace_period=GRACE):
                 if not results.empty():  # a rank cannot end before its words are heard
                     heard.append(results.get())
-        except ProcessException:
-            while not results.empty():
-                heard.append(results.get())
-            if not any(isinstance(outcome, Exception) for outcome in heard):  # a fault of ours, or killed from outside
-                raise
+        except ProcessExitedException as error:
+            end = error
     while not results.empty():
         heard.append(results.get())
-    for outcome in heard:
-        if isinstance(outcome, Exception):
-            raise outcome
+    errors = sorted((outcome for outcome in heard if isinstance(outcome, Exception)), key=lambda error: isinstance(error, LostRankError))
+    if end is not None and all(isinstance(error, LostRankError) for error in errors):
+        _explain(end, passed_on)
+    if errors:
+        raise errors[0]
+    if not heard:  # Ctrl-C before anything was there to be saved
+        raise KeyboardInterrupt
     (result,) = heard
     assert not isinstance(result, Exception)
     return result
@@ -61,32 +83,48 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
 def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any) -> None:
     os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
     torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
+    mp.set_start_method(mp.get_all_start_methods()[0], force=True)  # of workers: that of a process which was not spawned
     try:
-        outcome = work(config)
+        outcome = speaking(config["engine"]["timeout"], work, config)
         if rank == 0:
             results.put(outcome)
     except (UserError, OSError) as error:  # the user's to mend: a sentence, not this rank's traceback
         results.put(error)
         raise SystemExit(1) from None
-    except Exception:
-        time.sleep(GRACE)  # perhaps only because another rank is gone, whose reason is to be heard first
-        raise
+    except Exception as error:
+        traceback.print_exc()
+        results.put(UserError(f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"))
+        raise SystemExit(1) from None
+
+
+def _explain(end: ProcessExitedException, passed_on: list[int]) -> NoReturn:
+    """A rank ended without a word: by a signal that came before it could listen, or by something from outside."""
+    ended_by = getattr(signal, end.signal_name or "", None)
+    if ended_by in passed_on:
+        signal.raise_signal(ended_by)  # means to this process what it meant before
+    what = f"was ended by {end.signal_name}" if end.signal_name else f"exited with {end.exit_code}"
+    memory = ", as the system does when memory runs out" if end.signal_name == "SIGKILL" else ""
+    raise UserError(f"rank {end.error_index} {what}{memory}: repeat the command to go on from the last checkpoint") from None
 
 
 @contextmanager
-def _signals_go_to(pids: list[int]) -> Iterator[None]:
-    """The ranks hear Ctrl-C themselves, as they share the terminal; SIGTERM comes to this process alone, and is passed on."""
+def _signals_go_to(pids: list[int]) -> Iterator[list[int]]:
+    """The ranks hear Ctrl-C themselves, as they share the terminal; what comes to this process alone is passed on, and noted."""
+    passed_on: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
+        passed_on.append(number)
         for pid in pids:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     previous = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        PREEMPTED: signal.signal(PREEMPTED, pass_on),
     }
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

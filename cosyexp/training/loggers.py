@@ -50,12 +50,15 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars, mel pictures and audio for TensorBoard."""
+    """Scalars, mel pictures and audio for TensorBoard; `settings` and the newest validation loss are a row of its page HParams."""
 
-    def __init__(self, folder: Path, resumed: int) -> None:
+    def __init__(self, folder: Path, resumed: int, settings: Mapping[str, str | float | bool]) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)
+        for summary in hparams(dict(settings), {"valid/loss": 0.0}):  # of the metric its name alone is kept
+            self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -19,7 +19,7 @@ from cosyexp.data.sampler import Plan
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Comparing, Objective
 from cosyexp.run.checkpoint import Checkpoint
-from cosyexp.run.directory import RunDirectory
+from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
 from cosyexp.run.files import replace_file, write_json
 from cosyexp.run.logs import console, log_file
@@ -36,10 +36,12 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """best: the lowest validation loss. stopped: on request, before the end."""
+    """best: the lowest validation loss. step: the last one. stopped: on request, before the end; preempted: to be started again."""
 
     best: float | None
+    step: int
     stopped: bool
+    preempted: bool
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
@@ -83,13 +85,13 @@ def run(config: Mapping[str, Any]) -> Outcome:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
-            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
+            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, _settings(config, overrides))]
             for logger in trainer.loggers:
                 stack.callback(logger.close)
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
         log.info("%s at step %d%s: %s", "done" if trainer.done else "stopped", progress.step, best, directory)
-        return Outcome(progress.best, stopped=not trainer.done)
+        return Outcome(progress.best, progress.step, stopped=not trainer.done, preempted=trainer.stop.preempted and not trainer.done)
 
 
 def _engine(config: Mapping[str, Any]) -> Engine:
@@ -185,6 +187,13 @@ def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path 
     except (OSError, ValueError) as error:
         raise UserError(f"network.pretrained={folder} cannot be taken over: {str(error).splitlines()[0]}") from None
     return Path(folder)
+
+
+def _settings(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, str | float | bool]:
+    """What the words of the command line set, but for paths, by which runs are told apart: {"model": "llm", "optimizer.lr": 0.001}."""
+    words = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
+    values = {**words, **{key: value for key, value in flat(config) if key in words}}
+    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items() if "/" not in str(value)}
 
 
 def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

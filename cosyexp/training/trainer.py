@@ -263,7 +263,7 @@ class Trainer:
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop; all ranks agree."""
-        return self.engine.sum([float(bool(self.stop))])[0] > 0
+        return self.stop.agreed(self.engine.sum)
 
     def _quiet(self) -> bool | None:
         """No progress bar on other ranks, nor (None) where nobody looks."""

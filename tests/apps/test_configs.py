@@ -25,7 +25,8 @@ from cosyexp.run.targets import build
 from tests.support import MODELS, ROOT, config, environment
 
 NOT_THE_ENGINES = {"nproc_per_node", "threads"}  # they stand in its node, and are read by the launcher and the session
-FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+ALL = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+FILES = [file for file in ALL if not file.startswith("hydra/")]
 
 
 def options(group: str) -> list[str]:
@@ -84,6 +85,19 @@ def own_keys(file: str) -> set[str]:
 def test_every_file_composes_and_its_keys_arrive(file):
     app, words = choice(file)
     assert own_keys(file) <= set(leaves(composed(app, *words)))
+
+
+@pytest.mark.parametrize("file", [file for file in ALL if file.startswith("hydra/")])
+@pytest.mark.parametrize("app", ["train", "average", "export/config"])
+def test_launchers_and_sweepers_compose_with_every_app(file, app):
+    """Hydra knows their keys itself."""
+    register()
+    folder, _, name = app.rpartition("/")
+    group, _, option = file.rpartition("/")
+    with initialize_config_dir(version_base="1.3", config_dir=str((CONFIGS / folder).resolve())):
+        cfg = compose(name, overrides=[f"{group}={option}"], return_hydra_config=True)
+    own = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
+    assert set(own) - {"defaults"} <= set(cfg.hydra[group.split("/")[1]])
 
 
 @pytest.mark.parametrize(("family", "mode", "model"), product(options("family"), options("mode"), MODELS))
@@ -209,7 +223,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_configs_license_and_notice(wheel):
     files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
-    assert {f"cosyexp/conf/{file}.yaml" for file in FILES} == {file for file in files if file.startswith("cosyexp/conf/")}
+    assert {f"cosyexp/conf/{file}.yaml" for file in ALL} == {file for file in files if file.startswith("cosyexp/conf/")}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp").rglob("*.py")}
     assert code == {file for file in files if file.endswith(".py")}
     marks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp/data/marks").iterdir()}

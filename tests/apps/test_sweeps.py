@@ -1,18 +1,27 @@
 """Sweeps: jobs do not share a folder, one that fails hides no other, and a table says what came of each."""
 
+import csv
+import json
+import re
 import shutil
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra.errors import HydraException
+from tensorboard import program
 
-from tests.support import MODELS, RUNS, checkpoints, contents, metrics, sentence, train_words
+from cosyexp.face.sentences import explain
+from tests.support import MODELS, RUNS, checkpoints, command, contents, metrics, sentence, train_words
 
 
 def table(said: str) -> list[dict[str, str]]:
     """The rows of the table at the end of what a sweep prints, cut where its columns begin."""
-    lines = said.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("job "))
+    lines = said.split("this table is also")[0].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["job", "status"])
     names = lines[start].split()
     edges = [*(lines[start].index(name) for name in names), None]
     return [{name: line[a:b].strip() for name, a, b in zip(names, edges, edges[1:], strict=False)} for line in lines[start + 1 :]]
@@ -37,12 +46,51 @@ def test_runs_are_named_by_what_is_swept(swept):
 
 def test_the_table_has_overrides_result_and_run_directory(swept):
     folder, rows = swept
+    assert list(rows[0]) == ["job", "status", "overrides", "valid_loss", "steps", "time", "run_dir"]
     assert [row["job"] for row in rows] == ["0", "1"]
-    assert {row["status"] for row in rows} == {"completed"}
+    assert {row["status"] for row in rows} == {"completed"} and {row["steps"] for row in rows} == {"1"}
     for row in rows:
-        assert f"optimizer.lr={row['run_dir'].split('lr-')[1]}" in row["overrides"]
+        assert row["overrides"] == f"optimizer.lr={row['run_dir'].split('lr-')[1]}"
         best = min(line["valid/loss"] for line in metrics(folder / row["run_dir"]) if "valid/loss" in line)
-        assert float(row["result"]) == best
+        assert row["valid_loss"] == f"{best:.6g}" and float(row["time"]) > 0
+
+
+def test_the_table_is_kept_as_csv_with_all_digits(swept):
+    folder, rows = swept
+    (path,) = folder.glob("multirun/train/*/sweep.csv")
+    kept = list(csv.DictReader(path.read_text().splitlines()))
+    assert [{**row, "valid_loss": f"{float(row['valid_loss']):.6g}"} for row in kept] == rows
+    for row in kept:
+        assert float(row["valid_loss"]) in [line.get("valid/loss") for line in metrics(folder / row["run_dir"])]
+
+
+def test_tensorboard_tells_the_runs_apart_by_their_settings_and_losses(swept):
+    """Asks TensorBoard for what its page HParams shows."""
+    folder, rows = swept
+    board = program.TensorBoard()
+    board.configure(logdir=str(folder / "runs"), port=0, host="127.0.0.1", load_fast="false")
+    page = f"{board.launch()}data/plugin/hparams/"
+
+    def ask(what: str, **question: object) -> dict[str, Any]:
+        asked = urllib.request.Request(page + what, json.dumps(question).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return json.load(answer)
+
+    groups: list[dict[str, Any]] = []
+    limit = time.monotonic() + 60
+    while len(groups) < 2 and time.monotonic() < limit:
+        time.sleep(0.2)
+        metrics_there = [{"metric": info["name"]} for info in ask("experiment").get("metricInfos", [])]
+        question = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
+        groups = ask("session_groups", **question, colParams=metrics_there).get("sessionGroups", [])
+    shown = {group["hparams"]["optimizer.lr"]: metrics_of(group)["valid/loss"] for group in groups}
+    assert set(shown) == {0.001, 0.003}
+    for row in rows:
+        assert shown[float(row["overrides"].split("=")[1])] == pytest.approx(float(row["valid_loss"]), rel=1e-5)
+
+
+def metrics_of(group: dict[str, Any]) -> dict[str, float]:
+    return {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
 
 
 def test_the_same_sweep_goes_on_in_the_same_folders(swept, data, warm):
@@ -74,8 +122,43 @@ def test_a_failed_job_hides_no_other(data, warm, tmp_path):
     sentence(said, "nowhere is no prepared data set")
     rows = table(said.stdout)
     assert [row["status"] for row in rows] == ["failed", "completed"]
-    assert "nowhere is no prepared data set" in rows[0]["result"] and float(rows[1]["result"]) > 0
+    assert "nowhere is no prepared data set" in rows[0]["error"] and float(rows[1]["valid_loss"]) > 0
     assert checkpoints(tmp_path / rows[1]["run_dir"])[-1] == "step_00000001"
+
+
+def test_a_sweeper_finds_settings_by_the_validation_loss(data, warm, tmp_path):
+    words = train_words("llm", data, "trainer.steps=1", "hydra/sweeper=search", "hydra.sweeper.n_trials=3")
+    rows = table(warm("train", "-m", *words, cwd=tmp_path).stdout)
+    assert len({row["run_dir"] for row in rows}) == 3
+    (path,) = tmp_path.glob("multirun/train/*/optimization_results.yaml")
+    found = yaml.safe_load(path.read_text())
+    best = min(rows, key=lambda row: float(row["valid_loss"]))
+    assert best["overrides"] == f"optimizer.lr={found['best_params']['optimizer.lr']}"
+    assert f"{found['best_value']:.6g}" == best["valid_loss"]
+
+
+def test_jobs_side_by_side_on_this_machine(data, warm, tmp_path):
+    """Each in a process of its own, with a log of its own; of two ranks each."""
+    words = train_words("llm", f"nowhere,{data}", "trainer.steps=1", "hydra/launcher=local", "hydra.launcher.tasks_per_node=2")
+    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(said, "nowhere is no prepared data set")
+    rows = table(said.stdout)
+    assert [row["status"] for row in rows] == ["failed", "completed"]
+    assert "nowhere is no prepared data set" in rows[0]["error"]
+    assert len(list((tmp_path / rows[1]["run_dir"] / "logs").glob("rank_*.log"))) == 2
+    named = re.findall(r"^job \d, data.dir=.*: local job \d+, whose log is (\S+)$", said.stdout, re.MULTILINE)
+    assert ["nowhere is no" in (tmp_path / log).read_text() for log in named] == [True, False]
+    assert "done at step 1" in (tmp_path / named[1]).read_text()
+
+
+def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    sentence(command("train", "-m", "seed=1,2", cwd=tmp_path, check=False), "a sweep (-m) starts its ranks itself")
+
+
+def test_a_launcher_whose_package_is_missing_says_how_to_get_it():
+    said = "In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'"
+    assert explain(HydraException(said)) == "hydra/launcher= needs a package that is not installed: pip install 'cosyexp[slurm]'"
 
 
 def test_two_jobs_in_one_run_directory_are_refused(data, warm, tmp_path):
@@ -123,7 +206,7 @@ def test_a_list_is_one_job_and_a_sweep_over_it_several(copies, warm):
     assert "job " not in warm("export", *words, cwd=copies).stdout
     assert len(list((copies / "runs/demo/llm/exports/jit").glob("*.zip"))) == 2
     rows = table(warm("export", "-m", *words, "out=each", cwd=copies).stdout)
-    assert [row["overrides"].split("components=")[1] for row in rows] == ["[llm.prefill] out=each", "[llm.decode] out=each"]
+    assert [row["overrides"] for row in rows] == ["components=[llm.prefill]", "components=[llm.decode]"]
 
 
 def test_exports_of_other_weights_do_not_overwrite_one_another(copies, warm):

@@ -1,6 +1,7 @@
 """Killed anywhere and started again by the same command, a run ends with the weights of an uninterrupted one, to the last bit."""
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -94,6 +95,31 @@ def test_a_signal_finishes_the_step_saves_and_exits(number, data, tmp_path):
     assert step > 0 and f"step_{step:08d}" in checkpoints(tmp_path / "run")
     again = command("train", *words[:-2], "run_dir=run", f"trainer.steps={step + 2}", "data.workers=0", cwd=tmp_path)
     assert f"resuming at step {step}" in again.stdout
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_preemption_that_reaches_every_process_stops_the_run_once(ranks, data, tmp_path):
+    """SLURM signals all that a job started: ranks, their workers, Python's helpers; here twice."""
+    words = train_words("llm", data, "trainer.steps=100000", "checkpoint.every=0", "data.workers=1", "run_dir=run")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cosyexp.train", *words, f"engine.nproc_per_node={ranks}"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    path, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while (not path.exists() or len(path.read_text().splitlines()) < 6) and time.monotonic() < limit:
+        time.sleep(0.05)
+    for _ in range(2):
+        os.killpg(child.pid, signal.SIGUSR2)
+        time.sleep(0.01)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0 and "Traceback" not in out, out
+    assert out.count("stopped at step") == 1
+    assert len(checkpoints(tmp_path / "run")) == 1
 
 
 def test_stopped_runs_end_like_uninterrupted_ones(data, tmp_path, warm):

@@ -1,21 +1,24 @@
 """Ranks, validation, and precisions."""
 
+import multiprocessing
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from cosyexp.errors import UserError
 from cosyexp.training.launch import launch
+from cosyexp.training.signals import SIGNALS
 from tests.invariants.trajectory import Trajectory, step, trainer_of
-from tests.support import MODELS, config
+from tests.support import MODELS, ROOT, config, environment
 from tests.unit import ranks
 
-TWO = {"engine": {"nproc_per_node": 2}}
+TWO = {"engine": {"nproc_per_node": 2, "timeout": 3}}
 
 
 # launch
@@ -27,19 +30,51 @@ def test_one_process_is_no_launch():
 
 
 @pytest.mark.parametrize(
-    ("work", "error", "message"),
+    ("work", "message"),
     [
-        (ranks.refuse, UserError, "rank 1 has no shoes: buy some"),
-        (ranks.die, ProcessExitedException, "SIGKILL"),
-        (ranks.crash, ProcessRaisedException, "a bug of ours"),
+        (ranks.refuse, "rank 1 has no shoes: buy some"),
+        (ranks.die, "rank 1 was ended by SIGKILL, as the system does when memory runs out"),
+        (ranks.crash, "rank 1 failed with AssertionError: a bug of ours; its traceback stands above"),
+        (ranks.crash_beside_a_waiting_rank, "rank 1 failed with AssertionError: a bug of ours"),
+        (ranks.hang, "rank 0 waited 3 s in vain for another rank"),
+        (ranks.never_start, "rank 0 waited 3 s in vain for another rank"),
     ],
 )
-def test_what_ends_one_rank_ends_the_run_with_its_reason(work, error, message):
-    handlers, began = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], time.monotonic()
-    with pytest.raises(error, match=message):
+def test_what_ends_one_rank_ends_the_run_with_its_reason(work, message, capfd):
+    handlers, began = [signal.getsignal(number) for number in SIGNALS], time.monotonic()
+    with pytest.raises(UserError, match=message):
         launch(work, TWO)
     assert time.monotonic() - began < ranks.LONG / 3
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    said = capfd.readouterr().err
+    assert said.count("Traceback") == said.count('AssertionError("a bug of ours")') == said.count("rank 1 failed:") == ("bug" in message)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_preemption_is_heard_by_every_rank_and_kills_none(capfd):
+    assert launch(ranks.listen, TWO) is True
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_before_the_ranks_listen_means_what_it_means_to_the_whole_run():
+    came = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+    try:
+        with pytest.raises(UserError, match="ended by SIGTERM"):  # where the handler returns
+            launch(ranks.do_not_listen, TWO)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert came == [1]
+
+
+def test_torchrun_names_the_rank_that_failed():
+    words = ["--standalone", "--nproc_per_node=2", "-m", "tests.unit.ranks", "crash_beside_a_waiting_rank"]
+    said = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    summary = said.stderr.split("Root Cause (first observed failure):")[1]
+    assert said.returncode == 1
+    assert "rank      : 1 " in summary and "AssertionError: a bug of ours" in summary
 
 
 def test_the_outcome_is_rank_0_s_however_large_it_is():

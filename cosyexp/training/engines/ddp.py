@@ -1,9 +1,7 @@
 """Every rank holds the whole model; gradients are summed over ranks. One process is plain training, with no process group."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from cosyexp.objectives.base import Player
 from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
+from cosyexp.training.ranks import join
 
 BUCKET = 25 * 2**20  # bytes of gradients that travel together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,14 +38,7 @@ class DDP:
         running_sum: bool = False,
         timeout: float = 1800,
     ) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if self.world > 1:
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        self.rank, self.world, self.device = join(timeout)
         self.dtype, self.clip, self.ema, self.running_sum = DTYPES[precision], clip, ema, running_sum
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
