@@ -3,18 +3,20 @@
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class EMA:
     """mean <- decay * mean + (1 - decay) * weights, in fp32 (Polyak & Juditsky 1992).
 
     Integers and booleans are copied. The first updates use a smaller decay, (1 + n) / (10 + n), so that the start is forgotten.
+
+    weights: as they are trained, or the part of them that this rank has.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self._live = dict(module.state_dict(keep_vars=False))
+        self._live = dict(weights)
         self._mean = {
             name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.detach().clone()
             for name, tensor in self._live.items()

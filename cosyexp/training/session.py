@@ -133,7 +133,7 @@ def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory,
     retention = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"]))
     assert isinstance(options, Options) and isinstance(retention, Retention)
     plans = [Plan(lengths=corpus.lengths, budget=data["max_frames"], seed=seed) for corpus in (train, valid)]
-    shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"]}
+    shared = {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"], "even": engine.even}
     pin = engine.device.type == "cuda"
     shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()
     log.info("%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plans[0].padding())

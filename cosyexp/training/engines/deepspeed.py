@@ -1,0 +1,179 @@
+"""Optimizer state, gradients, weights in shards, by DeepSpeed's ZeRO stages 1, 2, 3 (Rajbhandari et al. 2020); 0 shards nothing."""
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cosyexp.errors import UserError
+from cosyexp.run.directory import flat
+from cosyexp.training.engines.shared import Shared
+
+log = logging.getLogger(__name__)
+OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
+    "optimizer": "optimizer=",
+    "scheduler": "scheduler=",
+    "gradient_clipping": "trainer.clip",
+    "gradient_accumulation_steps": "trainer.accumulate",
+    "train_batch_size": "data.max_frames",
+    "train_micro_batch_size_per_gpu": "data.max_frames",
+    "fp16": "trainer.precision",
+    "bf16": "trainer.precision",
+    "torch_autocast": "trainer.precision",
+}
+
+
+class DeepSpeed(Shared):
+    """One DeepSpeed engine a player, so that a GAN trains too. Losses, accumulation, precision and schedules are the trainer's.
+
+    DeepSpeed keeps fp32 weights and sees no accumulation: a loss is a share of the step's, computed under our autocast. A player is
+    called as a bare module, whose hooks gather sharded weights.
+
+    stage: of ZeRO. offload_optimizer, offload_weights: to the host's memory (the weights with stage 3 alone).
+    ds_config: a JSON of DeepSpeed's, for what is not said elsewhere.
+    """
+
+    even = True
+    needs_group = True
+
+    def __init__(
+        self,
+        *,
+        stage: int = 2,
+        offload_optimizer: bool = False,
+        offload_weights: bool = False,
+        ds_config: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.deepspeed = import_deepspeed()
+        super().__init__(**options)
+        zero: dict[str, Any] = {"stage": stage}
+        if offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        if offload_weights:
+            zero["offload_param"] = {"device": "cpu"}
+        self.config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,  # an utterance count that nothing depends on
+            "gradient_clipping": self.clip or 0.0,  # where it is missing, DeepSpeed clips to 1
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
+        if ds_config is not None:
+            self.config = overridden(self.config, Path(ds_config))
+        self.stage = int(self.config["zero_optimization"]["stage"])
+        self.layout = f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks" if self.stage else "whole"
+        self.engines: dict[str, Any] = {}
+
+    def _placed(self, name: str) -> None:
+        module = self.players[name].module
+        self.engines[name], *_ = self.deepspeed.initialize(
+            model=module, optimizer=self.optimizers[name], config=self.config, dist_init_required=False
+        )
+        if self.stage and self.dtype is torch.float16:
+            scaling = {"init_scale": 2**16, "scale_window": 2000, "min_scale": 1.0, "delayed_shift": 1, "consecutive_hysteresis": False}
+            scaler = importlib.import_module("deepspeed.runtime.fp16.loss_scaler").DynamicLossScaler
+            self.engines[name].optimizer.loss_scaler = scaler(**scaling, raise_error_at_min_scale=False, dtype=torch.half)
+
+    def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        engine = self.engines[name]
+        engine.set_gradient_accumulation_boundary(last)
+        if self.stage:
+            engine.optimizer.clear_backward_seen_flag()  # else stage 3 takes this backward for the first of the step
+        scaled = loss if self.stage else self.scalers[name].scale(loss)
+        engine.backward(scaled * self.world)  # DeepSpeed takes the mean over ranks
+
+    def _update(self, name: str) -> tuple[Tensor, Tensor]:
+        if self.stage == 0:
+            return super()._update(name)
+        engine = self.engines[name]
+        engine.step()
+        norm = torch.as_tensor(engine.get_global_grad_norm(), device=self.device)
+        return norm, torch.as_tensor(not engine.optimizer.overflow, device=self.device)
+
+    # a checkpoint ---------------------------------------------------------------------------------------------------
+
+    def _parts(self, name: str) -> dict[str, Tensor]:
+        parts, own = super()._parts(name), self._sharded(name)
+        return {key: own[key].ds_tensor if key in own else part for key, part in parts.items()}
+
+    def _sharded(self, name: str) -> dict[str, Any]:
+        named = self.players[name].module.named_parameters(remove_duplicate=False)
+        return {key: parameter for key, parameter in named if hasattr(parameter, "ds_tensor")}
+
+    def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
+        parameter = self._sharded(name).get(key)
+        if parameter is None:
+            return whole
+        size = parameter.ds_tensor.numel()
+        own = whole.flatten()[self.rank * size : (self.rank + 1) * size]
+        return torch.nn.functional.pad(own, (0, size - own.numel()))
+
+    def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
+        parameter = self._sharded(name).get(key)
+        if parameter is None:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part.detach())
+        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.stage == 0:
+            return super().state_dict()
+        return {name: plain(engine.optimizer.state_dict()) for name, engine in self.engines.items()}
+
+    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
+        if self.stage == 0:
+            return super().load(weights, ema, state)
+        for name, tensors in weights.items():
+            for key, part in self._parts(name).items():
+                part.copy_(self._part(name, key, tensors[key]))
+            zero = self.engines[name].optimizer
+            vars(zero.loss_scaler).update(state[name]["loss_scaler"])
+            own = {**state[name], "loss_scaler": zero.loss_scaler}
+            zero.load_state_dict([own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True)
+        self._load_mean(ema)
+
+
+def import_deepspeed() -> Any:
+    """Quietly, and without compiling anything."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # it will not start without
+    try:
+        deepspeed = importlib.import_module("deepspeed")
+    except ModuleNotFoundError:
+        raise UserError("engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'") from None
+    importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for a minute, for Gloo alone
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def overridden(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The config with what a JSON says over it, said in one line; the JSON cannot decide what a run's own config does."""
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.ds_config={path} is no JSON that can be read: {error}") from None
+    if not isinstance(given, dict):
+        raise UserError(f"engine.ds_config={path} holds no JSON object: give one as DeepSpeed takes it")
+    taken = {key: value for key, value in given.items() if key not in OURS}
+    before = dict(flat(config))
+    changes = [f"{key}={value}" + f" (was {before[key]})" * (key in before) for key, value in flat(taken) if before.get(key) != value]
+    ignored = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
+    log.info("%s sets %s; not taken from it: %s", path, ", ".join(changes) or "nothing", ", ".join(ignored) or "nothing")
+    zero = {**config["zero_optimization"], **taken.get("zero_optimization", {})}
+    return {**config, **taken, "zero_optimization": zero}
+
+
+def plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A ZeRO optimizer's state without its objects, which no safe reader takes."""
+    kept = {key: value for key, value in state.items() if key != "param_slice_mappings"}
+    return {**kept, "loss_scaler": dict(vars(state["loss_scaler"])), "zero_stage": int(state["zero_stage"])}
