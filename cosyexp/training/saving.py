@@ -18,8 +18,8 @@ def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state
     folder = Path(engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0])
     for name in players:
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
-    if (mean := engine.ema_weights()) is not None:
-        write_weights(folder / "ema.safetensors", mean, engine.rank)
+    for name, mean in engine.means().items():
+        write_weights(folder / f"{name}.safetensors", mean, engine.rank)
     engine_state = engine.state_dict()
     if engine.rank == 0 or engine_state:
         content = io.BytesIO()
@@ -49,12 +49,10 @@ def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> d
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
     engine_state = torch.load(own, map_location="cpu", weights_only=True)["engine"] if own.exists() else first["engine"]
-    ema = checkpoint.path / "ema.safetensors"
-    engine.load(
-        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in players},
-        read_tensors(ema) if ema.exists() else None,
-        engine_state,
+    networks, means = (
+        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names} for names in (players, engine.means())
     )
+    engine.load(networks, means, engine_state)
     return dict(first)
 
 

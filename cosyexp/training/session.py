@@ -69,14 +69,14 @@ def run(config: Mapping[str, Any]) -> Outcome:
             compared, budget = config["reference"] or config["init_from"], config["data"]["max_frames"]
             take_reference(trainer.objective, compared, directory, corpora, engine, budget=budget, seed=config["seed"])
         engine.place(trainer.objective.players, trainer.objective.helpers)
-        if engine.rank == 0:  # from here on the run directory holds a run
-            _describe(directory, config, overrides)
-        engine.gather(None)
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)
         else:
             log.info("%s: starting from %s", directory, source or "scratch")
+        if engine.rank == 0:  # from here on the run directory holds a run
+            _describe(directory, config, overrides)
+        engine.gather(None)
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
             trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step)]
@@ -91,7 +91,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
 def _engine(config: Mapping[str, Any]) -> Engine:
     settings, trainer = dict(config["engine"]), config["trainer"]
     del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
-    engine: Engine = build(settings)(precision=trainer["precision"], clip=trainer["clip"], ema=trainer["ema"])
+    engine: Engine = build(settings)(**{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")})
     if trainer["deterministic"]:
         torch.use_deterministic_algorithms(True)
     return engine

@@ -152,18 +152,17 @@ def test_frozen_weights_stay():
     assert torch.equal(module[0].weight, before["0.weight"]) and not torch.equal(module[2].weight, before["2.weight"])
 
 
-def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped():
+@pytest.mark.parametrize("mean", [{"ema": 0.5}, {"running_sum": True}], ids=["ema", "sum"])
+def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped(mean):
     first, last = net(), net(1)
-    engine = engine_of(first, last, ema=0.5)
+    engine = engine_of(first, last, **mean)
 
     def mean_after(name, module, scale=1.0):
         engine.backward(name, module(torch.ones(1, 4)).sum() * scale)
         engine.step(name, 0)
-        return copied(dict(engine.ema_weights()))
+        return copied(dict(*engine.means().values()))
 
-    assert equal(dict(engine.ema_weights()), last.state_dict())
     before = mean_after("player1", last)
-    assert not equal(before, last.state_dict())
     assert equal(mean_after("player0", first), before)
     assert equal(mean_after("player1", last, math.nan), before)
     assert not equal(mean_after("player1", last), before)
@@ -173,18 +172,20 @@ def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision):
     straight = net()
-    engine = engine_of(straight, optimizer=optimizer, precision=precision, ema=0.5)
+    engine = engine_of(straight, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
     for number in range(2):
         update(engine, straight, number=number)
-    weights, ema, state = copied(dict(engine.weights("player0"))), copied(dict(engine.ema_weights())), copied_state(engine)
+    weights, state = copied(dict(engine.weights("player0"))), copied_state(engine)
+    means = {name: copied(dict(mean)) for name, mean in engine.means().items()}
     resumed = net(5)
-    other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5)
-    other.load({"player0": weights}, ema, state)
+    other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
+    other.load({"player0": weights}, means, state)
     for number in range(2, 5):
         update(engine, straight, number=number)
         update(other, resumed, number=number)
     assert equal(everything(engine, straight), everything(other, resumed))
-    assert equal(dict(engine.ema_weights()), dict(other.ema_weights()))
+    assert means.keys() == {"ema", "sum"}
+    assert all(equal(dict(mean), dict(other.means()[name])) for name, mean in engine.means().items())
     assert engine.scalers["player0"].state_dict() == other.scalers["player0"].state_dict()
 
 

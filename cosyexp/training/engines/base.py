@@ -72,16 +72,18 @@ class Engine(Protocol):
         """A player's full weights, tensor by tensor, to rank 0; all ranks iterate."""
         ...
 
-    def ema_weights(self) -> Iterator[tuple[str, Tensor]] | None:
-        """The running mean of the last player's weights, if there is one."""
+    def means(self) -> Mapping[str, Iterator[tuple[str, Tensor]]]:
+        """What is kept of the last player's weights besides themselves (`training/ema.py`), by name; like `weights`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank must save besides the weights; empty where another rank saves it all."""
         ...
 
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
-        """Restores weights by player, their running mean, and what `state_dict` of this rank (or of rank 0) gave."""
+    def load(
+        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    ) -> None:
+        """Restores weights by player, `means` by name, and what `state_dict` of this rank (or of rank 0) gave."""
         ...
 
     def close(self) -> None: ...

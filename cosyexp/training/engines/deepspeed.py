@@ -129,9 +129,11 @@ class DeepSpeed(Shared):
             return super().state_dict()
         return {name: plain(engine.optimizer.state_dict()) for name, engine in self.engines.items()}
 
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
+    def load(
+        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    ) -> None:
         if self.stage == 0:
-            return super().load(weights, ema, state)
+            return super().load(weights, means, state)
         for name, tensors in weights.items():
             for key, part in self._parts(name).items():
                 part.copy_(self._part(name, key, tensors[key]))
@@ -139,7 +141,7 @@ class DeepSpeed(Shared):
             vars(zero.loss_scaler).update(state[name]["loss_scaler"])
             own = {**state[name], "loss_scaler": zero.loss_scaler}
             zero.load_state_dict([own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True)
-        self._load_mean(ema)
+        self._load_means(means)
 
 
 def import_deepspeed() -> Any:

@@ -32,7 +32,7 @@ class Reducer:
     def _arrived(self, parameter: Tensor) -> None:
         if not self.is_last:
             return
-        self.missing[self.bucket_of[parameter]] -= 1  # type: ignore[index]
+        self.missing[self.bucket_of[parameter]] -= 1
         while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
             self._send()
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._composable import checkpoint
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed._composable import checkpoint  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cosyexp.objectives.base import Player
-from cosyexp.training.ema import EMA
+from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.engines.blocks import repeated_blocks
 
@@ -25,7 +26,7 @@ class Shared:
     """One process of one or several: Gloo on CPU, NCCL on CUDA.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    clip: largest norm of all gradients of a player, or None. ema: decay of the running mean of the last player, or None.
+    clip: largest norm of all gradients of a player, or None. ema, running_sum: of the last player, see `means_of`.
     timeout: seconds after which a collective that does not come back ends the run.
     compile: the repeated blocks of the networks. recompute: their activations in the backward, instead of keeping them.
 
@@ -42,6 +43,7 @@ class Shared:
         precision: str = "fp32",
         clip: float | None = None,
         ema: float | None = None,
+        running_sum: bool = False,
         timeout: float = 1800,
         compile: bool = False,
         recompute: bool = False,
@@ -54,9 +56,9 @@ class Shared:
         self.joined = (self.world > 1 or self.needs_group) and not dist.is_initialized()
         if self.joined:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if self.world == 1 else {}
+            alone: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if self.world == 1 else {}
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **alone)
-        self.dtype, self.clip, self.decay = DTYPES[precision], clip, ema
+        self.dtype, self.clip, self.ema, self.running_sum = DTYPES[precision], clip, ema, running_sum
         self.compile, self.recompute = compile, recompute
 
     # the networks ---------------------------------------------------------------------------------------------------
@@ -80,7 +82,7 @@ class Shared:
             self.scalers[name] = self._scaler()
             self._placed(name)
         self.last = next(reversed(self.players))
-        self.ema = EMA(self._parts(self.last), self.decay) if self.decay else None
+        self.kept = means_of(self._parts(self.last), ema=self.ema, running_sum=self.running_sum)
 
     def _prepare(self, name: str) -> None:
         """What an engine does to a network before its optimizer is made."""
@@ -112,8 +114,8 @@ class Shared:
         for group in self.optimizers[name].param_groups:
             group["lr"] = self.players[name].scheduler(update, group["base_lr"])
         norm, applied = self._update(name)
-        if self.ema is not None and name == self.last:
-            self.ema.update(update + 1, applied)
+        for mean in self.kept.values() if name == self.last else ():
+            mean.update(update + 1, applied)
         return StepReport(norm, applied)
 
     def _update(self, name: str) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,7 @@ class Shared:
             if parameter.grad is None:  # unused by this rank or in this step: the same update wherever it is unused
                 parameter.grad = torch.zeros_like(parameter)
         scaler.unscale_(optimizer)
-        norm = get_total_norm([parameter.grad for parameter in parameters])
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
         applied = torch.isfinite(norm)
         if self.clip is not None:
@@ -168,8 +170,8 @@ class Shared:
         for key, part in self._parts(name).items():
             yield key, self._whole(name, key, part)
 
-    def ema_weights(self) -> Iterator[tuple[str, Tensor]] | None:
-        return None if self.ema is None else ((key, self._whole(self.last, key, part)) for key, part in self.ema.items())
+    def means(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
+        return {name: ((key, self._whole(self.last, key, part)) for key, part in mean.items()) for name, mean in self.kept.items()}
 
     def state_dict(self) -> dict[str, Any]:
         optimizers = {name: self._optimizer_state(name) for name in self.optimizers}
@@ -177,16 +179,21 @@ class Shared:
             return {}
         return {"optimizers": optimizers, "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()}}
 
-    def load(self, weights: Mapping[str, Mapping[str, Tensor]], ema: Mapping[str, Tensor] | None, state: Mapping[str, Any]) -> None:
+    def load(
+        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    ) -> None:
         for name, tensors in weights.items():
-            self.players[name].module.load_state_dict({key: self._part(name, key, whole) for key, whole in tensors.items()})
+            self.players[name].module.load_state_dict(self._parts_of(name, tensors))
             self._load_optimizer(name, state["optimizers"][name])
             self.scalers[name].load_state_dict(state["scalers"][name])
-        self._load_mean(ema)
+        self._load_means(means)
 
-    def _load_mean(self, ema: Mapping[str, Tensor] | None) -> None:
-        if self.ema is not None and ema is not None:
-            self.ema.load({key: self._part(self.last, key, whole) for key, whole in ema.items()})
+    def _load_means(self, means: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, tensors in means.items():
+            self.kept[name].load(self._parts_of(self.last, tensors))
+
+    def _parts_of(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._part(name, key, whole) for key, whole in tensors.items()}
 
     def _optimizer_state(self, name: str) -> dict[str, Any]:
         return self.optimizers[name].state_dict()
