@@ -1,6 +1,5 @@
 """Optimizer state, gradients, weights in shards, by DeepSpeed's ZeRO stages 1, 2, 3 (Rajbhandari et al. 2020); 0 shards nothing."""
 
-import importlib
 import json
 import logging
 import os
@@ -78,9 +77,7 @@ class DeepSpeed(Shared):
             model=module, optimizer=self.optimizers[name], config=self.config, dist_init_required=False
         )
         if self.stage and self.dtype is torch.float16:
-            scaling = {"init_scale": 2**16, "scale_window": 2000, "min_scale": 1.0, "delayed_shift": 1, "consecutive_hysteresis": False}
-            scaler = importlib.import_module("deepspeed.runtime.fp16.loss_scaler").DynamicLossScaler
-            self.engines[name].optimizer.loss_scaler = scaler(**scaling, raise_error_at_min_scale=False, dtype=torch.half)
+            self.engines[name].optimizer.loss_scaler = loss_scaler()
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
         engine = self.engines[name]
@@ -148,14 +145,22 @@ def import_deepspeed() -> Any:
     """Quietly, and without compiling anything."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # it will not start without
     try:
-        deepspeed = importlib.import_module("deepspeed")
+        import deepspeed
     except ModuleNotFoundError:
         raise UserError("engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'") from None
-    importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False  # compiled for a minute, for Gloo alone
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute, for Gloo alone
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    os.environ.setdefault("LOCAL_RANK", "0")  # it does not start without
     return deepspeed
+
+
+def loss_scaler() -> Any:
+    """As torch's GradScaler begins and goes on."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    options = {"delayed_shift": 1, "consecutive_hysteresis": False, "raise_error_at_min_scale": False, "dtype": torch.half}
+    return DynamicLossScaler(init_scale=2**16, scale_window=2000, min_scale=1.0, **options)
 
 
 def overridden(config: dict[str, Any], path: Path) -> dict[str, Any]:
