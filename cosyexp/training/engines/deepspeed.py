@@ -95,6 +95,10 @@ class DeepSpeed(Shared):
         norm = torch.as_tensor(engine.get_global_grad_norm(), device=self.device)
         return norm, torch.as_tensor(not engine.optimizer.overflow, device=self.device)
 
+    def close(self) -> None:
+        if self.joined:
+            self.deepspeed.comm.destroy_process_group()  # which forgets the groups it made, for the next run of this process
+
     # a checkpoint ---------------------------------------------------------------------------------------------------
 
     def _parts(self, name: str) -> dict[str, Tensor]:
@@ -172,10 +176,10 @@ def overridden(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise UserError(f"engine.ds_config={path} holds no JSON object: give one as DeepSpeed takes it")
     taken = {key: value for key, value in given.items() if key not in OURS}
-    before = dict(flat(config))
-    changes = [f"{key}={value}" + f" (was {before[key]})" * (key in before) for key, value in flat(taken) if before.get(key) != value]
-    ignored = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
-    log.info("%s sets %s; not taken from it: %s", path, ", ".join(changes) or "nothing", ", ".join(ignored) or "nothing")
+    before, now = dict(flat(config)), dict(flat(taken))
+    changes = [f"{key}={now[key]}" + (f" (was {before[key]})" if key in before else "") for key in now if before.get(key) != now[key]]
+    left = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
+    log.info("%s sets %s; not taken from it: %s", path, ", ".join(changes) or "nothing", ", ".join(left) or "nothing")
     zero = {**config["zero_optimization"], **taken.get("zero_optimization", {})}
     return {**config, **taken, "zero_optimization": zero}
 
