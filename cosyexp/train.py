@@ -3,7 +3,7 @@
   family=demo|cosyvoice|cosyvoice2|cosyvoice3    which family of networks
   model=llm|flow|hifigan         which of its three models
   mode=sft|dpo                   what it learns from: recordings, or preferences between two answers
-  engine=ddp                     where it runs
+  engine=ddp|fsdp|deepspeed      where it runs: every rank holds all of the model, or a shard of it
   data=demo|prepared|parquet     what it trains on
 
   run_dir=...                    where everything of the run lies; default runs/<family>/<model>

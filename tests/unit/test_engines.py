@@ -15,7 +15,7 @@ from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.deepspeed import DeepSpeed, overridden
 from cosyexp.training.engines.fsdp import FSDP
 from tests.parity.test_manifests import built
-from tests.unit.lives import ENGINES, HALF, OPTIMIZERS, SCALES, lives
+from tests.unit.lives import ENGINES, HALF, OPTIMIZERS, SCALES, life, lives
 
 FINITE = [math.isfinite(scale) for scale in SCALES]
 OTHERS = [name for name in ENGINES if name != "ddp"]
@@ -82,6 +82,21 @@ def test_weights_that_travel_in_bf16_train_nearly_the_same(found):
     ours, theirs = found["fsdp", "gathered in bf16"], found["ddp", "bf16"]
     assert_equal(ours, theirs, rtol=0.2, atol=0.05)
     assert ours["net"]["out.weight"].dtype == torch.float32
+
+
+def test_compiled_blocks_train_the_same(monkeypatch):
+    """All but the code generation, which takes minutes on a CPU."""
+    compiled, compile_it = [], nn.Module.compile
+
+    def quickly(self, **options):
+        compiled.append(self)
+        compile_it(self, **options, backend="aot_eager")
+
+    plain = life("ddp", "fused AdamW")
+    monkeypatch.setattr(nn.Module, "compile", quickly)
+    ours = life("ddp", "fused AdamW", compile=True)
+    assert len(compiled) == 2 and ours["applied"] == FINITE
+    assert_equal(ours, plain, rtol=1e-5, atol=1e-6)
 
 
 # what is refused ----------------------------------------------------------------------------------------------------

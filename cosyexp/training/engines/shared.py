@@ -73,7 +73,7 @@ class Shared:
                 if self.recompute:
                     checkpoint(block)
                 if self.compile:
-                    block.compile()
+                    block.compile(dynamic=True)  # lengths differ from batch to batch
             self._prepare(name)
             optimizer = player.optimizer([parameter for parameter in player.module.parameters() if parameter.requires_grad])
             for group in optimizer.param_groups:
