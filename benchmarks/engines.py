@@ -24,10 +24,14 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
 from cosyexp.training.launch import launch
 
-STEPS = 6
+STEPS = 4
 WORK = {
     "demo llm": ["model=llm"],
-    "llm of 50 M": ["model=llm", "network.llm.width=768", "network.llm.hidden=3072", "network.llm.heads=12", "network.llm.blocks=7"],
+    "llm of 50 M": [
+        "model=llm",
+        *(f"network.llm.{size}" for size in ("width=768", "hidden=3072", "heads=12", "blocks=7")),
+        "data.max_frames=300",
+    ],
 }
 ENGINES = {
     "ddp": ["engine=ddp"],

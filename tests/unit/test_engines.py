@@ -30,6 +30,8 @@ def found():
     for key, options in (("recomputed", {"recompute": True}), ("fp16", {"precision": "fp16"}), ("bf16", {"precision": "bf16"})):
         calls |= {(name, key): {**call, **options} for name, call in plain}
     calls |= {("fsdp", "gathered in bf16"): {"name": "fsdp", "optimizer": "fused AdamW", "precision": "bf16", "gather": "bf16"}}
+    for name, more in (("zero2", {}), ("zero3", {"offload_weights": True})):
+        calls[name, "offloaded"] = {"name": name, "optimizer": "fused AdamW", "resumed": True, "offload_optimizer": True, **more}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         return alone.submit(lives, calls).result()
 
@@ -76,6 +78,12 @@ def test_half_precision_is_the_autocast_of_ddp(found, name, precision):
     assert_equal(ours, theirs, rtol=1e-4, atol=1e-5)
     assert all(tensor.dtype == torch.float32 for key, tensor in ours["net"].items() if key != "seen")
     assert not torch.equal(ours["net"]["out.weight"], single["net"]["out.weight"])
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_offloaded_state_trains_the_same_and_resumes(found, name):
+    assert found[name, "offloaded"]["applied"] == FINITE
+    assert_equal(found[name, "offloaded"], found["ddp", "fused AdamW"], rtol=1e-5, atol=1e-6)
 
 
 def test_weights_that_travel_in_bf16_train_nearly_the_same(found):
@@ -128,6 +136,18 @@ def test_a_deepspeed_json_is_taken_and_what_it_changes_is_said(tmp_path, said):
     (line,) = said.messages
     assert "zero_optimization.stage=1 (was 2), zero_optimization.overlap_comm=True;" in line
     assert "not taken from it: optimizer (see optimizer=), gradient_clipping (see trainer.clip)" in line
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [(lambda: FSDP(gather="half"), "engine.gather=half is neither fp32 nor bf16"), (lambda: DeepSpeed(stage=4), "ZeRO has no stage 4")],
+    ids=["gather", "stage"],
+)
+def test_an_option_that_is_none_is_named(make, sentence, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UserError, match=sentence):
+        make()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])

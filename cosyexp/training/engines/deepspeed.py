@@ -67,17 +67,25 @@ class DeepSpeed(Shared):
         }
         if ds_config is not None:
             self.config = overridden(self.config, Path(ds_config))
-        self.stage = int(self.config["zero_optimization"]["stage"])
+        self.stage = self.config["zero_optimization"]["stage"]
+        if self.stage not in range(4):
+            raise UserError(f"ZeRO has no stage {self.stage}: give engine.stage=0, 1, 2 or 3")
         self.layout = f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks" if self.stage else "whole"
         self.engines: dict[str, Any] = {}
+        self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by player
 
     def _placed(self, name: str) -> None:
         module = self.players[name].module
-        self.engines[name], *_ = self.deepspeed.initialize(
-            model=module, optimizer=self.optimizers[name], config=self.config, dist_init_required=False
-        )
+        try:
+            self.engines[name], *_ = self.deepspeed.initialize(
+                model=module, optimizer=self.optimizers[name], config=self.config, dist_init_required=False
+            )
+        except ValueError as error:  # of its config
+            raise UserError(f"DeepSpeed refuses engine.ds_config= or another key of engine: {' '.join(str(error).split())}") from None
         if self.stage and self.dtype is torch.float16:
             self.engines[name].optimizer.loss_scaler = loss_scaler()
+        named = module.named_parameters(remove_duplicate=False)
+        self.sharded[name] = {key: parameter for key, parameter in named if hasattr(parameter, "ds_tensor")}
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
         engine = self.engines[name]
@@ -102,15 +110,10 @@ class DeepSpeed(Shared):
     # a checkpoint ---------------------------------------------------------------------------------------------------
 
     def _parts(self, name: str) -> dict[str, Tensor]:
-        parts, own = super()._parts(name), self._sharded(name)
-        return {key: own[key].ds_tensor if key in own else part for key, part in parts.items()}
-
-    def _sharded(self, name: str) -> dict[str, Any]:
-        named = self.players[name].module.named_parameters(remove_duplicate=False)
-        return {key: parameter for key, parameter in named if hasattr(parameter, "ds_tensor")}
+        return {**super()._parts(name), **{key: parameter.ds_tensor for key, parameter in self.sharded[name].items()}}
 
     def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
-        parameter = self._sharded(name).get(key)
+        parameter = self.sharded[name].get(key)
         if parameter is None:
             return whole
         size = parameter.ds_tensor.numel()
@@ -118,7 +121,7 @@ class DeepSpeed(Shared):
         return torch.nn.functional.pad(own, (0, size - own.numel()))
 
     def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
-        parameter = self._sharded(name).get(key)
+        parameter = self.sharded[name].get(key)
         if parameter is None:
             return part
         parts = [torch.empty_like(part) for _ in range(self.world)]

@@ -27,15 +27,15 @@ class FSDP(Shared):
     needs_group = True
 
     def __init__(self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any) -> None:
+        if gather not in ("fp32", "bf16"):
+            raise UserError(f"engine.gather={gather} is neither fp32 nor bf16")
         super().__init__(**options)
-        self.mesh = init_device_mesh(self.device.type, (self.world,))
         self.sharding: dict[str, Any] = {
-            "mesh": self.mesh,
+            "mesh": init_device_mesh(self.device.type, (self.world,)),
             "reshard_after_forward": not keep_gathered,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False)
-            if gather != "fp32"
-            else MixedPrecisionPolicy(cast_forward_inputs=False),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False),
         }
+        self.shards: dict[str, dict[str, Tensor]] = {}
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
         if len(players) > 1:
@@ -47,6 +47,7 @@ class FSDP(Shared):
         for block in repeated_blocks(module):
             fully_shard(block, **self.sharding)
         fully_shard(module, **self.sharding)
+        self.shards[name] = self._parts(name)
 
     def _scaler(self) -> torch.amp.GradScaler:
         return ShardedGradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -55,15 +56,20 @@ class FSDP(Shared):
         self.scalers[name].scale(loss * self.world).backward()  # FSDP takes the mean over ranks
 
     def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
-        return shard_like(self._parts(name)[key], whole)
+        return shard_like(self.shards[name][key], whole)
 
     def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
         return unshard(part)
 
     def _optimizer_state(self, name: str) -> dict[str, Any]:
-        """Whole, as of the other engines."""
-        state = self.optimizers[name].state_dict()
-        whole = {i: {key: unshard(value) for key, value in entry.items()} for i, entry in state["state"].items()}
+        """Whole, as of the other engines, on rank 0's host alone."""
+        state: dict[str, Any] = self.optimizers[name].state_dict()
+        whole: dict[int, dict[str, Tensor]] = {i: {} for i in state["state"]}
+        for i, entry in state["state"].items():
+            for key, value in entry.items():
+                tensor = unshard(value)
+                if self.rank == 0:
+                    whole[i][key] = tensor.cpu()
         return {**state, "state": whole}
 
     def _load_optimizer(self, name: str, state: Mapping[str, Any]) -> None:
