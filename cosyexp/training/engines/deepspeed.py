@@ -3,15 +3,16 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from cosyexp.errors import UserError
+from cosyexp.objectives.base import Player
 from cosyexp.run.directory import flat
 from cosyexp.training.engines.shared import Shared
 
@@ -52,7 +53,6 @@ class DeepSpeed(Shared):
         **options: Any,
     ) -> None:
         self.deepspeed = import_deepspeed()
-        super().__init__(**options)
         zero: dict[str, Any] = {"stage": stage}
         if offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -60,19 +60,26 @@ class DeepSpeed(Shared):
             zero["offload_param"] = {"device": "cpu"}
         self.config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # an utterance count that nothing depends on
-            "gradient_clipping": self.clip or 0.0,  # where it is missing, DeepSpeed clips to 1
+            "gradient_clipping": options.get("clip") or 0.0,  # where it is missing, DeepSpeed clips to 1
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
         }
+        self.changes = ""
         if ds_config is not None:
-            self.config = overridden(self.config, Path(ds_config))
+            self.config, self.changes = overridden(self.config, Path(ds_config))
         self.stage = self.config["zero_optimization"]["stage"]
         if self.stage not in range(4):
             raise UserError(f"ZeRO has no stage {self.stage}: give engine.stage=0, 1, 2 or 3")
+        super().__init__(**options)
         self.layout = f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks" if self.stage else "whole"
         self.engines: dict[str, Any] = {}
         self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by player
+
+    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+        if self.changes:
+            log.info(self.changes)
+        super().place(players, helpers)
 
     def _placed(self, name: str) -> None:
         module = self.players[name].module
@@ -170,8 +177,8 @@ def loss_scaler() -> Any:
     return DynamicLossScaler(init_scale=2**16, scale_window=2000, min_scale=1.0, **options)
 
 
-def overridden(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The config with what a JSON says over it, said in one line; the JSON cannot decide what a run's own config does."""
+def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """The config with what a JSON says over it, and that in a sentence; the JSON cannot decide what a run's own config does."""
     try:
         given = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -182,9 +189,9 @@ def overridden(config: dict[str, Any], path: Path) -> dict[str, Any]:
     before, now = dict(flat(config)), dict(flat(taken))
     changes = [f"{key}={now[key]}" + (f" (was {before[key]})" if key in before else "") for key in now if before.get(key) != now[key]]
     left = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
-    log.info("%s sets %s; not taken from it: %s", path, ", ".join(changes) or "nothing", ", ".join(left) or "nothing")
+    said = f"{path} sets {', '.join(changes) or 'nothing'}; not taken from it: {', '.join(left) or 'nothing'}"
     zero = {**config["zero_optimization"], **taken.get("zero_optimization", {})}
-    return {**config, **taken, "zero_optimization": zero}
+    return {**config, **taken, "zero_optimization": zero}, said
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
