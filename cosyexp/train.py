@@ -3,7 +3,8 @@
   family=demo|cosyvoice|cosyvoice2|cosyvoice3    which family of networks
   model=llm|flow|hifigan         which of its three models
   mode=sft|dpo                   what it learns from: recordings, or preferences between two answers
-  engine=ddp                     where it runs; engine.nproc_per_node=auto is one process a GPU
+  engine=ddp|fsdp|deepspeed      where it runs: every rank holds all of the model, or a shard of it
+  engine.nproc_per_node=auto     how many ranks; auto is one process a GPU
   data=demo|prepared|parquet     what it trains on
 
   run_dir=...                    where everything of the run lies; default runs/<family>/<model>

@@ -25,17 +25,22 @@ class Place:
 
 
 class MicroBatch(NamedTuple):
-    """A batch and its number, in the step's block or in the validation's plan: the same on whatever rank it runs."""
+    """A batch and its number, in the step's block or in the validation's plan: the same on whatever rank it runs.
+
+    idle: it repeats another one, and counts for nothing; an engine may want equally many on all ranks.
+    """
 
     number: int
     batch: Batch
+    idle: bool = False
 
 
 class Request(NamedTuple):
-    """What a worker is asked for: rows of micro-batches, by number."""
+    """What a worker is asked for: rows of micro-batches, by number; those from number `idle` on are idle."""
 
     epoch: int
     rows: Sequence[tuple[int, np.ndarray]]
+    idle: int
     after: Place | None = None
 
 
@@ -52,7 +57,14 @@ class BatchMaker(Dataset[Delivery]):
 
     def __getitem__(self, request: Any) -> Delivery:
         draws = Draws(self.seed, request.epoch)
-        return Delivery([MicroBatch(index, self.corpus.batch(rows.tolist(), draws)) for index, rows in request.rows], request.after)
+        made = [MicroBatch(i, self.corpus.batch(rows.tolist(), draws), i >= request.idle) for i, rows in request.rows]
+        return Delivery(made, request.after)
+
+
+def dealt(batches: Sequence[np.ndarray], rank: int, world: int, even: bool) -> list[tuple[int, np.ndarray]]:
+    """Every world-th of the numbered micro-batches; where all ranks want equally many, the last one fills the last round."""
+    numbers = range(-(-len(batches) // world) * world if even else len(batches))
+    return [(number, batches[min(number, len(batches) - 1)]) for number in numbers[rank::world]]
 
 
 def deaf(_: int) -> None:
@@ -66,11 +78,13 @@ class Loader:
     """This rank's part of every training step, epoch after epoch; its state is one `Place`.
 
     rank, world: this process and their number. accumulate: micro-batches a rank has in a step; the last step of an epoch may
-    have fewer, even none.
+    have fewer, even none. even: equally many on all ranks, by idle ones.
     """
 
-    def __init__(self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool) -> None:
-        self.corpus, self.plan, self.seed = corpus, plan, seed
+    def __init__(
+        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool, even: bool = False
+    ) -> None:
+        self.corpus, self.plan, self.seed, self.even = corpus, plan, seed, even
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
         self.place = Place(0, 0, self.block)
@@ -102,7 +116,7 @@ class Loader:
                 step = batches[start : start + self.block]
                 end = start + len(step)
                 after = following if end == len(batches) else replace(place, batch=end)
-                yield Request(place.epoch, list(enumerate(step))[self.rank :: self.world], after)
+                yield Request(place.epoch, dealt(step, self.rank, self.world, self.even), len(step), after)
             place = following
 
     def close(self) -> None:
@@ -113,13 +127,15 @@ class Loader:
 class ValidationLoader:
     """This rank's part of the validation's micro-batches; the same rows, order and draws each time.
 
-    rounds: how many the rank with the most has.
+    rounds: how many the rank with the most has. even: equally many on all ranks, by idle ones.
     """
 
-    def __init__(self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, workers: int, pin: bool) -> None:
-        self.maker = BatchMaker(corpus, seed)
-        requests = [Request(VALIDATION, [numbered]) for numbered in enumerate(plan.in_order())]
-        self.requests, self.rounds = requests[rank::world], -(-len(requests) // world)
+    def __init__(
+        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, workers: int, pin: bool, even: bool = False
+    ) -> None:
+        self.maker, batches = BatchMaker(corpus, seed), list(plan.in_order())
+        self.requests = [Request(VALIDATION, [numbered], len(batches)) for numbered in dealt(batches, rank, world, even)]
+        self.rounds = -(-len(batches) // world)
         self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
 
     def __iter__(self) -> Iterator[MicroBatch]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Mean(Protocol):
@@ -19,13 +19,16 @@ class Mean(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
-def means_of(module: nn.Module, *, ema: float | None, running_sum: bool) -> dict[str, Mean]:
-    """Those that are asked for, by the name of their file in a checkpoint. ema: its decay."""
+def means_of(weights: Mapping[str, Tensor], *, ema: float | None, running_sum: bool) -> dict[str, Mean]:
+    """Those that are asked for, by the name of their file in a checkpoint. ema: its decay.
+
+    weights: as they are trained, or the part of them that this rank has.
+    """
     means: dict[str, Mean] = {}
     if ema:
-        means["ema"] = EMA(module, ema)
+        means["ema"] = EMA(weights, ema)
     if running_sum:
-        means["sum"] = RunningSum(module)
+        means["sum"] = RunningSum(weights)
     return means
 
 
@@ -35,9 +38,9 @@ class EMA:
     Integers and booleans are copied. The first updates use a smaller decay, (1 + n) / (10 + n), so that the start is forgotten.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self._live = dict(module.state_dict(keep_vars=False))
+        self._live = dict(weights)
         self._mean = {
             name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.detach().clone()
             for name, tensor in self._live.items()
@@ -70,8 +73,8 @@ class RunningSum:
     fp32 keeps 7. A sum in fp32 would have lost them all. How many weights it holds is the step: one for each applied update.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._live = {name: tensor for name, tensor in module.state_dict(keep_vars=False).items() if tensor.is_floating_point()}
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._live = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
         self._sum = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self._live.items()}
 
     @torch.no_grad()

@@ -21,8 +21,7 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     engine = DDP(precision=config["trainer"]["precision"])
     corpora, objective = corpora_of(config, engine), objective_of(config)
     if isinstance(objective, Comparing):
-        source, budget = config["reference"] or config["init_from"], config["data"]["max_frames"]
-        take_reference(objective, source, run, corpora, engine, budget=budget, seed=config["seed"])
+        take_reference(objective, config, run, corpora, engine)
     model = list(objective.players.values())[-1].module
     for module in (model, *objective.helpers):
         module.to(engine.device)

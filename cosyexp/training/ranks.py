@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from cosyexp.errors import LostRankError, UserError
 
@@ -21,30 +22,34 @@ LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exit
 
 
 class Rank(NamedTuple):
-    """rank, world: this process and the number of processes. device: its own."""
+    """rank, world: this process and the number of processes. device: its own. joined: a group was made, which is to be left."""
 
     rank: int
     world: int
     device: torch.device
+    joined: bool
 
 
-def join(timeout: float) -> Rank:
-    """Joins the other ranks that the environment speaks of: NCCL between GPUs, Gloo between hosts. One alone needs no process group.
+def join(timeout: float, alone: bool = False) -> Rank:
+    """Joins the other ranks that the environment speaks of: NCCL between GPUs, Gloo between hosts.
 
-    timeout: seconds after which a collective that does not come back ends the run. Where a launcher shows each rank its own GPU
-    alone, that one is taken.
+    timeout: seconds after which a collective that does not come back ends the run. alone: makes a process group also for one rank,
+    which else needs none. Where a launcher shows each rank its own GPU alone, that one is taken.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    joined = (world > 1 or alone) and not dist.is_initialized()
+    if joined:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        own: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **own)
         if device.type == "cuda":  # whose own watchdog aborts the process, where a timeout of Gloo is an error that can be told
             later = timedelta(seconds=timeout + MARGIN)
             dist.distributed_c10d._get_default_group()._get_backend(device)._set_default_timeout(later)
-    return Rank(rank, world, device)
+    return Rank(rank, world, device, joined)
 
 
 def speaking(timeout: float, work: Callable[[Any], Outcome], config: Any) -> Outcome:

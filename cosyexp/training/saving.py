@@ -17,13 +17,13 @@ def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state
     """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
     folder = Path(engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0])
     for name in players:
-        write_weights(folder / f"{name}.safetensors", dict(engine.weights(name)), engine.rank)
+        write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
     for name, mean in engine.means().items():
-        write_weights(folder / f"{name}.safetensors", dict(mean), engine.rank)
+        write_weights(folder / f"{name}.safetensors", mean, engine.rank)
     engine_state = engine.state_dict()
     if engine.rank == 0 or engine_state:
         content = io.BytesIO()
-        torch.save({"engine": engine_state, **(state if engine.rank == 0 else {})}, content)
+        torch.save({"engine": engine_state, "layout": engine.layout, **(state if engine.rank == 0 else {})}, content)
         (folder / "trainer").mkdir(exist_ok=True)
         (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
     engine.gather(None)  # all files are there
@@ -32,14 +32,21 @@ def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state
     engine.gather(None)
 
 
-def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], rank: int) -> None:
+def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:
+    """Every rank iterates, as it may hold parts of the tensors; rank 0 keeps and writes them."""
+    kept = {name: tensor.cpu() for name, tensor in tensors if rank == 0}
     if rank == 0:
-        save_tensors(path, tensors)
+        save_tensors(path, kept)
 
 
 def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> dict[str, Any]:
     """Gives the engine back its weights and state, and returns the trainer's."""
     first = torch.load(checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True)
+    if (layout := first.get("layout", "whole")) != engine.layout:
+        raise UserError(
+            f"the optimizer state of {checkpoint.path} is {layout}, and this run wants it {engine.layout}: "
+            f"resume it as it was begun, or start from its weights by init_from= and another run_dir="
+        )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
     engine_state = torch.load(own, map_location="cpu", weights_only=True)["engine"] if own.exists() else first["engine"]
     networks, means = (

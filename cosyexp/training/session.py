@@ -73,9 +73,6 @@ def run(config: Mapping[str, Any]) -> Outcome:
         if isinstance(trainer.objective, Comparing):
             take_reference(trainer.objective, config, directory, corpora, engine)
         engine.place(trainer.objective.players, trainer.objective.helpers)
-        if engine.rank == 0:  # from here on the run directory holds a run
-            _describe(directory, config, overrides)
-        engine.gather(None)
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)
@@ -83,6 +80,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
                 log.warning("init_from=%s is not read: the run goes on from its own checkpoint", config["init_from"])
         else:
             log.info("%s: starting from %s", directory, source or "scratch")
+        if engine.rank == 0:  # from here on the run directory holds a run
+            _describe(directory, config, overrides)
+        engine.gather(None)
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
             trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, _settings(config, overrides))]
@@ -162,7 +162,8 @@ def _shared(config: Mapping[str, Any], corpus: Corpus, engine: Engine) -> tuple[
     """What the loaders of training and validation have alike."""
     data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
     plan = Plan(lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed)
-    return plan, {"seed": seed, "rank": engine.rank, "world": engine.world, "workers": data["workers"], "pin": pin}
+    ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
+    return plan, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}
 
 
 def objective_of(config: Mapping[str, Any]) -> Objective:

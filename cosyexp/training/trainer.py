@@ -105,10 +105,11 @@ class Trainer:
                 bar.update(self.progress.step - bar.n)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """One update of every player. A rank without micro-batches takes part all the same."""
+        """One update of every player. A rank without micro-batches, or with idle ones, takes part all the same."""
         began, progress = time.perf_counter(), self.progress
         batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
-        totals = self._totals(batches)
+        counted = [batch for micro, batch in zip(micro_batches, batches, strict=True) if not micro.idle]
+        totals = self._totals(counted)
         games = [self.objective.turns(batch) for batch in batches]
         for turn, name in enumerate(self.objective.players):
             losses = []
@@ -116,10 +117,10 @@ class Trainer:
                 seed_forward(self.seed, progress.step, micro.number, turn)
                 with self.engine.autocast():
                     loss = next(game)
-                self.engine.backward(name, loss.scaled(totals))
-                losses.append(loss.detach())
+                self.engine.backward(name, loss.scaled(totals) * (not micro.idle), last=micro is micro_batches[-1])
+                losses += [] if micro.idle else [loss.detach()]
             report = self.engine.step(name, progress.updates[name])
-            self._record(name, batches, losses, totals, report)
+            self._record(name, counted, losses, totals, report)
         assert all(next(game, None) is None for game in games), "an objective yields once for each player"
         progress.samples += int(totals["utterances"])
         progress.seconds += time.perf_counter() - began

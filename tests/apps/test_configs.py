@@ -179,6 +179,16 @@ def is_read(key: str, path: str) -> bool:
     return key in names_in_the_code() or f"${{{path}}}" in interpolations()
 
 
+def parameters(target: Any) -> set[str]:
+    """What a function or class takes; one that hands **options on to its base takes what that takes."""
+    found = inspect.signature(target).parameters.values()
+    names = {parameter.name for parameter in found}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
+        assert target.__bases__ != (object,), target
+        names |= parameters(target.__base__)
+    return names
+
+
 def unread(node: Any, path: str = "") -> Iterator[str]:
     """The keys below a composed node that its constructor does not take, or, without one, that no code names."""
     if isinstance(node, list):
@@ -188,9 +198,7 @@ def unread(node: Any, path: str = "") -> Iterator[str]:
         return
     taken: set[str] = set()
     if "_target_" in node:
-        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
-        assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters), node["_target_"]
-        taken = {parameter.name for parameter in parameters} | {"_target_", "_partial_"} | NOT_THE_ENGINES
+        taken = parameters(get_object(node["_target_"])) | {"_target_", "_partial_"} | NOT_THE_ENGINES
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         if path != "components" and not (key in taken if taken else is_read(key, here)):

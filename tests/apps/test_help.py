@@ -13,7 +13,7 @@ from tests.support import ROOT, command, environment
 
 # the groups and keys that a help must name
 APPS = {
-    "train": ["family=", "model=llm|flow|hifigan", "mode=", "engine=", "data=", "run_dir=", "init_from="],
+    "train": ["family=", "model=llm|flow|hifigan", "mode=", "engine=ddp|fsdp|deepspeed", "data=", "run_dir=", "init_from="],
     "prepare": ["corpus=demo|ljspeech|libritts|kaldi|table", "speech_tokenizer=", "speaker_encoder=", "family=", "out=", "inspect="],
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "output="],
     "export": ["format=onnx|jit", "run_dir=", "weights=", "components=", "out="],

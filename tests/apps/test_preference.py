@@ -54,6 +54,13 @@ def test_a_run_begins_as_its_own_reference(straight):
     assert {f"train/{name}" for name in names} <= metrics(straight)[1].keys()
 
 
+@pytest.mark.parametrize("engine", [["engine=fsdp"], ["engine=deepspeed", "engine.stage=3"]], ids=lambda words: words[0])
+def test_a_live_reference_stands_beside_a_sharded_policy(folder, straight, warm, tmp_path, engine):
+    warm("train", *words(folder, *engine, "run_dir=sharded"), cwd=tmp_path)
+    for ours, theirs in zip(metrics(tmp_path / "sharded"), metrics(straight), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+
+
 def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_path):
     cache = ["objective.cache_reference=true", "run_dir=cached"]
     warm("train", *words(folder, *cache), cwd=tmp_path)

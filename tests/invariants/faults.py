@@ -12,6 +12,9 @@ from cosyexp.models.layers.norm import MaskedGroupNorm
 from cosyexp.objectives import adversarial
 from cosyexp.objectives.losses.adversarial import tpr_loss
 from cosyexp.training.engines.ddp import DDP
+from cosyexp.training.engines.deepspeed import DeepSpeed
+from cosyexp.training.engines.fsdp import FSDP
+from cosyexp.training.engines.shared import Shared
 from cosyexp.training.trainer import Trainer
 
 
@@ -72,12 +75,50 @@ def left_frozen() -> Iterator[None]:
 @contextmanager
 def implicit_clip() -> Iterator[None]:
     """An engine that clips to 1.0 where nobody asked it to."""
-    build = DDP.__init__
+    build = Shared.__init__
 
-    def clipped(self: DDP, **options: Any) -> None:
+    def clipped(self: Shared, **options: Any) -> None:
         build(self, **{**options, "clip": 1.0 if options["clip"] is None else options["clip"]})
 
-    with patch.object(DDP, "__init__", clipped):
+    with patch.object(Shared, "__init__", clipped):
+        yield
+
+
+@contextmanager
+def clip_left_out() -> Iterator[None]:
+    """DeepSpeed is not told that there is no clipping, and clips to 1.0 on its own."""
+    build = DeepSpeed.__init__
+
+    def unsaid(self: DeepSpeed, **options: Any) -> None:
+        build(self, **options)
+        del self.config["gradient_clipping"]
+
+    with patch.object(DeepSpeed, "__init__", unsaid):
+        yield
+
+
+@contextmanager
+def mean_over_ranks() -> Iterator[None]:
+    """Shares of a loss are averaged over the ranks, not summed. Adam does not see it; the norm does."""
+    backward = FSDP.backward
+    with patch.object(FSDP, "backward", lambda self, name, loss, last: backward(self, name, loss / self.world, last)):
+        yield
+
+
+@contextmanager
+def reduced_too_early() -> Iterator[None]:
+    """Gradients leave with a step's first micro-batch."""
+    backward = DDP.backward
+    with patch.object(DDP, "backward", lambda self, name, loss, last: backward(self, name, loss, True)):
+        yield
+
+
+@contextmanager
+def bare_backward() -> Iterator[None]:
+    """ZeRO-3 is not told of a new backward, as no forward goes through DeepSpeed, and takes each for the first of its step."""
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
+    with patch.object(DeepSpeedZeroOptimizer_Stage3, "clear_backward_seen_flag", lambda self: None):
         yield
 
 

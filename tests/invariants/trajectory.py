@@ -3,6 +3,7 @@
 Every check takes a planted fault, so that it can be shown to fail.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from cosyexp.data.corpus import Corpus
 from cosyexp.data.loader import MicroBatch
@@ -77,6 +79,13 @@ def _by_plan(settings: dict[str, Any]) -> Trajectory:
         for _ in range(STEPS[trainer.model]):
             step(trainer, trainer.loader.next_step(), found)
         return finish(trainer, found)
+
+
+def by_plans(config: dict[str, Any]) -> dict[str, Trajectory]:
+    """Several trainings, one after the other, in the same ranks; `runs` are their settings by name."""
+    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", **alone)
+    return {name: _by_plan(dict(settings)) for name, settings in config["runs"].items()}
 
 
 def by_plan(

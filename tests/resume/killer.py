@@ -15,7 +15,7 @@ import cosyexp.training.saving
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.tensors import save_tensors
 from cosyexp.train import main
-from cosyexp.training.engines.ddp import DDP
+from cosyexp.training.engines.shared import Shared
 from cosyexp.training.trainer import Trainer
 
 
@@ -49,7 +49,7 @@ def half_a_file(path: Path, tensors: Any) -> None:
 
 POINTS: dict[str, Callable[[int], None]] = {
     "step": lambda n: before(Trainer, "step", n),
-    "update": lambda n: before(DDP, "step", n),
+    "update": lambda n: before(Shared, "step", n),
     "weights": lambda n: before(cosyexp.training.saving, "save_tensors", n, half_a_file),
     "meta": lambda n: before(Checkpoints, "commit", n),
     "rename": lambda n: before(os, "replace", n, counts=lambda source, _: str(source).endswith(".tmp")),

@@ -25,9 +25,9 @@ VARIANTS = {
 DEATHS = [("update", 5), ("weights", 2), ("step", 2), ("update", 3), ("rename", 2), ("meta", 1)]
 
 
-def hashes(run: Path) -> dict[str, str]:
-    """Of the weights of the last checkpoint, and of the optimizers' and the trainer's state but for the clock."""
-    folder = run / "checkpoints" / f"step_{STEPS:08d}"
+def hashes(run: Path, step: int = STEPS) -> dict[str, str]:
+    """Of the weights of the last checkpoint."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 

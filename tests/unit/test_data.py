@@ -19,7 +19,7 @@ from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.fields import F0, InstructTokens, Mel, SpeakerEmbedding, TextTokens, Utterance, Wave
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.layout import Layout
-from cosyexp.data.loader import Loader, ValidationLoader
+from cosyexp.data.loader import Loader, ValidationLoader, dealt
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import Characters, Whisper, whisper_encoding
@@ -523,3 +523,13 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     ranks = (base64.b64encode(bytes([i])).decode() + f" {i}\n" for i in range(256))
     (tmp_path / "a.tiktoken").write_text("".join(ranks))
     assert len(Corpus(lists, view, max_bad=0, processes=1)) > 0
+
+
+@pytest.mark.parametrize(("batches", "ranks"), [(5, 2), (4, 2), (1, 3)])
+def test_even_ranks_have_equally_many_micro_batches_and_each_counts_once(batches, ranks):
+    rows = [np.array([i]) for i in range(batches)]
+    dealings = [dealt(rows, rank, ranks, even=True) for rank in range(ranks)]
+    assert len({len(dealing) for dealing in dealings}) == 1
+    together = sorted((number, int(row[0])) for dealing in dealings for number, row in dealing)
+    assert together == [(i, min(i, batches - 1)) for i in range(len(together))]
+    assert sum(len(dealt(rows, rank, ranks, even=False)) for rank in range(ranks)) == batches

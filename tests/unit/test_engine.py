@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from cosyexp.objectives.base import Player
-from cosyexp.training.engines.ddp import DDP, buckets
+from cosyexp.training.engines.ddp import DDP
+from cosyexp.training.engines.reducer import buckets
 
 OPTIMIZERS = {
     "fused AdamW": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01, fused=True),

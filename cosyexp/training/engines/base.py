@@ -26,11 +26,17 @@ class StepReport:
 
 
 class Engine(Protocol):
-    """rank, world: this process and the number of processes. device: where batches go."""
+    """rank, world: this process and the number of processes. device: where batches go.
+
+    even: every rank must run equally many forwards, as in them it waits for the others.
+    layout: how the optimizer state lies in a checkpoint; "whole", or something that another engine cannot resume from.
+    """
 
     rank: int
     world: int
     device: torch.device
+    even: bool
+    layout: str
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
         """Moves networks to the device, makes the optimizers."""
@@ -40,14 +46,15 @@ class Engine(Protocol):
         """Around every forward."""
         ...
 
-    def backward(self, name: str, loss: Tensor) -> None:
-        """Adds the gradients of a player's share of the step's loss, on this rank alone."""
+    def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        """Adds the gradients of a player's share of the step's loss. last: of this rank's micro-batches in the step."""
         ...
 
     def step(self, name: str, update: int) -> StepReport:
         """Sums the gradients over ranks, clips, updates the player unless they are not finite, and clears them.
 
-        update: how many updates this player had, from which its learning rate follows. A rank without micro-batches calls it too.
+        update: how many updates this player had, from which its learning rate follows. A rank without micro-batches calls it too,
+        unless the engine is even.
         """
         ...
 

@@ -1,0 +1,92 @@
+"""Weights, gradients and optimizer state lie in shards, one on each rank: torch's FSDP2 (Zhao et al. 2023)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cosyexp.errors import UserError
+from cosyexp.objectives.base import Player
+from cosyexp.training.engines.blocks import repeated_blocks
+from cosyexp.training.engines.shared import DTYPES, Shared
+
+
+class FSDP(Shared):
+    """Each repeated block of the network is gathered for its forward and for its backward, the rest for the whole of them.
+
+    gather: precision in which weights travel, and lie gathered; "bf16" halves both, and rounds what autocast would leave in fp32.
+    keep_gathered: blocks stay gathered between forward and backward, which takes memory and saves time.
+    """
+
+    even = True
+    needs_group = True
+
+    def __init__(self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any) -> None:
+        if gather not in ("fp32", "bf16"):
+            raise UserError(f"engine.gather={gather} is neither fp32 nor bf16")
+        super().__init__(**options)
+        self.sharding: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (self.world,)),
+            "reshard_after_forward": not keep_gathered,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False),
+        }
+        self.shards: dict[str, dict[str, Tensor]] = {}
+
+    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+        if len(players) > 1:
+            raise UserError(f"engine=fsdp trains one network, not {' and '.join(players)}: give engine=ddp or engine=deepspeed")
+        super().place(players, helpers)
+
+    def _prepare(self, name: str) -> None:
+        module = self.players[name].module
+        for block in repeated_blocks(module):
+            fully_shard(block, **self.sharding)
+        fully_shard(module, **self.sharding)
+        self.shards[name] = self._parts(name)
+
+    def _scaler(self) -> torch.amp.GradScaler:
+        return ShardedGradScaler(self.device.type, enabled=self.dtype is torch.float16)
+
+    def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        self.scalers[name].scale(loss * self.world).backward()  # FSDP takes the mean over ranks
+
+    def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
+        return shard_like(self.shards[name][key], whole)
+
+    def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
+        return unshard(part)
+
+    def _optimizer_state(self, name: str) -> dict[str, Any]:
+        """Whole, as of the other engines, on rank 0's host alone."""
+        state: dict[str, Any] = self.optimizers[name].state_dict()
+        whole: dict[int, dict[str, Tensor]] = {i: {} for i in state["state"]}
+        for i, entry in state["state"].items():
+            for key, value in entry.items():
+                tensor = unshard(value)
+                if self.rank == 0:
+                    whole[i][key] = tensor.cpu()
+        return {**state, "state": whole}
+
+    def _load_optimizer(self, name: str, state: Mapping[str, Any]) -> None:
+        parameters = self._trained(name)
+        parts = {
+            i: {key: shard_like(parameters[i], value) if value.dim() else value for key, value in entry.items()}
+            for i, entry in state["state"].items()
+        }
+        super()._load_optimizer(name, {**state, "state": parts})
+
+
+def unshard(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(part: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank has whole."""
+    if not isinstance(part, DTensor):
+        return whole
+    return distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)

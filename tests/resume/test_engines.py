@@ -1,0 +1,64 @@
+"""Under every engine a run that was stopped and started again ends like one that was not, to the last bit."""
+
+import signal
+
+import pytest
+
+from cosyexp.training.launch import launch
+from tests.resume.restarts import restarts
+from tests.resume.test_resume import hashes, newest
+from tests.support import config, metrics, sentence, train_words
+
+EVERY = ["trainer.valid_every=3", "checkpoint.every=3", "trainer.ema=0.9", "trainer.running_sum=true", "engine.nproc_per_node=2"]
+RUNS = {
+    "ddp-hifigan": ["engine=ddp"],
+    "fsdp-flow": ["engine=fsdp"],
+    **{f"zero{stage}-hifigan": ["engine=deepspeed", f"engine.stage={stage}"] for stage in (2, 3)},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory):
+    """Runs of two ranks, straight/<name> and stopped/<name>; all in the same two processes, as starting them takes long."""
+    folder, runs = tmp_path_factory.mktemp("engines"), []
+    for name, engine in RUNS.items():
+        for kind, steps in (("straight", 6), ("stopped", 3), ("stopped", 6)):
+            words = [*EVERY, *engine, f"trainer.steps={steps}", f"run_dir={folder}/{kind}/{name}"]
+            runs.append(config(name.split("-")[1], data, *words))
+    across = [config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across") for engine in ("fsdp", "ddp")]
+    for settings, steps in zip(across, (3, 6), strict=True):
+        settings["trainer"]["steps"] = steps
+    launch(restarts, {"engine": {"nproc_per_node": 2}, "runs": [*runs, *across]})
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_stopped_and_started_again(folder, name):
+    stopped, straight = folder / "stopped" / name, folder / "straight" / name
+    assert hashes(stopped, 6) == hashes(straight, 6) and len(hashes(straight, 6)) >= 3
+    assert metrics(stopped) == metrics(straight)
+
+
+def test_a_run_of_fsdp_goes_on_under_ddp(folder):
+    one, other = metrics(folder / "across")[-1], metrics(folder / "straight/fsdp-flow")[-1]
+    assert one["step"] == other["step"] == 6
+    assert one["valid/loss"] == pytest.approx(other["valid/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", [["engine=deepspeed", "engine.stage=3"], ["engine=fsdp"]], ids=lambda words: words[0])
+def test_killed_and_started_again(engine, data, tmp_path, warm):
+    words = train_words("llm", data, "trainer.steps=4", "trainer.valid_every=2", "checkpoint.every=2", *engine)
+    warm("train", *words, "run_dir=straight", cwd=tmp_path)
+    for point in (("update", 4), ("weights", 1)):
+        killed = warm.module("tests.resume.killer", *point, *words, "run_dir=killed", cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, (point, killed.stdout, killed.stderr)
+    ended = warm("train", *words, "run_dir=killed", cwd=tmp_path)
+    assert "resuming at step 2" in ended.stdout and newest(tmp_path / "killed") == 4
+    assert hashes(tmp_path / "killed", 4) == hashes(tmp_path / "straight", 4)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
+    if "deepspeed" in engine[0]:
+        before = (tmp_path / "straight/config.yaml").read_bytes()
+        other = [word for word in words if not word.startswith("engine")]
+        refused = warm("train", *other, "trainer.steps=6", "run_dir=straight", cwd=tmp_path, check=False)
+        sentence(refused, "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, and this run wants it whole", "init_from=")
+        assert (tmp_path / "straight/config.yaml").read_bytes() == before
