@@ -23,6 +23,7 @@ def to_fp16(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
 
     exact = {node.name for node in model.graph.node if node.op_type in SUMS or stays(node, full) or is_norm(node)} | angles(model)
     converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(exact))
+    del converted.graph.value_info[:]  # the types that it notes are partly those from before
     return without_detours(converted)
 
 

@@ -33,6 +33,12 @@ class Conditions(nn.Module):
         return tokens, speaker, torch.randn(batch, self.network.spk_embed_affine_layer.out_features, 2 * size, generator=draw)
 
 
+class UpsampledConditions(Conditions):
+    """The same for the v2 encoder, whose sizes torch.export does not follow."""
+
+    formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",)}
+
+
 class Velocity(nn.Module):
     """The estimator, with the inputs and the output that the original exports."""
 
