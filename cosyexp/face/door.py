@@ -95,7 +95,8 @@ def register() -> None:
     from cosyexp import schema
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
-    OmegaConf.register_new_resolver("cosyexp.conf", lambda: str(CONFIGS.resolve()), replace=True)
+    door = OmegaConf.load(CONFIGS / "door.yaml")  # for the app whose configs lie in a folder, where no group of train's is seen
+    ConfigStore.instance().store(group="schema", name="door", node=door, package="_global_")
     for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
         ConfigStore.instance().store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
 

@@ -70,9 +70,7 @@ def test_the_original_s_runtime_calls_a_language_model(components, tmp_path, pre
     for begin, end in ((0, 5), *((i, i + 1) for i in range(5, 9))):
         seen = torch.tril(torch.ones(1, end - begin, end - begin)).to(torch.bool)
         piece = xs[:, begin:end].to(dtype)
-        out, cache, _ = model.forward_chunk(
-            piece, offset=begin, required_cache_size=-1, att_cache=cache, cnn_cache=nothing, att_mask=seen
-        )
+        out, cache, _ = model.forward_chunk(piece, offset=begin, required_cache_size=-1, att_cache=cache, cnn_cache=nothing, att_mask=seen)
         found.append(out.float())
     assert cache.shape[2] == 9 and cache.dtype == dtype
     wanted = eager(component, xs, torch.tensor([9]))[0]
