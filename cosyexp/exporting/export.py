@@ -64,7 +64,8 @@ class ComponentFormat:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self.write(component, path, precision)
-                report[name] = {"file": path.name, "bytes": path.stat().st_size, **self.prove(component, path, name, precision)}
+                made = {"file": path.name, "weights": str(source.weights), "bytes": path.stat().st_size}
+                report[name] = {**made, **self.prove(component, path, name, precision)}
                 if timed:
                     report[name]["milliseconds"] = latencies(component, self.load(path, precision))
             write_excerpt(source, part)
