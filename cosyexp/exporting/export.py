@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ class ComponentFormat:
     ) -> list[Path]:
         found = chosen(source, names, self.name, precision)
         components, report = load_components(source, found), {}
-        with staged(out, f"{source.config['model']['name']}.{precision}") as part:
+        with staged(out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}") as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self.write(component, path, precision)
@@ -90,19 +90,20 @@ class ComponentFormat:
 def staged(out: Path, job: str) -> Iterator[Path]:
     """A folder in `out` to write into, whose files move there if all goes well within. What a kill left of the same job is removed."""
     part = out / f".{job}.part"
-    made = next((path for path in (*reversed(out.parents), out) if not path.exists()), None)  # the first folder that is new
+    new = [path for path in (out, *out.parents) if not path.exists()]
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         yield part
         for path in sorted(part.iterdir()):
             sync(path)
             os.replace(path, out / path.name)
         sync(out)
-        made = None
     finally:
-        shutil.rmtree(made or part, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):  # folders that are new stay where there is something in them
+            for path in new:
+                path.rmdir()
 
 
 def write_excerpt(source: Source, folder: Path) -> None:

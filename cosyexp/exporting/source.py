@@ -31,12 +31,17 @@ class Source:
 def of_run(run: RunDirectory, choice: str) -> Source:
     """A run with the weights that `choice` means there, see `find_weights`."""
     config, weights = run.config(), find_weights(run, choice)
-    meta = weights.parent / META
-    if choice not in HASHED and meta.is_file():
-        hashes = (yaml.safe_load(meta.read_text()) or {}).get("sha256") or {}
-        if weights.name in hashes and file_hash(weights) != hashes[weights.name]:
-            raise UserError(f"{weights} is not what was written: choose other weights, or make it again")
+    if choice not in HASHED and (expected := noted_hash(weights)) and file_hash(weights) != expected:
+        raise UserError(f"{weights} is not what was written: choose other weights, or make it again")
     return Source(str(run), config, weights, run.speakers if run.speakers.exists() else None)
+
+
+def noted_hash(weights: Path) -> str | None:
+    """What the `meta.yaml` beside a file says of it, if there is one."""
+    try:
+        return str(yaml.safe_load((weights.parent / META).read_text())["sha256"][weights.name])
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return None
 
 
 def load_network(source: Source) -> nn.Module:
