@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 from onnx import TensorProto
@@ -169,7 +170,6 @@ def test_weights_of_eight_bits(components, files):
 
 @pytest.mark.parametrize(("name", "precision"), [("llm.decode", "fp32"), ("llm.decode", "int8"), ("hift", "fp32")])
 def test_exported_files_run_in_openvino(components, files, name, precision):
-    openvino = pytest.importorskip("openvino", reason="openvino is part of the dev extra")
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(files(name, precision)), "CPU", settings)
