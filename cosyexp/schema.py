@@ -32,12 +32,15 @@ class Method(Enum):
 
 class ExportPrecision(Enum):
     fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
 
 
 class Backend(Enum):
     torch = "torch"
     onnx = "onnx"
     jit = "jit"
+    pt2 = "pt2"
 
 
 class Score(Enum):
@@ -122,11 +125,17 @@ class Average:
 
 @dataclass
 class Export:
+    """family, model, settings: instead of a run, whose network the weights are, as words of train. latency: whether it is measured."""
+
     run_dir: str | None = None
+    family: str | None = None
+    model: str | None = None
+    settings: list[str] = field(default_factory=list)
     format: Any = field(default_factory=dict)
     weights: str = "best"
     precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
     components: list[str] = field(default_factory=lambda: ["all"])
+    latency: bool = True
     out: str | None = None
     tag: str = "${cosyexp.swept:}"
 
@@ -134,11 +143,13 @@ class Export:
 @dataclass
 class Synthesize:
     text: str = "???"
-    llm: str = "???"
-    flow: str = "???"
-    hifigan: str = "???"
+    llm: str | None = None
+    flow: str | None = None
+    hifigan: str | None = None
+    exports: list[str] = field(default_factory=list)
     speaker: str | None = None
     backend: Backend = Backend.torch
+    precision: ExportPrecision = ExportPrecision.fp32
     weights: str = "best"
     out: str = "out${cosyexp.swept:}.wav"
     seed: int = 0

@@ -1,7 +1,6 @@
-"""The exportable parts of a trained run: its network's YAML names them, under `components`."""
+"""The exportable parts of a model: its network's YAML names them, under `components`."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import hydra.utils
@@ -10,41 +9,59 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cosyexp.errors import UserError
-from cosyexp.run.directory import RunDirectory
+from cosyexp.exporting.source import Source, load_network
 from cosyexp.run.targets import build, check_targets
-from cosyexp.run.weights import load_weights
+
+Formats = Mapping[str, tuple[str, ...]]
+ANYWHERE: Formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",), "pt2": ("fp32",)}
 
 
 class Component(Protocol):
     """A module that stands alone. To export another part, write one of these and name it in `conf/network/`.
 
     inputs, outputs: names, in order. dynamic: the dimensions of each that may vary, by a name for their size.
+    A class may also have
+        formats: in which formats and precisions it can be; default ANYWHERE.
+        full: its submodules, by their names, that stay in full precision where the rest is fp16 or int8.
+        methods: those that a TorchScript file has beside `forward`.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, str]]
 
-    def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        """Random inputs of some size."""
+    def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
+        """Random inputs: `batch` rows of some size."""
         ...
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]: ...
 
 
-def load_components(run: RunDirectory, weights: Path) -> dict[str, Component]:
-    """All components of a run with the weights in a file, ready for inference."""
-    config = run.config()
-    if not config.get("components"):
-        raise UserError(f"{run} names no components to export: its network's YAML has none")
-    network: nn.Module = build(config["network"])
-    load_weights(network, weights)
+def chosen(source: Source, names: Sequence[str] | None, form: str, precision: str) -> list[str]:
+    """The components, all or those that are named, that can be in a format and precision; UserError where there are none."""
+    nodes = source.config.get("components")
+    if not nodes:
+        raise UserError(f"{source.name} names no components to export: its network's YAML has none")
+    if unknown := sorted(set(names or ()) - nodes.keys()):
+        raise UserError(f"{source.name} has no component {unknown[0]}: it has {', '.join(nodes)}")
+    possible = {name: getattr(component_class(node), "formats", ANYWHERE) for name, node in nodes.items()}
+    found = [name for name in names or nodes if precision in possible[name].get(form, ())]
+    if missing := [name for name in names or () if name not in found] or ([] if found else list(nodes)):
+        can = "; ".join(f"format={known} precision={','.join(values)}" for known, values in possible[missing[0]].items())
+        raise UserError(f"{missing[0]} of {source.name} cannot be exported as format={form} precision={precision}, but as {can}")
+    return found
+
+
+def load_components(source: Source, names: Sequence[str] | None = None) -> dict[str, Component]:
+    """Components, all or those that are named, ready for inference."""
+    network = load_network(source)
     fold_parametrizations(network)
     network.eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = float(module.p)  # TorchScript takes no 0 for 0.0
-    return {name: build(node, network).eval() for name, node in config["components"].items()}
+    nodes = source.config["components"]
+    return {name: build(nodes[name], network).eval() for name in names or nodes}
 
 
 def component_class(node: Mapping[str, Any]) -> type[Component]:

@@ -1,21 +1,22 @@
-"""Writes a run in a format, and proves what was written."""
+"""Writes a model in a format, and proves what was written."""
 
-import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+import yaml
 from torch import Tensor
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.components import Component, load_components
-from cosyexp.exporting.verify import TOLERANCE, compare
-from cosyexp.run.directory import RunDirectory
-from cosyexp.run.files import write_json
-
-log = logging.getLogger(__name__)
+from cosyexp.exporting.components import Component, chosen, load_components
+from cosyexp.exporting.report import merge_report, show
+from cosyexp.exporting.source import Source
+from cosyexp.exporting.verify import TOLERANCES, compare, latencies
+from cosyexp.run.files import sync, write_text
 
 
 class Format(Protocol):
@@ -23,58 +24,91 @@ class Format(Protocol):
 
     name: str
 
-    def export(self, run: RunDirectory, weights: Path, precision: str, names: Sequence[str] | None, out: Path) -> list[Path]:
+    def export(
+        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+    ) -> list[Path]:
         """Writes files and `report.<precision>.json` into `out`, and returns the files.
 
-        names: the components, or None for all. Raises UserError where a file is not what the run computes; it is not kept.
+        names: the components, or None for all that the format can. timed: whether their latencies are measured too.
+        Raises UserError where a file is not what PyTorch computes; then all files stay as they were.
         """
         ...
 
 
 class ComponentFormat:
-    """A format with a file for each component, `<component>.<precision>.<suffix>`."""
+    """A format with a file for each component, `<component>.<precision>.<suffix>`.
+
+    Beside them lie `<model>.yaml` and `speakers.safetensors`: with these and the files alone, `synthesize` speaks.
+    """
 
     name: str
     suffix: str
 
-    def write(self, component: Component, path: Path) -> None:
+    def runtime(self) -> str:
+        """What runs the files here, for the report."""
         raise NotImplementedError
 
-    def load(self, path: Path) -> Callable[..., tuple[Tensor, ...]]:
-        """A function of the component's inputs, in order."""
+    def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         raise NotImplementedError
 
-    def export(self, run: RunDirectory, weights: Path, precision: str, names: Sequence[str] | None, out: Path) -> list[Path]:
-        components = load_components(run, weights)
-        if unknown := sorted(set(names or ()) - components.keys()):
-            raise UserError(f"{run} has no component {unknown[0]}: it has {', '.join(components)}")
-        report, paths = {}, []
-        for name in names or components:
-            path = out / f"{name}.{precision}.{self.suffix}"
-            with proven(path) as part:
-                self.write(components[name], part)
-                report[name] = compare(components[name], self.load(part))
-                worst = max(report[name]["largest_error"].values())
-                if worst > TOLERANCE:
-                    raise UserError(f"{name} as {self.name} differs from PyTorch by {worst:.1e}, above {TOLERANCE}: it was not kept")
-            report[name]["bytes"] = path.stat().st_size
-            paths.append(path)
-            log.info("%s: %.1f MB, differs by %.1e at most", path, path.stat().st_size / 1e6, worst)
-        write_report(out, precision, weights, report)
-        return paths
+    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+        """A function of the component's inputs, in order, in fp32."""
+        raise NotImplementedError
+
+    def export(
+        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+    ) -> list[Path]:
+        found = chosen(source, names, self.name, precision)
+        components, report = load_components(source, found), {}
+        with staged(out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}") as part:
+            for name, component in components.items():
+                path = part / self.file(name, precision)
+                self.write(component, path, precision)
+                made = {"file": path.name, "weights": str(source.weights), "bytes": path.stat().st_size}
+                report[name] = {**made, **self.prove(component, path, name, precision)}
+                if timed:
+                    report[name]["milliseconds"] = latencies(component, self.load(path, precision))
+            write_excerpt(source, part)
+        whole = {"weights": str(source.weights), "runtime": self.runtime(), "threads": torch.get_num_threads()}
+        merge_report(out, precision, whole, report)
+        show(precision, whole, report)
+        return [out / self.file(name, precision) for name in components]
+
+    def file(self, name: str, precision: str) -> str:
+        return f"{name}.{precision}.{self.suffix}"
+
+    def prove(self, component: Component, path: Path, name: str, precision: str) -> dict[str, Any]:
+        measured = compare(component, self.load(path, precision), precision, path.name)
+        worst = max(measured["largest_error"].values())
+        if worst > TOLERANCES[precision]:
+            limit = TOLERANCES[precision]
+            raise UserError(f"{name} as {self.name} in {precision} differs from PyTorch by {worst:.1e}, above {limit}: it was not kept")
+        return measured
 
 
 @contextmanager
-def proven(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place if all goes well within."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
+def staged(out: Path, job: str) -> Iterator[Path]:
+    """A folder in `out` to write into, whose files move there if all goes well within. What a kill left of the same job is removed."""
+    part = out / f".{job}.part"
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    shutil.rmtree(part, ignore_errors=True)
     try:
+        part.mkdir(parents=True)
         yield part
-        os.replace(part, path)
+        for path in sorted(part.iterdir()):
+            sync(path)
+            os.replace(path, out / path.name)
+        sync(out)
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):  # folders that are new stay where there is something in them
+            for path in new:
+                path.rmdir()
 
 
-def write_report(out: Path, precision: str, weights: Path, components: dict[str, Any]) -> None:
-    write_json(out / f"report.{precision}.json", {"weights": str(weights), "components": components})
+def write_excerpt(source: Source, folder: Path) -> None:
+    """What synthesis reads of a config, under the same names, and the speakers."""
+    excerpt = {key: source.config[key] for key in ("family", "model", "components")}
+    write_text(folder / f"{excerpt['model']['name']}.yaml", yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True))
+    if source.speakers is not None:
+        shutil.copyfile(source.speakers, folder / source.speakers.name)

@@ -1,20 +1,15 @@
-"""The weights of a run as the official releases have them, for the official runtime."""
+"""The weights of a model as the official releases have them, for the official runtime."""
 
 import io
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.export import proven, write_report
-from cosyexp.run.directory import RunDirectory
-from cosyexp.run.targets import build
-from cosyexp.run.weights import load_weights
-
-log = logging.getLogger(__name__)
+from cosyexp.exporting.export import staged
+from cosyexp.exporting.report import merge_report
+from cosyexp.exporting.source import Source, load_network
 
 
 class Official:
@@ -22,21 +17,25 @@ class Official:
 
     name = "official"
 
-    def export(self, run: RunDirectory, weights: Path, precision: str, names: Sequence[str] | None, out: Path) -> list[Path]:
-        config = run.config()
+    def export(
+        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+    ) -> list[Path]:
         if names is not None:
             raise UserError("format=official writes the whole model, no single components: leave components= out")
-        network: nn.Module = build(config["network"])
-        load_weights(network, weights)
-        tensors = network.state_dict()
-        path = out / f"{config['model']['official']}.pt"
-        with proven(path) as part:
+        if precision != "fp32":
+            raise UserError(f"format=official writes the weights as they are, not in {precision}: leave precision= out")
+        tensors = load_network(source).state_dict()
+        name = source.config["model"]["official"]
+        path = out / f"{name}.pt"
+        with staged(out, name) as part:
             content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
             torch.save(dict(tensors), content)
-            part.write_bytes(content.getbuffer())
-            written = torch.load(part, map_location="cpu", weights_only=True)
+            (part / path.name).write_bytes(content.getbuffer())
+            written = torch.load(part / path.name, map_location="cpu", weights_only=True)
             if list(written) != list(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
                 raise UserError(f"{path} did not come back as it was written: it was not kept")
-        write_report(out, precision, weights, {config["model"]["official"]: {"tensors": len(tensors), "bytes": path.stat().st_size}})
-        log.info("%s: %.1f MB, %d tensors", path, path.stat().st_size / 1e6, len(tensors))
+        size = path.stat().st_size
+        entry = {"file": path.name, "bytes": size, "tensors": len(tensors)}
+        merge_report(out, precision, {"weights": str(source.weights)}, {name: entry})
+        print(f"{path}: {size / 1e6:.1f} MB, {len(tensors)} tensors")
         return [path]

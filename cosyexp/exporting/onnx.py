@@ -6,48 +6,62 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.smaller import to_fp16, to_int8
 
-TRACED = 24  # size of the inputs that the exporter looks at
+TRACED = 24, 2  # size and rows of the inputs that the exporter looks at
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+SMALLER = {"fp16": to_fp16, "int8": to_int8}
 
 
 class Onnx(ComponentFormat):
-    """opset: version of the operator set."""
+    """Inputs and outputs are fp32 in all precisions. opset: version of the operator set."""
 
     name, suffix = "onnx", "onnx"
 
     def __init__(self, *, opset: int = 18) -> None:
         self.opset = opset
 
-    def write(self, component: Component, path: Path) -> None:
+    def runtime(self) -> str:
+        import onnxruntime
+
+        return f"ONNX Runtime {onnxruntime.__version__} ({providers()[0]})"
+
+    def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         """One self-contained file; sizes stay dynamic where the component says so."""
-        shapes = tuple(dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in component.inputs)
+        import onnx
+
         with quiet():
             program = torch.onnx.export(
                 component,  # type: ignore[arg-type]
-                component.example(TRACED, torch.Generator().manual_seed(0)),
+                example(component),
                 dynamo=True,
                 input_names=list(component.inputs),
                 output_names=list(component.outputs),
-                dynamic_shapes=shapes,
+                dynamic_shapes=dimensions(component),
                 opset_version=self.opset,
                 verbose=False,
             )
             assert program is not None
-            program.save(str(path), external_data=False)
+            if precision == "fp32":
+                program.save(str(path), external_data=False)
+            else:
+                onnx.save(SMALLER[precision](program.model_proto, getattr(component, "full", ())), str(path))
 
-    def load(self, path: Path) -> Callable[..., tuple[Tensor, ...]]:
-        """A function of the component's inputs, in order."""
+    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers())
         names = [node.name for node in session.get_inputs()]
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -55,6 +69,25 @@ class Onnx(ComponentFormat):
             return tuple(torch.from_numpy(output) for output in session.run(None, feeds))
 
         return run
+
+
+def providers() -> list[str]:
+    """CUDA where it is, else the CPU."""
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    return [name for name in PROVIDERS if name in available]
+
+
+def example(component: Component) -> tuple[Tensor, ...]:
+    """The inputs that an exporter looks at."""
+    size, batch = TRACED
+    return component.example(size, torch.Generator().manual_seed(0), batch)
+
+
+def dimensions(component: Component) -> tuple[Any, ...]:
+    """What may vary of each input, for `torch.export`."""
+    return tuple(dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in component.inputs)
 
 
 @contextmanager

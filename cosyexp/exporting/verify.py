@@ -1,36 +1,50 @@
-"""Is what was exported the same function?"""
+"""Is what was exported the same function, and how fast is it?"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cosyexp.exporting.components import Component
 
-SIZES = (7, 50, 133)  # odd and even ones, shorter and longer than what the exporter saw
-TOLERANCE = 1e-4  # absolute, or relative where values are larger than 1
-REPEATS = 5
+Function = Callable[..., tuple[Tensor, ...]]
+INPUTS, SHORTEST, LONGEST = 10, 16, 512
+FRAMES = (200, 500, 1000)  # sizes that are timed
+REPEATS = 3
+TOLERANCE = 1e-4  # of fp32: absolute, or relative where values are larger than 1
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.1}  # of the others: a share of the output's largest value
 
 
-def compare(component: Component, exported: Callable[..., tuple[Tensor, ...]]) -> dict[str, Any]:
-    """Runs both on the same random inputs; returns the largest error of each output, and the latencies.
+def trials() -> Iterator[tuple[int, int]]:
+    """Sizes and numbers of rows of the inputs: random, one after another odd or not, and 1 row or 2."""
+    sizes = torch.randint(SHORTEST // 2, LONGEST // 2, (INPUTS,), generator=torch.Generator().manual_seed(1))
+    for i, half in enumerate(sizes.tolist()):
+        yield 2 * half + i % 2, 1 + i // 2 % 2
 
-    An error is absolute, or relative where PyTorch's value is larger than 1.
-    """
+
+def compare(component: Component, exported: Function, precision: str = "fp32", name: str = "") -> dict[str, Any]:
+    """Runs both on the same random inputs, PyTorch in fp32; returns the largest error of each output, and of each input."""
     draw = torch.Generator().manual_seed(1)
-    errors = dict.fromkeys(component.outputs, 0.0)
-    inputs: tuple[Tensor, ...] = ()
-    for size in SIZES:
-        inputs = component.example(size, draw)
-        for name, wanted, found in zip(component.outputs, eager(component, *inputs), exported(*inputs), strict=True):
-            error = ((wanted - found).abs() / wanted.abs().clamp(min=1)).max()
-            errors[name] = max(errors[name], float(error.nan_to_num(nan=torch.inf)))
-    return {
-        "largest_error": errors,
-        "milliseconds": {"torch": latency(eager, component, *inputs), "exported": latency(exported, *inputs)},
-    }
+    errors, inputs = dict.fromkeys(component.outputs, 0.0), []
+    for size, batch in tqdm(list(trials()), desc=f"verifying {name}", leave=False, disable=None):
+        given = component.example(size, draw, batch)
+        pairs = zip(eager(component, *given), exported(*given), strict=True)
+        found = dict(zip(component.outputs, (error(*pair, precision) for pair in pairs), strict=True))
+        errors = {output: max(errors[output], found[output]) for output in errors}
+        inputs.append({"size": size, "batch": batch, "error": max(found.values())})
+    return {"largest_error": errors, "inputs": inputs}
+
+
+def error(wanted: Tensor, found: Tensor, precision: str) -> float:
+    """By the measure of TOLERANCES; infinite where the shapes differ, or where something is no number."""
+    if wanted.shape != found.shape or not wanted.numel():
+        return 0.0 if wanted.shape == found.shape else torch.inf
+    wanted, found = wanted.float(), found.float()
+    size = wanted.abs().clamp(min=1) if precision == "fp32" else wanted.abs().max().clamp(min=1e-3)
+    return float(((wanted - found).abs() / size).max().nan_to_num(nan=torch.inf))
 
 
 @torch.no_grad()
@@ -39,8 +53,17 @@ def eager(component: Component, *inputs: Tensor) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
+def latencies(component: Component, exported: Function) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call, by size, of PyTorch and of what was exported."""
+    draw, found = torch.Generator().manual_seed(1), {}
+    for size in FRAMES:
+        given = component.example(size, draw)
+        found[str(size)] = {"torch": latency(eager, component, *given), "exported": latency(exported, *given)}
+    return found
+
+
 def latency(function: Callable[..., Any], *inputs: Any) -> float:
-    """The shortest of some runs, in milliseconds."""
+    """The shortest of some calls, in milliseconds."""
     times = []
     for _ in range(REPEATS):
         began = time.perf_counter()

@@ -23,7 +23,8 @@ def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) ->
         key, equals, value = word.partition("=")
         if equals and not word.startswith("-"):
             if key in lists and not value.startswith("["):
-                word = f"{key}=" + (",".join(f"[{item}]" for item in value.split(",")) if sweep else f"[{value}]")
+                items = [literal(item) if "=" in item else item for item in value.split(",")]
+                word = f"{key}=" + (",".join(f"[{item}]" for item in items) if sweep else f"[{','.join(items)}]")
             elif not sweep and needs_quotes(word, key in free):
                 word = f"{key}={literal(value)}"
         yield word

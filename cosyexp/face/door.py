@@ -101,11 +101,14 @@ def register() -> None:
     from cosyexp import schema
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
-    OmegaConf.register_new_resolver("cosyexp.conf", lambda: str(CONFIGS.resolve()), replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         importlib.import_module("cosyexp.face.queue").register()
+    store = ConfigStore.instance().store  # for the app whose configs lie in a folder, where no group of train's is seen
+    store(group="schema", name="door", node=OmegaConf.load(CONFIGS / "door.yaml"), package="_global_")
+    for path in sorted((CONFIGS / "hydra").glob("*/*.yaml")):
+        store(group=f"hydra/{path.parent.name}", name=path.stem, node=OmegaConf.load(path))
     for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
-        ConfigStore.instance().store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
+        store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
 
 
 def swept() -> str:

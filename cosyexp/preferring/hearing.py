@@ -10,6 +10,7 @@ from cosyexp.data.draws import keyed
 from cosyexp.evaluation.judges import Whisper
 from cosyexp.evaluation.measures import error_rate
 from cosyexp.run.directory import RunDirectory
+from cosyexp.synthesis.backends import of_weights
 from cosyexp.synthesis.pipeline import Pipeline
 
 
@@ -21,8 +22,8 @@ class ErrorRate:
 
     def __init__(self, llm: str, flow: str, hifigan: str, *, asr: str | None, language: str | None, seed: int) -> None:
         self.seed, self.judge = seed, Whisper(Path(asr) if asr else None, language)
-        runs = {name: RunDirectory(path) for name, path in (("llm", llm), ("flow", flow), ("hifigan", hifigan))}
-        self.voice = Pipeline(**runs, backend="torch", weights="best")
+        runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
+        self.voice = Pipeline({name: of_weights(RunDirectory(path), "best") for name, path in runs.items()})
 
     @torch.inference_mode()
     def __call__(self, row: Mapping[str, Any], answer: Sequence[int]) -> float:

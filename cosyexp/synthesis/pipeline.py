@@ -1,10 +1,11 @@
-"""Text to speech tokens to mel to wave, from three runs.
+"""Text to speech tokens to mel to wave, by three models.
 
 L text tokens, N speech tokens, E speaker embedding, F mel bands, T mel frames, S samples, H harmonics.
 """
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,36 +17,30 @@ from cosyexp.errors import UserError
 from cosyexp.models.flow.matching import euler, guided
 from cosyexp.models.llm.decoding import decode
 from cosyexp.models.llm.sampling import drawn_from
-from cosyexp.run.directory import RunDirectory
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
-from cosyexp.synthesis.backends import load_runners
+from cosyexp.synthesis.backends import Voice
 
 log = logging.getLogger(__name__)
 SHARED = ("sample_rate", "mel", "token_rate", "speech_vocabulary")  # what the three models of one voice must agree on
 
 
 class Pipeline:
-    """Speaks sentences. Every draw follows from a seed.
+    """Speaks sentences. Every draw follows from a seed. voices: the three models, by their names."""
 
-    llm, flow, hifigan: the three runs. backend: torch, onnx or jit. weights: which of a run the torch backend takes.
-    """
-
-    def __init__(self, *, llm: RunDirectory, flow: RunDirectory, hifigan: RunDirectory, backend: str, weights: str) -> None:
-        runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
-        configs = {name: run.config() for name, run in runs.items()}
-        for name, run in runs.items():
-            if configs[name]["model"]["name"] != name:
-                raise UserError(f"{run} is a run of {configs[name]['model']['name']}: give one of {name} as {name}=")
+    def __init__(self, voices: Mapping[str, Voice]) -> None:
+        for name, voice in voices.items():
+            if voice.config["model"]["name"] != name:
+                raise UserError(f"{voice.name} is a run of {voice.config['model']['name']}: give one of {name} as {name}=")
             for key in SHARED:
-                if configs[name]["family"][key] != configs["llm"]["family"][key]:
-                    raise UserError(f"{run} and {llm} differ in family.{key}: their models do not fit together")
-        self.family: dict[str, Any] = configs["llm"]["family"]
-        self.harmonics: int = configs["hifigan"]["model"]["view"]["harmonics"]
+                if voice.config["family"][key] != voices["llm"].config["family"][key]:
+                    raise UserError(f"{voice.name} and {voices['llm'].name} differ in family.{key}: their models do not fit together")
+        self.family: dict[str, Any] = voices["llm"].config["family"]
+        self.harmonics: int = voices["hifigan"].config["model"]["view"]["harmonics"]
         self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
-        named = next((run.speakers for run in (llm, flow) if run.speakers.exists()), None)
+        named = next((path for name in ("llm", "flow") if (path := voices[name].speakers)), None)
         self.speakers = read_tensors(named) if named else {}
-        self.runners = {key: r for run in runs.values() for key, r in load_runners(run, backend, weights).items()}
+        self.runners = {key: runner for voice in voices.values() for key, runner in voice.runners.items()}
 
     @property
     def sample_rate(self) -> int:
@@ -103,7 +98,8 @@ class Pipeline:
     def _speaker(self, name: str | None) -> Tensor:
         if not self.speakers:
             raise UserError(
-                "neither the llm's run nor the flow's keeps speakers: resume one with data.speakers=<speakers.safetensors of its data>"
+                "neither the llm's run nor the flow's keeps speakers: resume one with data.speakers=<speakers.safetensors of its data>, "
+                "or lay that file beside what was exported"
             )
         if name is not None and name not in self.speakers:
             raise UserError(f"there is no speaker {name}: the model knows {', '.join(self.speakers)}")

@@ -12,7 +12,7 @@ WORDS = {
     "misspelled group": ("train", ["modle=flow"], ["modle", "Did you mean mode or model?"]),
     "misspelled model": ("train", ["model=flwo"], ["model/flwo", "Available options", "flow hifigan llm"]),
     "misspelled family": ("train", ["family=demmo"], ["family/demmo", "Available options", "demo"]),
-    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit official onnx"]),
+    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit official onnx pt2"]),
     "wrong type": ("train", ["trainer.steps=abc"], ["trainer.steps=abc", "Integer"]),
     "wrong choice": ("train", ["trainer.precision=fp8"], ["trainer.precision=fp8", "[fp32, bf16, fp16]"]),
     "several values": ("train", ["model=llm,flow"], ["model=llm,flow", "--multirun"]),
@@ -25,7 +25,7 @@ WORDS = {
     "export in another precision": ("export", ["precision=fp8"], ["fp8", "expected one of"]),
     "nothing to say": ("synthesize", RUNS, ["text must be given", "text=..."]),
     "nobody to say it": ("synthesize", ["text=hello"], ["llm", "flow", "hifigan", "must be given"]),
-    "unknown backend": ("synthesize", ["text=hello", *RUNS, "backend=tvm"], ["backend=tvm", "[torch, onnx, jit]"]),
+    "unknown backend": ("synthesize", ["text=hello", *RUNS, "backend=tvm"], ["backend=tvm", "[torch, onnx, jit, pt2]"]),
     "corpus without a root": ("prepare", ["corpus=ljspeech"], ["corpus.root must be given"]),
 }
 

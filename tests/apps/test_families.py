@@ -60,7 +60,7 @@ def walked(request, warm, tmp_path_factory) -> Path:
         assert "resuming at step 2" in said.stdout + said.stderr
         warm("average", run, "num=2", cwd=folder)
         for form in ("onnx", "official"):
-            warm("export", run, f"format={form}", "weights=average", cwd=folder)
+            warm("export", run, f"format={form}", "weights=average", "latency=false", cwd=folder)
     return folder / "runs" / family
 
 
@@ -86,8 +86,7 @@ def test_both_backends_say_the_same(walked, warm, tmp_path):
     for backend in ("torch", "onnx"):
         warm("synthesize", "text=hello there", f"backend={backend}", "weights=average", f"out={backend}.wav", *runs, cwd=tmp_path)
     waves = torch.stack([torch.from_numpy(soundfile.read(tmp_path / f"{backend}.wav")[0]) for backend in ("torch", "onnx")])
-    assert (waves[0] - waves[1])[:2000].abs().max() < 1e-2
-    assert torch.corrcoef(waves)[0, 1] > 0.99  # phases add up for seconds, and so do the last digits of F0
+    assert (waves[0] - waves[1]).abs().max() < 1e-3 < waves.abs().max()
 
 
 def test_the_llm_of_a_family_makes_preference_pairs(walked, warm, tmp_path):

@@ -80,7 +80,7 @@ def leave(disk: Path, size: int) -> None:
 ON_A_SMALL_DISK = {
     "train": (300_000, lambda data: train_words("llm", data, "trainer.steps=4", "checkpoint.keep_best=0", "run_dir=disk/new")),
     "average": (30_000, lambda data: ["run_dir=disk/llm", "num=2"]),
-    "export": (30_000, lambda data: ["run_dir=disk/llm", "format=jit"]),
+    "export": (30_000, lambda data: ["run_dir=disk/llm", "format=jit", "latency=false"]),
     "synthesize": (8_192, lambda data: ["text=hello", *RUNS, "out=disk/hello.wav"]),
     "prepare": (100_000, lambda data: ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=1", "out=disk/data"]),
 }

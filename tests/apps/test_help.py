@@ -16,8 +16,8 @@ APPS = {
     "train": ["family=", "model=llm|flow|hifigan", "mode=", "engine=ddp|fsdp|deepspeed", "data=", "run_dir=", "init_from="],
     "prepare": ["corpus=demo|ljspeech|libritts|kaldi|table", "speech_tokenizer=", "speaker_encoder=", "family=", "out=", "inspect="],
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "output="],
-    "export": ["format=onnx|jit", "run_dir=", "weights=", "components=", "out="],
-    "synthesize": ["text=", "llm=", "flow=", "hifigan=", "out=", "speaker=", "backend=", "seed="],
+    "export": ["format=onnx|jit|pt2", "run_dir=", "weights=", "precision=", "components=", "out=", "family="],
+    "synthesize": ["text=", "llm=", "flow=", "hifigan=", "exports=", "out=", "speaker=", "backend=", "seed="],
     "prefer": ["run_dir=", "data=demo|prepared|parquet", "out=", "candidates=", "score=none|edit", "weights=", "limit=", "seed="],
 }
 WITHOUT_TORCH = """
@@ -98,7 +98,7 @@ def test_a_console_script_installs_tab_completion(tmp_path):
     [
         ("train model=", "model=flow model=hifigan model=llm"),
         ("train trainer.acc", "trainer.accumulate="),
-        ("export format=", "format=jit format=official format=onnx"),
+        ("export format=", "format=jit format=official format=onnx format=pt2"),
     ],
 )
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):

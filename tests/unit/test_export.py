@@ -13,6 +13,7 @@ from cosyexp.exporting.components import load_components
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.official import Official
 from cosyexp.exporting.onnx import Onnx
+from cosyexp.exporting.source import of_run
 from cosyexp.exporting.verify import TOLERANCE, eager
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
@@ -20,7 +21,11 @@ from cosyexp.run.weights import find_weights
 from tests.support import MODELS, config
 from tests.unit.runs import add, make_run
 
-COMPONENTS = {"llm": ["llm.prefill", "llm.decode"], "flow": ["flow.conditions", "flow.decoder.estimator"], "hifigan": ["hift"]}
+COMPONENTS = {
+    "llm": ["llm.prefill", "llm.decode", "llm.text_encoder", "llm.llm"],
+    "flow": ["flow.conditions", "flow.decoder.estimator", "flow.encoder"],
+    "hifigan": ["hift"],
+}
 SMALL = {"flow": ["network.estimator.channels=[16]", "network.estimator.mid_blocks=0"]}  # the ONNX exporter takes its time
 
 
@@ -38,11 +43,11 @@ def runs(tmp_path_factory):
 
 
 def export(run, form, weights, precision, names, out):
-    return form.export(run, find_weights(run, weights), precision, names, out)
+    return form.export(of_run(run, weights), out, precision=precision, names=names)
 
 
 def components_of(run):
-    return load_components(run, find_weights(run, "last"))
+    return load_components(of_run(run, "last"))
 
 
 def assert_same(component, exported, inputs):
@@ -59,20 +64,24 @@ def sizes_and_draw():
 def exported(request, runs):
     """Of a model, in TorchScript: the run, and the files."""
     run = runs[request.param]
-    return run, export(run, Jit(), "best", "fp32", None, run.exports / "jit")
+    return run, Jit().export(of_run(run, "best"), run.exports / "jit", timed=True)
 
 
 def test_all_components_are_exported_with_a_report(exported):
     run, paths = exported
     names = COMPONENTS[run.config()["model"]["name"]]
     assert [path.name for path in paths] == [f"{name}.fp32.zip" for name in names]
-    assert {path.name for path in paths[0].parent.iterdir()} == {*(path.name for path in paths), "report.fp32.json"}
+    beside = {"report.fp32.json", f"{run.config()['model']['name']}.yaml"}
+    assert {path.name for path in paths[0].parent.iterdir()} == {*(path.name for path in paths), *beside}
     report = json.loads((paths[0].parent / "report.fp32.json").read_text())
     assert report["weights"] == str(find_weights(run, "best")) and list(report["components"]) == names
     for path, found in zip(paths, report["components"].values(), strict=True):
         assert found["bytes"] == path.stat().st_size
         assert found["largest_error"] and all(0 <= error < 1e-4 for error in found["largest_error"].values())
-        assert all(time > 0 for time in found["milliseconds"].values())
+        assert len({(entry["size"] % 2, entry["batch"]) for entry in found["inputs"]}) == 4 and len(found["inputs"]) == 10
+        assert all(16 <= entry["size"] <= 512 and entry["error"] < 1e-4 for entry in found["inputs"])
+        assert list(found["milliseconds"]) == ["200", "500", "1000"]
+        assert all(time > 0 for at in found["milliseconds"].values() for time in at.values())
 
 
 def test_torchscript_computes_the_same_at_any_size(exported):
@@ -87,7 +96,7 @@ def test_onnx_computes_the_same_at_any_size(tmp_path, name):
     model, out = name.split(".")[0], tmp_path / "out"
     run = run_of(model, tmp_path / "run", *SMALL.get(model, []))
     (path,) = export(run, Onnx(opset=18), "last", "fp32", [name], out)
-    assert path == out / f"{name}.fp32.onnx" and {file.name for file in out.iterdir()} == {path.name, "report.fp32.json"}
+    assert path == out / f"{name}.fp32.onnx" and {file.name for file in out.iterdir()} == {path.name, "report.fp32.json", f"{model}.yaml"}
     component, form = components_of(run)[name], Onnx(opset=18).load(path)
     for size, draw in sizes_and_draw():
         inputs = component.example(size, draw)
@@ -100,7 +109,7 @@ def test_onnx_computes_the_same_at_any_size(tmp_path, name):
 @torch.no_grad()
 def test_the_exported_language_model_decodes_what_the_network_does(runs):
     run = runs["llm"]
-    paths = export(run, Jit(), "last", "fp32", None, run.exports / "decode")
+    paths = export(run, Jit(), "last", "fp32", ["llm.prefill", "llm.decode"], run.exports / "decode")
     prefill, decode = (Jit().load(path) for path in paths)
     network = components_of(run)["llm.prefill"].network
     draw = torch.Generator().manual_seed(0)
@@ -163,8 +172,8 @@ def of_one_size(path):
 @pytest.mark.parametrize(
     ("broken", "error", "message"),
     [
-        (slightly_off, UserError, r"llm\.decode as jit differs from PyTorch by"),
-        (not_a_number, UserError, r"llm\.decode as jit differs from PyTorch by inf"),
+        (slightly_off, UserError, r"llm\.decode as jit in fp32 differs from PyTorch by"),
+        (not_a_number, UserError, r"llm\.decode as jit in fp32 differs from PyTorch by inf"),
         (of_one_size, Exception, "Got invalid dimensions"),
     ],
 )
@@ -172,11 +181,11 @@ def test_a_broken_export_is_not_kept_and_the_earlier_one_stays(runs, tmp_path, m
     (path,) = export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
     before, report = path.read_bytes(), (tmp_path / "report.fp32.json").read_bytes()
     monkeypatch.setattr(Jit, "load_", Jit.load, raising=False)
-    monkeypatch.setattr(Jit, "load", lambda self, path: broken(path))
+    monkeypatch.setattr(Jit, "load", lambda self, path, precision: broken(path))
     with pytest.raises(error, match=message):
         export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
     assert path.read_bytes() == before and (tmp_path / "report.fp32.json").read_bytes() == report
-    assert {file.name for file in tmp_path.iterdir()} == {path.name, "report.fp32.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "report.fp32.json", "llm.yaml"}
 
 
 def test_exported_weights_have_no_parametrizations(runs):

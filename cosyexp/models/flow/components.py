@@ -14,7 +14,7 @@ class Conditions(nn.Module):
 
     inputs = ("token", "speaker", "noise")
     outputs = ("mu", "spks")
-    dynamic = {"token": {1: "N"}, "noise": {2: "T"}, "mu": {2: "T"}}
+    dynamic = {"token": {0: "B", 1: "N"}, "speaker": {0: "B"}, "noise": {0: "B", 2: "T"}, "mu": {0: "B", 2: "T"}, "spks": {0: "B"}}
 
     def __init__(self, network: FlowNetwork) -> None:
         super().__init__()
@@ -27,10 +27,16 @@ class Conditions(nn.Module):
         nothing = torch.zeros_like(mel_lens)
         return self.network.encode(token_BN, token_lens, speaker_BE, frames, mel_lens, None, (nothing, nothing))
 
-    def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        tokens = torch.randint(self.network.input_embedding.num_embeddings, (1, size), generator=draw)
-        speaker = torch.randn(1, self.network.spk_embed_affine_layer.in_features, generator=draw)
-        return tokens, speaker, torch.randn(1, self.network.spk_embed_affine_layer.out_features, 2 * size, generator=draw)
+    def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
+        tokens = torch.randint(self.network.input_embedding.num_embeddings, (batch, size), generator=draw)
+        speaker = torch.randn(batch, self.network.spk_embed_affine_layer.in_features, generator=draw)
+        return tokens, speaker, torch.randn(batch, self.network.spk_embed_affine_layer.out_features, 2 * size, generator=draw)
+
+
+class UpsampledConditions(Conditions):
+    """The same for the v2 encoder, whose sizes torch.export does not follow."""
+
+    formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",)}
 
 
 class Velocity(nn.Module):
@@ -48,7 +54,14 @@ class Velocity(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
         return self.estimator(x, mask, mu, t, spks, cond)
 
-    def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
-        x, mu, cond = torch.randn(3, 2, self.mel_bins, size, generator=draw)
-        spks = torch.randn(2, self.mel_bins, generator=draw)
-        return x, torch.ones(2, 1, size), mu, torch.rand(2, generator=draw), spks, cond
+    def example(self, size: int, draw: torch.Generator, batch: int = 2) -> tuple[Tensor, ...]:
+        x, mu, cond = torch.randn(3, batch, self.mel_bins, size, generator=draw)
+        spks = torch.randn(batch, self.mel_bins, generator=draw)
+        return x, torch.ones(batch, 1, size), mu, torch.rand(batch, generator=draw), spks, cond
+
+
+class StreamingVelocity(Velocity):
+    """The same for a stream: every frame sees the future up to the end of its chunk."""
+
+    def forward(self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor) -> Tensor:
+        return self.estimator(x, mask, mu, t, spks, cond, torch.ones_like(t) > 0)

@@ -209,7 +209,8 @@ class UNet(nn.Module):
             x = level(x, depths[-1], time)
         for level in self.up_blocks:
             frames, skip = depths.pop(), skips.pop()
-            x = torch.cat([x[:, :, : skip.size(-1)], skip], dim=1)
+            there = torch.arange(skip.size(2), device=x.device)  # a slice would tie an exported program to even or to odd numbers of frames
+            x = torch.cat([x.index_select(2, there), skip], dim=1)
             x = level(x, frames, time)
             x = level[2](x * frames.mask_B1T)  # type: ignore[index]
         x = self.final_block(x, mask_B1T, torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T)

@@ -13,7 +13,8 @@ class Vocoder(nn.Module):
 
     inputs = ("mel", "phase", "noise")
     outputs = ("wave",)
-    dynamic = {"mel": {2: "T"}, "noise": {2: "S"}, "wave": {1: "S"}}
+    dynamic = {"mel": {0: "B", 2: "T"}, "phase": {0: "B"}, "noise": {0: "B", 2: "S"}, "wave": {0: "B", 1: "S"}}
+    full = ("f0_predictor", "m_source", "stft")  # an error of F0 adds up over all samples
 
     def __init__(self, network: HiFTGenerator) -> None:
         super().__init__()
@@ -22,8 +23,8 @@ class Vocoder(nn.Module):
     def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
         return self.network(mel_BFT, phase_BH, noise_BHS)[0]
 
-    def example(self, size: int, draw: torch.Generator) -> tuple[Tensor, ...]:
+    def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
         source, mel_bins = self.network.m_source, self.network.conv_pre.in_channels
-        phase = (torch.rand(1, source.harmonics, generator=draw) * 2 - 1) * math.pi
-        noise = torch.randn(1, source.harmonics, size * source.hop, generator=draw)
-        return torch.randn(1, mel_bins, size, generator=draw) * 2 - 5, phase, noise
+        phase = (torch.rand(batch, source.harmonics, generator=draw) * 2 - 1) * math.pi
+        noise = torch.randn(batch, source.harmonics, size * source.hop, generator=draw)
+        return torch.randn(batch, mel_bins, size, generator=draw) * 2 - 5, phase, noise

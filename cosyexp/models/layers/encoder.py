@@ -143,10 +143,15 @@ class Encoder(nn.Module):
         """A cache with nothing in it, (L, B, H, 0, 2K), for a batch like `x`."""
         return x.new_zeros(self.blocks, x.size(0), self.heads, 0, 2 * (self.width // self.heads))
 
-    def extend(self, x_BTI: Tensor, cache_LBHSK: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes positions that follow a cached prefix, without padding; returns (B, T, D) and the grown cache."""
+    def extend(self, x_BTI: Tensor, cache_LBHSK: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes positions that follow a cached prefix, without padding; returns (B, T, D) and the grown cache.
+
+        seen: what each position sees, instead of what its chunk says; broadcastable to (B, T, S + T).
+        """
         x = self._embed(x_BTI)
         positions, visible = self._context(x, cache_LBHSK.size(3) + x.size(1))
+        if seen is not None:
+            visible = seen.unsqueeze(1)
         caches: list[Tensor] = []
         for i, layer in enumerate(self.encoders):
             x, k, v = layer(x, positions, visible, cache_LBHSK[i])

@@ -1,0 +1,49 @@
+"""Programs of `torch.export`, which PyTorch runs without the model's code."""
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosyexp.exporting.components import Component
+from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.onnx import dimensions, example, quiet
+
+
+class Pt2(ComponentFormat):
+    """compile: for this machine, by AOTInductor."""
+
+    name = "pt2"
+
+    def __init__(self, *, compile: bool = False) -> None:
+        self.compile = compile
+        self.suffix = "compiled.pt2" if compile else "pt2"
+
+    def runtime(self) -> str:
+        return f"{'AOTInductor' if self.compile else 'torch.export'} of PyTorch {torch.__version__}"
+
+    def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
+        with quiet():
+            program = torch.export.export(component, example(component), dynamic_shapes=dimensions(component))  # type: ignore[arg-type]
+            if self.compile:
+                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            else:
+                content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+                torch.export.save(program, content)
+                path.write_bytes(content.getbuffer())
+
+    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module: Any = torch._inductor.aoti_load_package(str(path)) if self.compile else torch.export.load(str(path)).module()
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                outputs = module(*inputs)
+            return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
+
+        return run

@@ -1,0 +1,190 @@
+"""What runs the exported files elsewhere: libtorch, the original's own runtime, OpenVINO, torch.export; and files of other precisions."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from onnx import TensorProto
+from torch.testing import assert_close
+from torch.utils import cpp_extension
+
+from cosyexp.errors import UserError
+from cosyexp.exporting.components import chosen
+from cosyexp.exporting.jit import Jit
+from cosyexp.exporting.onnx import Onnx
+from cosyexp.exporting.pt2 import Pt2
+from cosyexp.exporting.source import of_run
+from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
+from cosyexp.models.original import OriginalUpsampler
+from tests.unit.test_export import SMALL, components_of, run_of
+
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    sizes = {"llm": ["network.llm.width=64"], "flow": SMALL["flow"], "hifigan": []}  # wide enough for an int8 scale to pay
+    return {name: part for model in sizes for name, part in components_of(run_of(model, folder / model, *sizes[model])).items()}
+
+
+# TorchScript
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    """tests/unit/libtorch.cpp, compiled against the installed torch."""
+    path = tmp_path_factory.mktemp("program") / "libtorch"
+    includes, libraries = cpp_extension.include_paths(), cpp_extension.library_paths()
+    words = ["g++", "-std=c++20", "-O0", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    words += [str(Path(__file__).with_name("libtorch.cpp")), "-o", str(path), *(f"-I{folder}" for folder in includes)]
+    words += [word for folder in libraries for word in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
+    subprocess.run([*words, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
+    return path
+
+
+def test_an_exported_language_model_runs_in_cpp(components, program, tmp_path):
+    component, length = components["llm.llm"], 7
+    width = component.encoder.in_width
+    Jit().write(component, tmp_path / "llm.zip")
+    subprocess.run([program, tmp_path / "llm.zip", str(length), str(width), tmp_path / "found"], check=True)
+    found = torch.from_numpy(np.fromfile(tmp_path / "found", np.float32)).view(2, length, -1)
+    xs = torch.arange(length * width, dtype=torch.float32).sin().view(1, length, width)
+    wanted = eager(component, xs, torch.tensor([length]))[0]
+    assert_close(found, wanted.expand_as(found), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@torch.no_grad()
+def test_the_original_s_runtime_calls_a_language_model(components, tmp_path, precision):
+    """With the arguments that it gives: a prompt behind nothing, then position after position."""
+    component = components["llm.llm"]
+    Jit().write(component, tmp_path / "llm.zip", precision)
+    model, dtype = torch.jit.load(str(tmp_path / "llm.zip")), {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    xs, _ = component.example(9, torch.Generator().manual_seed(0))
+    cache, nothing = torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
+    found = []
+    for begin, end in ((0, 5), *((i, i + 1) for i in range(5, 9))):
+        seen = torch.tril(torch.ones(1, end - begin, end - begin)).to(torch.bool)
+        piece = xs[:, begin:end].to(dtype)
+        out, cache, _ = model.forward_chunk(piece, offset=begin, required_cache_size=-1, att_cache=cache, cnn_cache=nothing, att_mask=seen)
+        found.append(out.float())
+    assert cache.shape[2] == 9 and cache.dtype == dtype
+    wanted = eager(component, xs, torch.tensor([9]))[0]
+    assert error(wanted, torch.cat(found, dim=1), precision) < TOLERANCES[precision]
+    assert model.forward_chunk(xs[:, :1].to(dtype), 9, 4, cache, nothing)[1].shape[2] == 4
+    rows = model(xs.to(dtype), torch.tensor([9]), decoding_chunk_size=1, num_decoding_left_chunks=-1)[0].float()
+    assert error(wanted, rows, precision) < TOLERANCES[precision]
+
+
+@torch.no_grad()
+def test_the_original_s_runtime_calls_an_upsampling_encoder(tmp_path):
+    """With what is only looked at ahead apart, or, at the end, without it."""
+    from cosyexp.models.flow.upsampling import UpsamplingEncoder
+
+    net = torch.nn.Module()
+    net.encoder = UpsamplingEncoder(width=16, heads=2, hidden=32, blocks=1, up_blocks=1, factor=2, look_ahead=3, chunk=5)
+    component = OriginalUpsampler(net.eval(), "encoder").eval()
+    Jit().write(component, tmp_path / "encoder.zip")
+    encoder, xs = torch.jit.load(str(tmp_path / "encoder.zip")), torch.randn(1, 20, 16)
+    whole, mask = encoder(xs, torch.tensor([20]), streaming=True)
+    assert whole.shape == (1, 40, 16) and mask.shape == (1, 1, 40) and mask.all()
+    begun, _ = encoder(xs[:, :10], torch.tensor([10]), context=xs[:, 10:13], streaming=True)
+    assert_close(begun, whole[:, :20], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(encoder(xs[:, :10], torch.tensor([10]), streaming=True)[0], begun, atol=1e-4)
+
+
+def test_exporting_leaves_torchscript_s_settings_as_they_were(components, tmp_path):
+    def settings():
+        fusion = torch.jit.set_fusion_strategy([("DYNAMIC", 7)])
+        modes = torch._C._jit_set_profiling_mode(True), torch._C._jit_set_profiling_executor(True)
+        return fusion, modes
+
+    settings()
+    Jit().write(components["flow.encoder"], tmp_path / "file.zip")
+    assert settings() == ([("DYNAMIC", 7)], (True, True))
+
+
+def test_what_a_format_cannot_is_refused_before_anything_is_made(tmp_path):
+    source = of_run(run_of("hifigan", tmp_path / "run"), "last")
+    with pytest.raises(UserError, match=r"hift of .* cannot be exported as format=jit precision=fp16, but as .*format=jit precision=fp32"):
+        Jit().export(source, tmp_path / "out", precision="fp16")
+    assert not (tmp_path / "out").exists()
+    assert chosen(of_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16") == ["llm.text_encoder", "llm.llm"]
+
+
+# ONNX
+
+
+@pytest.fixture(scope="module")
+def files(components, tmp_path_factory):
+    """ONNX files of a component, each written once."""
+    folder, form = tmp_path_factory.mktemp("onnx"), Onnx()
+
+    def write(name: str, precision: str) -> Path:
+        path = folder / form.file(name, precision)
+        if not path.exists():
+            form.write(components[name], path, precision)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["llm.decode", "flow.decoder.estimator", "hift"])
+def test_half_precision_but_for_norms_softmax_and_angles(components, files, name):
+    path = files(name, "fp16")
+    measured = compare(components[name], Onnx().load(path, "fp16"), "fp16")
+    assert 0 < max(measured["largest_error"].values()) < TOLERANCES["fp16"]
+    assert exact(path, {"Softmax", "LayerNormalization", "InstanceNormalization", "CumSum"}) <= {TensorProto.FLOAT, TensorProto.DOUBLE}
+    assert TensorProto.FLOAT16 in exact(path, WEIGHTED)
+
+
+def exact(path: Path, kinds: set[str]) -> set[int]:
+    """The types of what nodes of some kinds give."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in [*graph.value_info, *graph.output]}
+    return {types[name] for node in graph.node if node.op_type in kinds for name in node.output if name in types}
+
+
+def test_a_time_keeps_its_digits_in_half_precision(components, files):
+    """Its sines turn a thousand times as fast."""
+    component, exported = components["flow.decoder.estimator"], Onnx().load(files("flow.decoder.estimator", "fp16"))
+    x, mask, mu, t, spks, cond = component.example(50, torch.Generator().manual_seed(0), 2)
+    near = t + 1e-4  # less than fp16 tells apart
+    inputs = [(x, mask, mu, at, spks, cond) for at in (t, near)]
+    wanted, found = ([function(*given)[0] for given in inputs] for function in (lambda *given: eager(component, *given), exported))
+    assert_close(found[1] - found[0], wanted[1] - wanted[0], rtol=0.2, atol=float((wanted[1] - wanted[0]).abs().max()) / 2)
+
+
+def test_weights_of_eight_bits(components, files):
+    path, whole = files("llm.decode", "int8"), files("llm.decode", "fp32")
+    measured = compare(components["llm.decode"], Onnx().load(path, "int8"), "int8")
+    assert 0 < max(measured["largest_error"].values()) < TOLERANCES["int8"]
+    kept = [sum(tensor.ByteSize() for tensor in onnx.load(file).graph.initializer) for file in (path, whole)]
+    assert kept[0] < 0.5 * kept[1]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("llm.decode", "fp32"), ("llm.decode", "int8"), ("hift", "fp32")])
+def test_exported_files_run_in_openvino(components, files, name, precision):
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(files(name, precision)), "CPU", settings)
+    for size, batch in ((16, 1), (51, 2)):
+        given = components[name].example(size, torch.Generator().manual_seed(size), batch)
+        found = compiled([x.numpy() for x in given])
+        for i, wanted in enumerate(eager(components[name], *given)):
+            assert error(wanted, torch.from_numpy(found[i]), precision) < TOLERANCES[precision]
+
+
+# programs of torch.export
+
+
+@pytest.mark.parametrize("name", ["llm.decode", "flow.decoder.estimator"])
+def test_a_program_takes_any_size(components, tmp_path, name):
+    Pt2().write(components[name], tmp_path / "program.pt2")
+    exported = Pt2().load(tmp_path / "program.pt2")
+    assert max(compare(components[name], exported)["largest_error"].values()) < TOLERANCES["fp32"]
