@@ -103,9 +103,9 @@ def register() -> None:
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         importlib.import_module("cosyexp.face.queue").register()
-    store = ConfigStore.instance().store  # for the app whose configs lie in a folder, where no group of train's is seen
+    store = ConfigStore.instance().store  # what every app sees, also the one whose configs lie in a folder of their own
     store(group="schema", name="door", node=OmegaConf.load(CONFIGS / "door.yaml"), package="_global_")
-    for path in sorted((CONFIGS / "hydra").glob("*/*.yaml")):
+    for path in sorted((CONFIGS / "door").glob("*/*.yaml")):
         store(group=f"hydra/{path.parent.name}", name=path.stem, node=OmegaConf.load(path))
     for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
         store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
