@@ -105,7 +105,7 @@ def large_corpus(folder: Path, utterances: int) -> None:
         shard.write_bytes(number.to_bytes(8, "little"))
         frames = draw.lognormal(np.log(500), 0.6, SHARD).clip(60, 3000).astype(np.int32)
         sizes = {"token": frames, "speaker": np.ones_like(frames), "mel": frames}
-        columns = {"key": draw.integers(2**63, size=SHARD, dtype=np.uint64), "good": np.ones(SHARD, bool)}
+        columns = {"key": draw.integers(2**63, size=SHARD, dtype=np.uint64), "good": np.ones(SHARD, bool), "faulty": np.zeros(SHARD, bool)}
         table = pa.table(columns | {f"size_{name}": sizes[name] for name in view.fields})
         table = table.replace_schema_metadata({"shard": fingerprint(shard)})
         path = index.index_path(shard, view.fields)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from cosyexp.data.fields import Field, Utterance, cache_name
+from cosyexp.data.fields import LACKS, Field, Utterance, cache_name
 from cosyexp.data.shards import read_rows
 from cosyexp.errors import UserError
 from cosyexp.run.files import replace_file
@@ -121,11 +122,12 @@ class CachedField:
             table = pa.ipc.open_file(file).read_all()
         lists = table["values"].combine_chunks() if table["values"].num_chunks != 1 else table["values"].chunk(0)
         self.utts, self.reasons, self.width = table["utt"], table["reason"], field.width
-        self.may_lack: bool = getattr(field, "may_lack", False)
         self._offsets = lists.offsets.to_numpy()
         self._values = lists.values.to_numpy()
         self.lengths = np.diff(self._offsets) // self.width
         self.good = self.reasons.is_null().to_numpy()
+        lacking = pc.starts_with(self.reasons.fill_null(""), LACKS).to_numpy() & getattr(field, "may_lack", False)
+        self.faulty = ~self.good & ~lacking
 
     def __getitem__(self, row: int) -> np.ndarray:
         """The numbers of a row, (time * width,), read-only."""

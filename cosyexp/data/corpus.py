@@ -1,6 +1,7 @@
 """The usable utterances of a data set, as a view reads them."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -16,7 +17,7 @@ from cosyexp.errors import UserError
 
 log = logging.getLogger(__name__)
 OPEN = 500  # shards whose files are kept open
-NAMED = 20  # utterances that are named in one line of the log
+NAMED = 100  # utterances that are named in one line of the log
 
 
 class Corpus:
@@ -39,7 +40,7 @@ class Corpus:
         limit: int | None = None,
     ) -> None:
         self.name, self.view = ", ".join(lists), view
-        if weights is not None and (len(weights) != len(lists) or min(weights) <= 0):
+        if weights is not None and (len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights)):
             raise UserError(f"data.weights={list(weights)} must be a number above 0 for each of the {len(lists)} lists in data.train")
         listed = [read_list(path) for path in lists]
         self.shards = first_rows(list(chain.from_iterable(listed)), limit)
@@ -57,30 +58,36 @@ class Corpus:
 
     def _usable(self, indexes: Sequence[Index], max_bad: float, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
         """(rows, 2) shard and row of each usable utterance, and their lengths."""
-        places, lengths, total = [], [], 0
+        places, lengths = [], []
+        total = faulty = bad = 0
         faults: list[str] = []
         lacking: list[str] = []
         for shard, index in enumerate(indexes):
-            good = index.good[: None if limit is None else limit - total]
-            for row in np.flatnonzero(~good):
-                field = min((field for field in self._open(shard).values() if not field.good[row]), key=lambda field: field.may_lack)
-                (lacking if field.may_lack else faults).append(f"{field.utts[row].as_py()}: {field.reasons[row].as_py()}")
+            part = slice(None if limit is None else limit - total)
+            good, fault = index.good[part], index.faulty[part]
+            for wrong, named in ((fault, faults), (~good & ~fault, lacking)):
+                named += [self._reason(shard, row) for row in np.flatnonzero(wrong)[: NAMED - len(named)]]
             rows = np.flatnonzero(good)
             places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.int32))
             lengths.append(self.view.length({name: sizes[rows] for name, sizes in index.sizes.items()}).astype(np.int64))
-            total += len(good)
-        if bad := faults + lacking:
-            log.warning("%s: %d of %d utterances left out: %s", self.name, len(bad), total, "; ".join(bad))
-        if len(faults) > max_bad * total:
+            total, faulty, bad = total + len(good), faulty + int(fault.sum()), bad + len(good) - len(rows)
+        if named := (faults + lacking)[:NAMED]:
+            log.warning("%s: %d of %d utterances left out: %s%s", self.name, bad, total, "; ".join(named), "; ..." * (bad > len(named)))
+        if faulty > max_bad * total:
             raise UserError(
-                f"{len(faults)} of {total} utterances in {self.name} cannot be used, more than data.max_bad={max_bad} allows; "
+                f"{faulty} of {total} utterances in {self.name} cannot be used, more than data.max_bad={max_bad} allows; "
                 f"the first is {faults[0]}"
             )
-        if total == len(bad):
-            reason = f" that can be used, the first is {bad[0]}" if bad else ""
+        if total == bad:
+            reason = f" that can be used, the first is {named[0]}" if named else ""
             remedy = "cosyexp.prefer makes pairs, see docs/dpo.md" if lacking else "prepare the data again, or name another list"
             raise UserError(f"{self.name} holds no utterance{reason}: {remedy}")
         return np.concatenate(places), np.concatenate(lengths)
+
+    def _reason(self, shard: int, row: int) -> str:
+        """Why a row cannot be used, by its id."""
+        field = min((field for field in self._open(shard).values() if not field.good[row]), key=lambda field: not field.faulty[row])
+        return f"{field.utts[row].as_py()}: {field.reasons[row].as_py()}"
 
     def _leave_out(self, out: np.ndarray, why: str) -> None:
         if not out.any():

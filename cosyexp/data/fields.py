@@ -17,6 +17,7 @@ from cosyexp.data import features
 from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
+LACKS = "it has no "  # how the reason begins for a column that is not there, null or empty
 SLACK = 0.5  # seconds by which speech tokens and audio may differ: trimmed silence, the last token
 
 
@@ -30,7 +31,7 @@ class Utterance:
     def __getitem__(self, column: str) -> Any:
         value = self.row.get(column)
         if value is None or (hasattr(value, "__len__") and len(value) == 0):
-            raise ValueError(f"it has no {column}")
+            raise ValueError(f"{LACKS}{column}")
         return value
 
     def numbers(self, column: str) -> np.ndarray:

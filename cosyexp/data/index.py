@@ -19,10 +19,14 @@ Fields = Mapping[str, Field]
 
 
 class Index(NamedTuple):
-    """keys: a hash of each utterance's id. good: whether no field refused it. sizes: time steps of each field, by its name in the view."""
+    """keys: a hash of each utterance's id. sizes: time steps of each field, by its name in the view.
+
+    good: whether no field refused it. faulty: whether one did for more than what a row may lack.
+    """
 
     keys: np.ndarray
     good: np.ndarray
+    faulty: np.ndarray
     sizes: Mapping[str, np.ndarray]
 
 
@@ -49,7 +53,7 @@ def _read(shard: Path, fields: Fields) -> Index | None:
         if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(cache_path(shard, f).exists() for f in fields.values()):
             return None
         columns = {name: table[name].to_numpy() for name in table.column_names}
-        return Index(columns.pop("key"), columns.pop("good"), {name: columns[f"size_{name}"] for name in fields})
+        return Index(columns.pop("key"), columns.pop("good"), columns.pop("faulty"), {name: columns[f"size_{name}"] for name in fields})
     except (OSError, pa.ArrowInvalid, KeyError, TypeError):
         return None
 
@@ -60,6 +64,7 @@ def _write(shard: Path, fields: Fields) -> None:
     columns = {
         "key": np.array([int.from_bytes(hashlib.blake2b(utt.encode(), digest_size=8).digest(), "little") for utt in utts], np.uint64),
         "good": np.all([field.good for field in opened.values()], axis=0),
+        "faulty": np.any([field.faulty for field in opened.values()], axis=0),
         **{f"size_{name}": field.lengths.astype(np.int32) for name, field in opened.items()},
     }
     table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})

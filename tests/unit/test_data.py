@@ -26,6 +26,7 @@ from cosyexp.data.tokenizers import Characters, Whisper, whisper_encoding
 from cosyexp.data.views.flow import FlowView
 from cosyexp.data.views.hifigan import VocoderView
 from cosyexp.data.views.llm import LanguageView
+from cosyexp.data.views.preference import PreferenceView
 from cosyexp.errors import UserError
 
 MEL = {"n_fft": 1024, "hop": 256, "win": 1024, "bins": 80, "fmin": 0.0, "fmax": 8000.0}
@@ -36,6 +37,11 @@ def llm_view() -> LanguageView:
     alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
     layout = Layout(speaker=True, vocabulary=512)
     return LanguageView(tokenizer=alphabet, speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False, layout=layout)
+
+
+def pair_view() -> PreferenceView:
+    options = {"speech_vocabulary": 512, "speaker_dim": 192, "use_spk_embedding": False, "layout": Layout(speaker=True, vocabulary=512)}
+    return PreferenceView(tokenizer=Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options)
 
 
 def flow_view() -> FlowView:
@@ -326,7 +332,7 @@ def test_lists_have_their_weights(shards):
     lists = [str(shards / "0.parquet"), str(shards / "all.list")]
     corpus = Corpus(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
     assert corpus.weights.tolist() == [0.5] * 3 + [2] * 12
-    for wrong in ([1], [1, 0], [1, 2, 3]):
+    for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
         with pytest.raises(UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"):
             Corpus(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
 
@@ -439,6 +445,33 @@ def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
     plain, odd = (Corpus([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1) for name in ("plain", "odd"))
     assert len(odd) == len(plain) and odd.row(1)[0] == "odd:1"
     assert all(np.array_equal(odd.row(i)[1]["speaker"], plain.row(i)[1]["speaker"]) for i in range(len(odd)))
+
+
+def test_a_row_that_is_no_pair_is_no_fault_but_a_wrong_answer_is(data, tmp_path, caplog):
+    answers = [None, [], [3, 900]]
+    path = spoil(data, tmp_path, lambda i, row: row.update(reject_speech_token=answers[i] if i < 3 else [1, 2, 3]))
+    count = len(list(read_rows(tmp_path / "bad.parquet", ["utt"])))
+    logging.getLogger("cosyexp").propagate = True
+    with caplog.at_level(logging.WARNING, "cosyexp"):
+        assert len(Corpus([path], pair_view(), max_bad=1 / count, processes=1)) == count - 3
+    assert f"3 of {count} utterances left out" in caplog.text and caplog.text.count("it has no reject_speech_token") == 2
+    with pytest.raises(UserError, match=f"1 of {count} utterances .*900 is outside the vocabulary"):
+        Corpus([path], pair_view(), max_bad=0, processes=1)
+
+
+def test_data_without_a_pair_say_how_they_are_made(data):
+    with pytest.raises(UserError, match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md"):
+        Corpus([str(data / "train.list")], pair_view(), max_bad=0, processes=1)
+
+
+def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
+    monkeypatch.setattr("cosyexp.data.corpus.NAMED", 2)
+    for path in shards.glob("*.parquet"):
+        write_shard(path, [{**row, "text": "" if i else row["text"]} for i, row in enumerate(read_rows(path, COLUMNS.names))])
+    logging.getLogger("cosyexp").propagate = True
+    with caplog.at_level(logging.WARNING, "cosyexp"):
+        assert len(Corpus([str(shards / "all.list")], llm_view(), max_bad=1, processes=1)) == 4
+    assert "8 of 12 utterances left out" in caplog.text and caplog.text.count("it has no text") == 2 and "; ..." in caplog.text
 
 
 def test_no_row_at_all(data, tmp_path):
