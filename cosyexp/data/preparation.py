@@ -35,7 +35,7 @@ from cosyexp.data.report import Report
 from cosyexp.data.shards import read_list, write_list
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
-from cosyexp.run.files import write_text
+from cosyexp.run.files import replacement, write_text
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors
 
@@ -92,7 +92,8 @@ def prepare(
         write_list(out / f"{split}.list", shards[split])
         if not shards[split]:
             log.warning("no utterance is left for %s.list", split)
-    save_tensors(out / "speakers.safetensors", {name: torch.from_numpy(mean) for name, mean in speakers.items()})
+    with replacement(out / "speakers.safetensors") as part:
+        save_tensors(part, {name: torch.from_numpy(mean) for name, mean in speakers.items()})
     report.draw(out / "lengths.png", options.token_rate)
     meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}
     write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
@@ -139,7 +140,8 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
             raise UserError(f"the {what} cannot be fitted: {error}; take fewer, or more speech") from None
     write_text(out / BEGUN, begun)
     for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
-        front_end.save(out / f"{name}.safetensors")
+        with replacement(out / f"{name}.safetensors") as part:
+            front_end.save(part)
     return Encoder(tokenizer=ready[0], speaker=ready[1], longest=options.max_seconds)
 
 

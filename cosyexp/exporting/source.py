@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
@@ -48,9 +47,6 @@ def load_network(source: Source) -> nn.Module:
     """The network with its weights; UserError where they do not fit, or hold what is no number."""
     network: nn.Module = build(source.config["network"])
     load_weights(network, source.weights)
-    for name, tensor in network.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{source.weights} holds values in {name} that are no finite numbers: choose other weights")
     return network
 
 

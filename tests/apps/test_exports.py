@@ -85,7 +85,7 @@ def test_weights_that_are_no_numbers_are_refused(runs, refused, tmp_path, form):
     tensors = {name: tensor.clone() for name, tensor in read_tensors(runs / "llm/checkpoints/step_00000004/llm.safetensors").items()}
     tensors["llm_decoder.bias"][0] = torch.nan
     save_tensors(tmp_path / "nan.safetensors", tensors)
-    refused("export", ["run_dir=runs/demo/llm", f"format={form}", "weights=nan.safetensors"], "llm_decoder.bias", "no finite numbers")
+    refused("export", ["run_dir=runs/demo/llm", f"format={form}", "weights=nan.safetensors"], "not finite (in llm_decoder.bias)")
 
 
 REFUSED = {

@@ -102,7 +102,7 @@ def test_official_weights_come_back_as_they_went(walked, warm, tmp_path, model):
     official = walked / model / "exports" / "official" / f"{name}.pt"
     family, data = walked.name, f"data.dir={next(walked.parents[1].glob('data/*'))}"
     again = warm("train", *words(family, model, data, f"init_from={official}", "trainer.steps=0", "run_dir=again"), cwd=tmp_path)
-    (average,) = (walked / model / "averages").iterdir()
+    (average,) = (walked / model / "averages").glob("*/")
     wanted = read_tensors(average / f"{model}.safetensors")
     found = read_tensors(tmp_path / f"again/checkpoints/step_00000000/{model}.safetensors")
     assert f"{len(wanted)} tensors loaded" in again.stdout + again.stderr

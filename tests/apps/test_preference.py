@@ -58,7 +58,7 @@ def test_a_run_begins_as_its_own_reference(straight):
 def test_a_live_reference_stands_beside_a_sharded_policy(folder, straight, warm, tmp_path, engine):
     warm("train", *words(folder, *engine, "run_dir=sharded"), cwd=tmp_path)
     for ours, theirs in zip(metrics(tmp_path / "sharded"), metrics(straight), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)  # rewards are 5 times a difference of log-probabilities
 
 
 def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_path):

@@ -45,7 +45,7 @@ def found(data: Path) -> dict[Key, Trajectory]:
         settings[ranks][key] = {**config(model, data, *ENGINES[engine], *words), "double": False, "fault": fault}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         one = alone.submit(by_plans, {"runs": settings[1]}).result()
-    return one | launch(by_plans, {"engine": {"nproc_per_node": 2}, "runs": settings[2]})
+    return one | launch(by_plans, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": settings[2]})
 
 
 def assert_same_training(found: dict[Key, Trajectory], key: Key) -> None:

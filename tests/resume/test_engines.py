@@ -28,7 +28,7 @@ def folder(data, tmp_path_factory):
     across = [config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across") for engine in ("fsdp", "ddp")]
     for settings, steps in zip(across, (3, 6), strict=True):
         settings["trainer"]["steps"] = steps
-    launch(restarts, {"engine": {"nproc_per_node": 2}, "runs": [*runs, *across]})
+    launch(restarts, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": [*runs, *across]})
     return folder
 
 
