@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -95,6 +96,9 @@ def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping
         traceback.print_exc()
         results.put(UserError(f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"))
         raise SystemExit(1) from None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; a thread of Gloo that is still at work would abort an orderly end, now and then
 
 
 def _explain(end: ProcessExitedException, passed_on: list[int]) -> NoReturn:

@@ -62,12 +62,10 @@ def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
 
     until(pending, "it is back in the queue", PATIENCE)
     until(lambda: "stopped at step" in logs(folder), "it has stopped", PATIENCE)
+    until(lambda: run(env, "sinfo", "--noheader", "--format=%T").strip() == "idle", "its processes are gone", PATIENCE)
 
-    def started() -> bool:
-        run(env, "scontrol", "update", f"jobid={job}", "StartTime=now", check=False)
-        return not pending()
-
-    until(started, "it starts again", PATIENCE)
+    run(env, "scontrol", "update", f"jobid={job}", "StartTime=now+2")  # in the second of its end, a node takes a job for the old one
+    until(lambda: not pending(), "it starts again", PATIENCE)
 
 
 def test_two_trainings_in_the_queue(slurm, data, tmp_path):
