@@ -26,6 +26,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{value:40} {name}")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test draws the same numbers each time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def said(caplog):
     """What cosyexp logs, also after a test that attached a console of its own."""

@@ -140,8 +140,7 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
             raise UserError(f"the {what} cannot be fitted: {error}; take fewer, or more speech") from None
     write_text(out / BEGUN, begun)
     for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
-        with replacement(out / f"{name}.safetensors") as part:
-            front_end.save(part)
+        front_end.save(out / f"{name}.safetensors")
     return Encoder(tokenizer=ready[0], speaker=ready[1], longest=options.max_seconds)
 
 

@@ -76,7 +76,7 @@ def interpolated(x, frames):
 def test_stretching_is_linear_interpolation(tokens, frames):
     x = torch.randn(2, 3, tokens)
     found = stretch(x, torch.tensor([[tokens]] * 2), torch.tensor([[frames]] * 2), frames)
-    assert_close(found, interpolated(x, frames), rtol=0, atol=1e-5)
+    assert_close(found, interpolated(x, frames), rtol=0, atol=2e-5)  # places are single precision: 2e-6 of a token, times a step of 5
 
 
 def test_each_part_of_each_row_is_stretched_by_its_own_lengths():

@@ -34,7 +34,7 @@ class FrontEnd:
         return [self.encode(wave) for wave in waves]
 
     def save(self, path: Path) -> None:
-        """Keeps beside the data what was fitted, if anything was."""
+        """Keeps beside the data what was fitted, if anything was: whole, or not at all."""
 
 
 class Recipe(Protocol):

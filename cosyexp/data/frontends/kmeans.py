@@ -12,6 +12,7 @@ from torch import Tensor
 from cosyexp.data.draws import keyed
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
+from cosyexp.run.files import replacement
 from cosyexp.run.tensors import TensorFile, save_tensors
 
 ROUNDS = 20  # of Lloyd's algorithm
@@ -66,7 +67,8 @@ class KMeansTokenizer(FrontEnd):
         return tokens
 
     def save(self, path: Path) -> None:
-        save_tensors(path, {"codes": self.codes_KF}, {"rate": str(self.rate)})
+        with replacement(path) as part:
+            save_tensors(part, {"codes": self.codes_KF}, {"rate": str(self.rate)})
 
     @classmethod
     def load(cls, path: Path) -> "KMeansTokenizer":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
+from cosyexp.run.files import replacement
 from cosyexp.run.tensors import TensorFile, save_tensors
 
 
@@ -48,7 +49,8 @@ class MelSpeakerEncoder(FrontEnd):
         return (((statistics(wave) - self.mean) / self.std) @ self.projection).numpy()
 
     def save(self, path: Path) -> None:
-        save_tensors(path, {"mean": self.mean, "std": self.std, "projection": self.projection})
+        with replacement(path) as part:
+            save_tensors(part, {"mean": self.mean, "std": self.std, "projection": self.projection})
 
     @classmethod
     def load(cls, path: Path) -> "MelSpeakerEncoder":
