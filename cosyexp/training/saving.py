@@ -12,6 +12,8 @@ from cosyexp.run.checkpoint import Checkpoint, Checkpoints
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.training.engines.base import Engine
 
+OPTIMIZER = "trainer/optimizer"  # what engines write themselves
+
 
 def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
@@ -20,7 +22,7 @@ def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
     for name, mean in engine.means().items():
         write_weights(folder / f"{name}.safetensors", mean, engine.rank)
-    engine_state = engine.state_dict()
+    engine_state = engine.save_state(folder / OPTIMIZER)
     if engine.rank == 0 or engine_state:
         content = io.BytesIO()
         torch.save({"engine": engine_state, "layout": engine.layout, **(state if engine.rank == 0 else {})}, content)
@@ -52,7 +54,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> d
     networks, means = (
         {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names} for names in (players, engine.means())
     )
-    engine.load(networks, means, engine_state)
+    engine.load(networks, means, engine_state, checkpoint.path / OPTIMIZER)
     return dict(first)
 
 

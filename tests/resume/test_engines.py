@@ -1,5 +1,6 @@
 """Under every engine a run that was stopped and started again ends like one that was not, to the last bit."""
 
+import shutil
 import signal
 
 import pytest
@@ -25,8 +26,8 @@ def folder(data, tmp_path_factory):
         for kind, steps in (("straight", 6), ("stopped", 3), ("stopped", 6)):
             words = [*EVERY, *engine, f"trainer.steps={steps}", f"run_dir={folder}/{kind}/{name}"]
             runs.append(config(name.split("-")[1], data, *words))
-    across = [config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across") for engine in ("fsdp", "ddp")]
-    for settings, steps in zip(across, (3, 6), strict=True):
+    across = [config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across") for engine in ("fsdp", "ddp", "fsdp")]
+    for settings, steps in zip(across, (2, 4, 6), strict=True):
         settings["trainer"]["steps"] = steps
     launch(restarts, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": [*runs, *across]})
     return folder
@@ -39,8 +40,19 @@ def test_two_ranks_stopped_and_started_again(folder, name):
     assert metrics(stopped) == metrics(straight)
 
 
-def test_a_run_of_fsdp_goes_on_under_ddp(folder):
+def test_a_run_of_fsdp_goes_on_under_ddp_and_back(folder):
     one, other = metrics(folder / "across")[-1], metrics(folder / "straight/fsdp-flow")[-1]
+    assert one["step"] == other["step"] == 6
+    assert one["valid/loss"] == pytest.approx(other["valid/loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "ddp"])
+def test_a_run_of_fsdp_goes_on_with_fewer_ranks(engine, folder, data, tmp_path, warm):
+    shutil.copytree(folder / "straight/fsdp-flow", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000006")
+    words = train_words("flow", data, *EVERY[:-1], f"engine={engine}", "trainer.accumulate=2", "trainer.steps=6", "run_dir=run")
+    assert "resuming at step 3" in warm("train", *words, cwd=tmp_path).stdout
+    one, other = metrics(tmp_path / "run")[-1], metrics(folder / "straight/fsdp-flow")[-1]
     assert one["step"] == other["step"] == 6
     assert one["valid/loss"] == pytest.approx(other["valid/loss"], rel=1e-6)
 

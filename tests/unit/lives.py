@@ -4,6 +4,8 @@ import copy
 import io
 import math
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -77,13 +79,16 @@ def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> di
     engine, norms, applied = engine_of(name, net, optimizer, **options), [], []
     for number, scale in enumerate(SCALES):
         if resumed and number == HALF:
-            saved, file = copy.deepcopy(content(engine)), io.BytesIO()
-            torch.save(engine.state_dict(), file)
-            engine.close()
-            file.seek(0)
-            net = Net(seed=5)
-            engine = engine_of(name, net, optimizer, **options)
-            engine.load({"net": saved.pop("net")}, saved, torch.load(file, weights_only=True))
+            with TemporaryDirectory() as own:
+                saved, file, folder = copy.deepcopy(content(engine)), io.BytesIO(), Path(engine.gather(own)[0])
+                torch.save(engine.save_state(folder), file)
+                engine.gather(None)
+                engine.close()
+                file.seek(0)
+                net = Net(seed=5)
+                engine = engine_of(name, net, optimizer, **options)
+                engine.load({"net": saved.pop("net")}, saved, torch.load(file, weights_only=True), folder)
+                engine.gather(None)
         report = update(engine, net, number, scale)
         norms.append(float(report.grad_norm))
         applied.append(bool(report.applied))

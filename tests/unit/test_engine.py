@@ -170,16 +170,16 @@ def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped(mean)
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision):
+def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, tmp_path):
     straight = net()
     engine = engine_of(straight, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
     for number in range(2):
         update(engine, straight, number=number)
-    weights, state = copied(dict(engine.weights("player0"))), copied_state(engine)
+    weights, state = copied(dict(engine.weights("player0"))), copied_state(engine, tmp_path)
     means = {name: copied(dict(mean)) for name, mean in engine.means().items()}
     resumed = net(5)
     other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
-    other.load({"player0": weights}, means, state)
+    other.load({"player0": weights}, means, state, tmp_path)
     for number in range(2, 5):
         update(engine, straight, number=number)
         update(other, resumed, number=number)
@@ -189,10 +189,10 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision):
     assert engine.scalers["player0"].state_dict() == other.scalers["player0"].state_dict()
 
 
-def copied_state(engine):
+def copied_state(engine, folder):
     """Through a file, as a checkpoint does it."""
     content = io.BytesIO()
-    torch.save(engine.state_dict(), content)
+    torch.save(engine.save_state(folder), content)
     content.seek(0)
     return torch.load(content, weights_only=True)
 

@@ -6,6 +6,7 @@ To add one, write a class like `ddp.DDP` and a YAML in `conf/engine/`.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -76,14 +77,21 @@ class Engine(Protocol):
         """What is kept of the last player's weights besides themselves (`training/ema.py`), by name; like `weights`."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """What this rank must save besides the weights; empty where another rank saves it all."""
+    def save_state(self, folder: Path) -> dict[str, Any]:
+        """What this rank must save besides the weights; empty where another rank saves it all. All ranks call it.
+
+        Optimizer state that lies in parts is not returned: it is written into the folder.
+        """
         ...
 
     def load(
-        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+        self,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        means: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        folder: Path,
     ) -> None:
-        """Restores weights by player, `means` by name, and what `state_dict` of this rank (or of rank 0) gave."""
+        """Restores weights by player, `means` by name, and what `save_state` of this rank (or of rank 0) gave and wrote."""
         ...
 
     def close(self) -> None: ...

@@ -135,16 +135,20 @@ class DeepSpeed(Shared):
         dist.all_gather(parts, part.detach())
         return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
 
-    def state_dict(self) -> dict[str, Any]:
+    def save_state(self, folder: Path) -> dict[str, Any]:
         if self.stage == 0:
-            return super().state_dict()
+            return super().save_state(folder)
         return {name: plain(engine.optimizer.state_dict()) for name, engine in self.engines.items()}
 
     def load(
-        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+        self,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        means: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        folder: Path,
     ) -> None:
         if self.stage == 0:
-            return super().load(weights, means, state)
+            return super().load(weights, means, state, folder)
         for name, tensors in weights.items():
             for key, part in self._parts(name).items():
                 part.copy_(self._part(name, key, tensors[key]))

@@ -1,6 +1,7 @@
 """Weights, gradients and optimizer state lie in shards, one on each rank: torch's FSDP2 (Zhao et al. 2023)."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Player
 from cosyexp.training.engines.blocks import repeated_blocks
+from cosyexp.training.engines.shards import save_shards
 from cosyexp.training.engines.shared import DTYPES, Shared
 
 
@@ -59,30 +61,21 @@ class FSDP(Shared):
         return shard_like(self.shards[name][key], whole)
 
     def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
-        return unshard(part)
+        return part.full_tensor() if isinstance(part, DTensor) else part
 
-    def _optimizer_state(self, name: str) -> dict[str, Any]:
-        """Whole, as of the other engines, on rank 0's host alone."""
-        state: dict[str, Any] = self.optimizers[name].state_dict()
-        whole: dict[int, dict[str, Tensor]] = {i: {} for i in state["state"]}
-        for i, entry in state["state"].items():
-            for key, value in entry.items():
-                tensor = unshard(value)
-                if self.rank == 0:
-                    whole[i][key] = tensor.cpu()
-        return {**state, "state": whole}
+    def _optimizer_state(self, name: str, folder: Path) -> dict[str, Any]:
+        return save_shards(folder / name, super()._optimizer_state(name, folder))
 
-    def _load_optimizer(self, name: str, state: Mapping[str, Any]) -> None:
-        parameters = self._trained(name)
-        parts = {
-            i: {key: shard_like(parameters[i], value) if value.dim() else value for key, value in entry.items()}
-            for i, entry in state["state"].items()
-        }
-        super()._load_optimizer(name, {**state, "state": parts})
+    def _load_optimizer(self, name: str, state: Mapping[str, Any], folder: Path) -> None:
+        if not (folder / name).exists():  # whole, of another engine
+            parts = {i: shards_like(self._trained(name)[i], entry) for i, entry in state["state"].items()}
+            state = {**state, "state": parts}
+        super()._load_optimizer(name, state, folder)
 
 
-def unshard(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def shards_like(part: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter, of which this rank has a part."""
+    return {key: shard_like(part, value) if isinstance(value, Tensor) and value.dim() else value for key, value in entry.items()}
 
 
 def shard_like(part: Tensor, whole: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from cosyexp.objectives.base import Player
 from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.engines.blocks import repeated_blocks
+from cosyexp.training.engines.shards import load_shards
 from cosyexp.training.ranks import join
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -162,18 +164,22 @@ class Shared:
     def means(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         return {name: ((key, self._whole(self.last, key, part)) for key, part in mean.items()) for name, mean in self.kept.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        optimizers = {name: self._optimizer_state(name) for name in self.optimizers}
+    def save_state(self, folder: Path) -> dict[str, Any]:
+        optimizers = {name: self._optimizer_state(name, folder) for name in self.optimizers}
         if self.rank > 0:
             return {}
         return {"optimizers": optimizers, "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()}}
 
     def load(
-        self, weights: Mapping[str, Mapping[str, Tensor]], means: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+        self,
+        weights: Mapping[str, Mapping[str, Tensor]],
+        means: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        folder: Path,
     ) -> None:
         for name, tensors in weights.items():
             self.players[name].module.load_state_dict(self._parts_of(name, tensors))
-            self._load_optimizer(name, state["optimizers"][name])
+            self._load_optimizer(name, state["optimizers"][name], folder)
             self.scalers[name].load_state_dict(state["scalers"][name])
         self._load_means(means)
 
@@ -184,11 +190,13 @@ class Shared:
     def _parts_of(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: self._part(name, key, whole) for key, whole in tensors.items()}
 
-    def _optimizer_state(self, name: str) -> dict[str, Any]:
+    def _optimizer_state(self, name: str, folder: Path) -> dict[str, Any]:
         return self.optimizers[name].state_dict()
 
-    def _load_optimizer(self, name: str, state: Mapping[str, Any]) -> None:
-        self.optimizers[name].load_state_dict(dict(state))
+    def _load_optimizer(self, name: str, state: Mapping[str, Any], folder: Path) -> None:
+        in_parts = (folder / name).exists()
+        whole = load_shards(folder / name, state, self._trained(name)) if in_parts else dict(state)
+        self.optimizers[name].load_state_dict(whole)
 
 
 def update_or_skip(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
