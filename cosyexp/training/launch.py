@@ -1,5 +1,6 @@
 """Starts the ranks of a run on this machine, unless torchrun, deepspeed, srun or submitit have started them already."""
 
+import atexit
 import logging
 import os
 import signal
@@ -37,7 +38,9 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     if rank := rank_of(os.environ):
         os.environ.update(rank)
         told = record(partial(speaking, config["engine"]["timeout"], work))  # torchrun asks for a record of what went wrong
-        return cast(Outcome, told(config))
+        outcome = cast(Outcome, told(config))
+        atexit.register(_leave)
+        return outcome
     wanted, gpus = config["engine"]["nproc_per_node"], torch.cuda.device_count()
     processes = max(gpus, 1) if wanted == "auto" else int(wanted)
     if processes == 1:
@@ -96,9 +99,14 @@ def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping
         traceback.print_exc()
         results.put(UserError(f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"))
         raise SystemExit(1) from None
+    _leave()
+
+
+def _leave() -> None:
+    """Ends a rank that is done: a thread of torch that is still at work would abort an orderly end, now and then."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is written; a thread of Gloo that is still at work would abort an orderly end, now and then
+    os._exit(0)
 
 
 def _explain(end: ProcessExitedException, passed_on: list[int]) -> NoReturn:

@@ -87,6 +87,25 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
     for row in rows:
         assert {path.name for path in (tmp_path / row["run_dir"] / "averages").glob("*/")} == {"best1", "last1"}
 
+    exports = [averages[0], "format=jit,onnx", "weights=average", "components=llm.text_encoder", "latency=false"]
+    code, out, err = ended(sweep(slurm, "export", *exports, cwd=tmp_path))
+    assert code == 0, out + err + logs(tmp_path)
+    for row in rows:
+        files = {
+            path.relative_to(tmp_path / row["run_dir"] / "exports").as_posix() for path in tmp_path.glob(f"{row['run_dir']}/exports/*/*")
+        }
+        assert {"jit/llm.text_encoder.fp32.zip", "onnx/llm.text_encoder.fp32.onnx"} <= files
+
+
+def test_a_training_by_srun_itself(slurm, data, tmp_path):
+    words = train_words("flow", data, "trainer.steps=2", "run_dir=run")
+    srun = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, "-m", "cosyexp.train"]
+    env = {**slurm, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*srun, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("done at step 2") == 1
+    assert {path.name for path in (tmp_path / "run/logs").iterdir()} == {"rank_0.log", "rank_1.log"}
+
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory):

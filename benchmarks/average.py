@@ -1,6 +1,6 @@
 """Time and memory of averaging checkpoints, against reading the files once, and against summing what torch.load gives.
 
-    python benchmarks/averaging.py [megabytes of a file] [files]
+    python benchmarks/average.py [megabytes of a file] [files]
 
 Each way runs in a process of its own; memory is the peak above what it had before. Cold: the files are not in the system's cache.
 """
