@@ -87,14 +87,14 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
     for row in rows:
         assert {path.name for path in (tmp_path / row["run_dir"] / "averages").glob("*/")} == {"best1", "last1"}
 
-    exports = [averages[0], "format=jit,onnx", "weights=average", "components=llm.text_encoder", "latency=false"]
+    exports = [averages[0], "format=official,jit", "weights=average", "latency=false"]
     code, out, err = ended(sweep(slurm, "export", *exports, cwd=tmp_path))
     assert code == 0, out + err + logs(tmp_path)
     for row in rows:
         files = {
             path.relative_to(tmp_path / row["run_dir"] / "exports").as_posix() for path in tmp_path.glob(f"{row['run_dir']}/exports/*/*")
         }
-        assert {"jit/llm.text_encoder.fp32.zip", "onnx/llm.text_encoder.fp32.onnx"} <= files
+        assert {"official/llm.pt", "jit/llm.text_encoder.fp32.zip", "jit/llm.llm.fp32.zip"} <= files
 
 
 def test_a_training_by_srun_itself(slurm, data, tmp_path):
