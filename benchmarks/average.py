@@ -70,8 +70,8 @@ def measured(work: Callable[..., None], files: Sequence[Path], out: Path, small:
 
 def main() -> None:
     size, count = (int(word) for word in [*sys.argv[1:], "1200", "5"][:2] if word)
-    with tempfile.TemporaryDirectory() as name:
-        folder, results = Path(name), {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, results = Path(temporary), {}
         for suffix, ways in ((".safetensors", (read_once, average, checked)), (".pt", (average, torch_load))):
             files = [folder / f"{i}{suffix}" for i in range(count)]
             small = folder / f"small{suffix}"
@@ -80,21 +80,21 @@ def main() -> None:
             for file in files:
                 save(file, {f"t{i}": torch.randn(size * 2**18 // TENSORS) for i in range(TENSORS)})
             for way in ways:
-                for cold in (True, False):
+                for uncached in (True, False):
                     queue = mp.get_context("spawn").SimpleQueue()
-                    words = (way, files, folder / f"out{suffix}", small, cold, queue)
+                    words = (way, files, folder / f"out{suffix}", small, uncached, queue)
                     child = mp.get_context("spawn").Process(target=measured, args=words)
                     child.start()
-                    results[f"{way.__name__} {suffix}", cold] = queue.get()
+                    results[f"{way.__name__} {suffix}", uncached] = queue.get()
                     child.join()
             for file in files:
                 file.unlink()
         print(f"{count} files of {size} MB, largest tensor {size / TENSORS:.0f} MB")
         print(f"{'way':24} {'cold: reading once':>20} {'warm: reading once':>20} {'extra MB':>9}")
-        once = [results["read_once .safetensors", cold][0] for cold in (True, False)]
-        for way in dict.fromkeys(way for way, _ in results):
-            (cold, _), (warm, extra) = results[way, True], results[way, False]
-            print(f"{way:24} {cold / once[0]:20.2f} {warm / once[1]:20.2f} {extra:9.1f}")
+        once = [results["read_once .safetensors", uncached][0] for uncached in (True, False)]
+        for name in dict.fromkeys(name for name, _ in results):
+            (cold, _), (warm, extra) = results[name, True], results[name, False]
+            print(f"{name:24} {cold / once[0]:20.2f} {warm / once[1]:20.2f} {extra:9.1f}")
         print(f"reading once: {size * count / once[0] / 1000:.1f} GB/s cold, {size * count / once[1] / 1000:.1f} GB/s warm")
 
 

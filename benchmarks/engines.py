@@ -51,7 +51,7 @@ def megabytes(cuda: bool) -> float:
 def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
     """Seconds of a step (the median), the largest peak of memory in MB, and the number of weights; runs in every rank."""
     engine = session._engine(config)
-    trainer = session._trainer(config, engine, RunDirectory(config["run_dir"]), *session._corpora(config, engine))
+    trainer = session._trainer(config, engine, RunDirectory(config["run_dir"]), *session.corpora_of(config, engine))
     size = sum(parameter.numel() for player in trainer.objective.players.values() for parameter in player.module.parameters())
     cuda, seconds = engine.device.type == "cuda", []
     before = megabytes(cuda) - size * 4 / 2**20  # the network is there already

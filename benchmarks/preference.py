@@ -62,7 +62,7 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     if not weights.exists():
         save_tensors(weights, build(config["network"]).state_dict())
     directory, engine = RunDirectory(folder / f"run_{len(words)}_{cached}"), session._engine(config)
-    corpora = session._corpora(config, engine)
+    corpora = session.corpora_of(config, engine)
     trainer = session._trainer(config, engine, directory, *corpora)
     take_reference(trainer.objective, config, directory, corpora, engine)  # type: ignore[arg-type]
     engine.place(trainer.objective.players, trainer.objective.helpers)

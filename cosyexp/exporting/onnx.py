@@ -37,6 +37,8 @@ class Onnx(ComponentFormat):
         """One self-contained file; sizes stay dynamic where the component says so."""
         import onnx
 
+        from cosyexp.exporting.translations import TRANSLATIONS
+
         with quiet():
             program = torch.onnx.export(
                 component,  # type: ignore[arg-type]
@@ -46,6 +48,7 @@ class Onnx(ComponentFormat):
                 output_names=list(component.outputs),
                 dynamic_shapes=dimensions(component),
                 opset_version=self.opset,
+                custom_translation_table=TRANSLATIONS,
                 verbose=False,
             )
             assert program is not None

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.onnx import dimensions, example, quiet
 
 
 class Pt2(ComponentFormat):
-    """compile: for this machine, by AOTInductor."""
+    """compile: for this machine, by AOTInductor, which takes a C++ compiler."""
 
     name = "pt2"
 
@@ -30,7 +31,7 @@ class Pt2(ComponentFormat):
         with quiet():
             program = torch.export.export(component, example(component), dynamic_shapes=dimensions(component))  # type: ignore[arg-type]
             if self.compile:
-                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+                compiled(program, path)
             else:
                 content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
                 torch.export.save(program, content)
@@ -47,3 +48,14 @@ class Pt2(ComponentFormat):
             return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
         return run
+
+
+def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
+    from torch._inductor.exc import InductorError
+
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except InductorError as error:
+        if "InvalidCxxCompiler" not in str(error):
+            raise
+        raise UserError("format.compile=true takes a C++ compiler, and there is none: install g++, or name one by CXX=...") from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import ir
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 SUMS = ("Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "CumSum")
@@ -24,7 +25,9 @@ def to_fp16(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
     exact = {node.name for node in model.graph.node if node.op_type in SUMS or stays(node, full) or is_norm(node)} | angles(model)
     converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(exact))
     del converted.graph.value_info[:]  # the types that it notes are partly those from before
-    return without_detours(converted)
+    ordered = ir.from_proto(without_detours(converted))
+    ordered.graph.sort()  # the converter puts its casts last, which runtimes forgive and the standard does not
+    return ir.to_proto(ordered)
 
 
 def to_int8(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto:

@@ -143,9 +143,15 @@ def test_half_precision_but_for_norms_softmax_and_angles(components, files, name
     assert TensorProto.FLOAT16 in exact(path, WEIGHTED)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["llm.prefill", "llm.decode", "flow.conditions", "flow.decoder.estimator", "hift"])
+def test_files_keep_to_the_standard(files, name, precision):
+    onnx.checker.check_model(onnx.load(files(name, precision)), full_check=True)
+
+
 def exact(path: Path, kinds: set[str]) -> set[int]:
     """The types of what nodes of some kinds give."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True).graph
     types = {info.name: info.type.tensor_type.elem_type for info in [*graph.value_info, *graph.output]}
     return {types[name] for node in graph.node if node.op_type in kinds for name in node.output if name in types}
 
@@ -188,3 +194,17 @@ def test_a_program_takes_any_size(components, tmp_path, name):
     Pt2().write(components[name], tmp_path / "program.pt2")
     exported = Pt2().load(tmp_path / "program.pt2")
     assert max(compare(components[name], exported)["largest_error"].values()) < TOLERANCES["fp32"]
+
+
+@pytest.mark.parametrize("name", ["llm.decode", "hift"])
+def test_a_program_can_be_compiled_for_this_machine(components, tmp_path, name):
+    form = Pt2(compile=True)
+    form.write(components[name], tmp_path / "program.pt2")
+    assert max(compare(components[name], form.load(tmp_path / "program.pt2"))["largest_error"].values()) < TOLERANCES["fp32"]
+
+
+def test_without_a_compiler_nothing_is_compiled(components, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/gone/g++"))
+    with pytest.raises(UserError, match="takes a C\\+\\+ compiler, and there is none"):
+        Pt2(compile=True).write(components["llm.decode"], tmp_path / "program.pt2")
+    assert not (tmp_path / "program.pt2").exists()
