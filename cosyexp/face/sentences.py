@@ -5,7 +5,7 @@ import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from cosyexp import schema
@@ -36,6 +36,14 @@ def hydra_sentence(causes: list[BaseException]) -> str:
     """What Hydra says, without its noise, with the name that was perhaps meant."""
     if match := re.match(r"Error in call to target '[\w.]*?(\w+)'", str(causes[0])):
         return f"{match[1]} cannot be built with these settings: {causes[-1]}"
+    if unread := next((cause for cause in causes if isinstance(cause, OverrideParseException)), None):
+        key, equals, _ = unread.override.partition("=")
+        if not equals:
+            return f"{key} has no value: write {key}=..."
+        said = str(unread).splitlines()[0]
+        return f"{unread.override} cannot be read ({said}): quote a value that holds =, commas or brackets, '{key}=\"...\"'"
+    if match := re.match(r"Ambiguous value for argument '(.*)'", str(causes[0])):
+        return f"{match[1]} gives several values: add -m (--multirun) to make a run of each, or put a text that holds commas between quotes"
     lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
     text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(NOISE)))
     if match := re.search(r"hydra/(launcher|sweeper)/(submitit|optuna)\w*'", text):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def import_deepspeed() -> Any:
         import deepspeed
     except ModuleNotFoundError:
         raise UserError("engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'") from None
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # what it calls has newer names
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute, for Gloo alone
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # it does not start without

@@ -1,5 +1,6 @@
 """Weights, gradients and optimizer state lie in shards, one on each rank: torch's FSDP2 (Zhao et al. 2023)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class FSDP(Shared):
     def __init__(self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any) -> None:
         if gather not in ("fp32", "bf16"):
             raise UserError(f"engine.gather={gather} is neither fp32 nor bf16")
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here changes in place
         super().__init__(**options)
         self.sharding: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (self.world,)),
