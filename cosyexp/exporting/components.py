@@ -19,7 +19,7 @@ ANYWHERE: Formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",), "pt2": 
 class Component(Protocol):
     """A module that stands alone. To export another part, write one of these and name it in `conf/network/`.
 
-    inputs, outputs: names, in order. dynamic: the dimensions of each that may vary, by a name for their size.
+    inputs, outputs: names, in order. dynamic: the dimensions of each that may vary, by a name for their size; "2*N": at most twice another.
     A class may also have
         formats: in which formats and precisions it can be; default ANYWHERE.
         full: its submodules, by their names, that stay in full precision where the rest is fp16 or int8.

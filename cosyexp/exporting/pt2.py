@@ -12,7 +12,7 @@ from torch import Tensor
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
-from cosyexp.exporting.onnx import dimensions, example, quiet
+from cosyexp.exporting.onnx import example, quiet
 
 
 class Pt2(ComponentFormat):
@@ -29,7 +29,7 @@ class Pt2(ComponentFormat):
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         with quiet():
-            program = torch.export.export(component, example(component), dynamic_shapes=dimensions(component))  # type: ignore[arg-type]
+            program = torch.export.export(component, example(component), dynamic_shapes=tied(component))  # type: ignore[arg-type]
             if self.compile:
                 compiled(program, path)
             else:
@@ -48,6 +48,18 @@ class Pt2(ComponentFormat):
             return tuple(outputs) if isinstance(outputs, tuple | list) else (outputs,)
 
         return run
+
+
+def tied(component: Component) -> tuple[Any, ...]:
+    """What may vary of each input; "2*N" always is twice the other size here, as the sizes of a program are all solved for."""
+    names = {size for axes in component.dynamic.values() for size in axes.values()}
+    bases = {base: torch.export.Dim(f"size_{base}", min=2) for name in names if "*" in name for base in [name.partition("*")[2]]}
+
+    def dimension(size: str) -> Any:
+        factor, _, base = size.rpartition("*")
+        return int(factor) * bases[base] if factor else bases.get(base, torch.export.Dim.DYNAMIC)
+
+    return tuple({axis: dimension(size) for axis, size in component.dynamic.get(name, {}).items()} or None for name in component.inputs)
 
 
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:

@@ -19,9 +19,13 @@ from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import of_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
+from cosyexp.face.compose import composed
 from cosyexp.models.original import OriginalUpsampler
+from cosyexp.run.targets import build
+from tests.apps.test_families import NETWORKS
 from tests.unit.test_export import SMALL, components_of, run_of
 
+FLOW2 = [f"network.{word}" for word in NETWORKS["cosyvoice2"]["flow"]]
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -194,6 +198,15 @@ def test_a_program_takes_any_size(components, tmp_path, name):
     Pt2().write(components[name], tmp_path / "program.pt2")
     exported = Pt2().load(tmp_path / "program.pt2")
     assert max(compare(components[name], exported)["largest_error"].values()) < TOLERANCES["fp32"]
+
+
+def test_a_program_whose_sizes_hang_together(tmp_path):
+    """The v2 encoder makes two frames of a token: in a program there are always as many."""
+    config = composed("train", ["family=cosyvoice2", "model=flow", "tokenizer@family.tokenizer=characters", *FLOW2])
+    torch.manual_seed(0)
+    component = build(config["components"]["flow.conditions"], build(config["network"]).requires_grad_(False)).eval()
+    Pt2().write(component, tmp_path / "program.pt2")
+    assert max(compare(component, Pt2().load(tmp_path / "program.pt2"))["largest_error"].values()) < TOLERANCES["fp32"]
 
 
 @pytest.mark.parametrize("name", ["llm.decode", "hift"])

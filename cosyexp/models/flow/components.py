@@ -34,9 +34,9 @@ class Conditions(nn.Module):
 
 
 class UpsampledConditions(Conditions):
-    """The same for the v2 encoder, whose sizes torch.export does not follow."""
+    """The same for the v2 encoder, which makes two frames of a token, but none of the last tokens of an unfinished utterance."""
 
-    formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",)}
+    dynamic = {**Conditions.dynamic, "noise": {0: "B", 2: "2*N"}, "mu": {0: "B", 2: "2*N"}}
 
 
 class Velocity(nn.Module):

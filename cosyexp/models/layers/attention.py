@@ -30,9 +30,8 @@ def by_key(scores_BHQW: Tensor, keys: int) -> Tensor:
     the memory with another row length shifts every row by that much (Dai et al. 2019, appendix B).
     """
     batch, heads, queries, width = scores_BHQW.shape
-    padded = functional.pad(scores_BHQW, [1, 0])
-    shifted = padded.reshape(batch, heads, width + 1, queries)[:, :, 1:].reshape(batch, heads, queries, width)
-    return shifted[:, :, :, :keys]
+    padded = functional.pad(scores_BHQW, [1, 0]).flatten(2)
+    return padded[:, :, queries:].view(batch, heads, queries, width)[:, :, :, :keys]
 
 
 class RelativeAttention(nn.Module):
