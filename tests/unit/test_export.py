@@ -188,6 +188,17 @@ def test_a_broken_export_is_not_kept_and_the_earlier_one_stays(runs, tmp_path, m
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "report.fp32.json", "llm.yaml"}
 
 
+def a_little_off(path):
+    return lambda *inputs: tuple(output + 3e-4 * output for output in Jit().load_(path)(*inputs))
+
+
+def test_what_rounding_may_do_to_a_network_is_said_and_kept(runs, tmp_path, monkeypatch, said):
+    monkeypatch.setattr(Jit, "load_", Jit.load, raising=False)
+    monkeypatch.setattr(Jit, "load", lambda self, path, precision: a_little_off(path))
+    (path,) = export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
+    assert path.exists() and "llm.decode as jit in fp32 differs from PyTorch by 3.0e-04, above 0.0001, which is more" in said.text
+
+
 def test_exported_weights_have_no_parametrizations(runs):
     component = components_of(runs["hifigan"])["hift"]
     assert not any("parametrizations" in name for name in component.state_dict())
