@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cosyexp.errors import UserError
 
+PIECES = 50257  # of Whisper's multilingual vocabulary
 END_OF_PROMPT = 151646  # behind Qwen2's 151,643 pieces and three marks
 
 
@@ -118,6 +119,8 @@ def whisper_encoding(vocabulary: str | None) -> Any:
             raise ValueError("it is empty")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>") from None
+    if len(ranks) != PIECES:
+        raise UserError(f"{path} is not the multilingual vocabulary of Whisper: it has {len(ranks)} pieces, not {PIECES}")
     special = [*marks("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     ids = {token: len(ranks) + i for i, token in enumerate(special)}

@@ -71,6 +71,9 @@ def test_text_has_the_ids_of_whisper(text):
 
 def test_a_vocabulary_that_cannot_be_read_is_a_sentence(tmp_path):
     (tmp_path / "a.tiktoken").write_text("not a vocabulary\n")
+    (tmp_path / "small.tiktoken").write_text("YQ== 0\n")
+    with pytest.raises(UserError, match=r"small\.tiktoken is not the multilingual vocabulary of Whisper: it has 1 pieces, not 50257"):
+        Whisper(vocabulary=str(tmp_path / "small.tiktoken")).encode("a")
     for name in ("nothing", "a.tiktoken"):
         with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary=") as error:
             Whisper(vocabulary=str(tmp_path / name)).encode("hello")

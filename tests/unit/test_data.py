@@ -22,7 +22,7 @@ from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader, dealt
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
-from cosyexp.data.tokenizers import Characters, Whisper, whisper_encoding
+from cosyexp.data.tokenizers import PIECES, Characters, Whisper, whisper_encoding
 from cosyexp.data.views.flow import FlowView
 from cosyexp.data.views.hifigan import VocoderView
 from cosyexp.data.views.llm import LanguageView
@@ -337,6 +337,13 @@ def test_lists_have_their_weights(shards):
             Corpus(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
 
 
+def write_vocabulary(path, codes):
+    """Of Whisper's size; the pieces behind the single bytes are in no text."""
+    pieces = [bytes([code]) for code in codes]
+    pieces += [b"\xff" + i.to_bytes(3, "big") for i in range(PIECES - len(pieces))]
+    path.write_text("".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in enumerate(pieces)))
+
+
 def test_another_vocabulary_gives_other_ids(shards):
     def view():
         view = llm_view()
@@ -344,8 +351,7 @@ def test_another_vocabulary_gives_other_ids(shards):
         return view
 
     def write(codes):
-        pieces = (base64.b64encode(bytes([code])).decode() + f" {i}\n" for i, code in enumerate(codes))
-        (shards / "a.tiktoken").write_text("".join(pieces))
+        write_vocabulary(shards / "a.tiktoken", codes)
         whisper_encoding.cache_clear()
 
     write(range(256))
@@ -553,8 +559,7 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     lists = [str(tmp_path / "data" / "train.list")]
     with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):
         Corpus(lists, view, max_bad=0, processes=1)
-    ranks = (base64.b64encode(bytes([i])).decode() + f" {i}\n" for i in range(256))
-    (tmp_path / "a.tiktoken").write_text("".join(ranks))
+    write_vocabulary(tmp_path / "a.tiktoken", range(256))
     assert len(Corpus(lists, view, max_bad=0, processes=1)) > 0
 
 
