@@ -19,6 +19,8 @@ CHANGEABLE = (
     "init_from",
     "init_strict",
     "data.speakers",
+    "family.tokenizer.folder",  # the same files at another place; other ids of a text make other data, which are refused
+    "family.tokenizer.vocabulary",
     "trainer.steps",
     "trainer.epochs",
     "trainer.accumulate",

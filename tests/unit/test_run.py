@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cosyexp.errors import UserError
+from cosyexp.face.compose import composed
 from cosyexp.run import checkpoint as module
 from cosyexp.run.checkpoint import META
 from cosyexp.run.directory import CHANGEABLE, RunDirectory, flat, newest_run
@@ -217,9 +218,9 @@ def test_a_resume_may_change_where_and_how_long(tmp_path, key):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_command_is_no_change(tmp_path, model):
-    composed = config(model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null")
-    run = make_run(tmp_path, composed)
-    run.refuse_other(composed)
+    settings = config(model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null")
+    run = make_run(tmp_path, settings)
+    run.refuse_other(settings)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,9 @@ def test_what_may_change_may_change_on_the_command_line(tmp_path, model, word):
 
 
 def test_every_changeable_pattern_is_a_key_of_some_config():
-    keys = [key for model in MODELS for key, _ in flat(config(model, Path("data"), "run_dir=x"))]
+    configs = [config(model, Path("data"), "run_dir=x") for model in MODELS]
+    configs += [composed("train", [f"family={family}", "model=llm"]) for family in ("cosyvoice", "cosyvoice2")]
+    keys = [key for known in configs for key, _ in flat(known)]
     for pattern in CHANGEABLE:
         assert any(Path(key).match(pattern) for key in keys), pattern
 
