@@ -1,5 +1,6 @@
 """Ranks that another program started train as those that `engine.nproc_per_node` starts."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ WEIGHTS = "run/checkpoints/step_00000003/flow.safetensors"
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "torchrun": [BIN / "torchrun", "--standalone", "--nproc_per_node=2", "-m"],
-    "deepspeed": [BIN / "deepspeed", "--no_local_rank", "--num_accelerators=2", "--master_port=29517", "--module"],
+    "deepspeed": [BIN / "deepspeed", "--no_local_rank", "--num_accelerators=2", "--master_port={port}", "--module"],
 }
 
 
@@ -26,7 +27,10 @@ def own(data, tmp_path_factory):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_of_another_launcher(launcher, own, data, tmp_path):
-    words = [*LAUNCHERS[launcher], "cosyexp.train", *train_words("flow", data, *WORDS)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*(str(word).format(port=port) for word in LAUNCHERS[launcher]), "cosyexp.train", *train_words("flow", data, *WORDS)]
     result = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("done at step 3") == 1
