@@ -16,6 +16,10 @@ torch.set_num_threads(1)
 CORPUS = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh", action="store_true", help="write the golden losses anew")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How near the original's numbers the parity tests came."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "user_properties")]

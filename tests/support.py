@@ -45,7 +45,42 @@ TINY = {
         "data.max_frames=24",
     ],
 }
+# the same for the networks of the official families
+QWEN = ["width=16", "layers=1", "heads=2", "key_heads=1", "hidden=32"]
+STACK = ["width=16", "heads=2", "hidden=32", "blocks=1"]
+UNET = ["channels=[16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8"]
+DIT = ["width=32", "blocks=1", "heads=2", "head_width=16", "hidden=32", "kernel=5", "groups=4"]
+HIFT = ["channels=16", "f0.channels=8", "resblock_kernels=[3]", "dilations=[1]"]
+FAMILIES = {
+    "cosyvoice": {
+        "llm": ["text_width=16", *(f"{part}.{size}" for part in ("text_encoder", "llm") for size in STACK)],
+        "flow": ["regulator_layers=1", *(f"encoder.{size}" for size in STACK), *(f"estimator.{size}" for size in UNET)],
+        "hifigan": HIFT,
+    },
+    "cosyvoice2": {
+        "llm": QWEN,
+        "flow": [*(f"encoder.{size}" for size in [*STACK, "up_blocks=1"]), *(f"estimator.{size}" for size in UNET)],
+        "hifigan": HIFT,
+    },
+    "cosyvoice3": {"llm": QWEN, "flow": ["hidden=16", *(f"estimator.{size}" for size in DIT)], "hifigan": HIFT},
+}
+SMALL = {
+    "llm": ["data.max_frames=400", "tokenizer@family.tokenizer=characters"],
+    "flow": ["data.max_frames=700"],
+    "hifigan": [
+        "data.max_frames=60",
+        "objective.discriminator.channels=[2,4]",
+        "objective.discriminator.spectral_channels=2",
+        "objective.discriminator.resolutions=[[256,64,256]]",
+    ],
+}
 QUICK = ["trainer.log_every=1", "trainer.valid_every=2", "trainer.valid_epochs=0", "trainer.previews=1", "data.processes=1"]
+
+
+def family_words(family: str, model: str) -> list[str]:
+    """The words that make a network of an official family tiny."""
+    sizes = [f"network.{size}" for size in FAMILIES[family][model]]
+    return [f"family={family}", f"model={model}", *sizes, *SMALL[model]]
 
 
 def no_dropout(model: str) -> list[str]:

@@ -8,48 +8,18 @@ import soundfile
 import torch
 
 from cosyexp.run.tensors import read_tensors
-from tests.support import MODELS, QUICK, checkpoints, metrics
-
-QWEN = ["width=16", "layers=1", "heads=2", "key_heads=1", "hidden=32"]
-STACK = ["width=16", "heads=2", "hidden=32", "blocks=1"]
-UNET = ["channels=[16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8"]
-DIT = ["width=32", "blocks=1", "heads=2", "head_width=16", "hidden=32", "kernel=5", "groups=4"]
-HIFT = ["channels=16", "f0.channels=8", "resblock_kernels=[3]", "dilations=[1]"]
-NETWORKS = {
-    "cosyvoice": {
-        "llm": ["text_width=16", *(f"{part}.{size}" for part in ("text_encoder", "llm") for size in STACK)],
-        "flow": ["regulator_layers=1", *(f"encoder.{size}" for size in STACK), *(f"estimator.{size}" for size in UNET)],
-        "hifigan": HIFT,
-    },
-    "cosyvoice2": {
-        "llm": QWEN,
-        "flow": [*(f"encoder.{size}" for size in [*STACK, "up_blocks=1"]), *(f"estimator.{size}" for size in UNET)],
-        "hifigan": HIFT,
-    },
-    "cosyvoice3": {"llm": QWEN, "flow": ["hidden=16", *(f"estimator.{size}" for size in DIT)], "hifigan": HIFT},
-}
-SMALL = {
-    "llm": ["data.max_frames=400", "tokenizer@family.tokenizer=characters"],
-    "flow": ["data.max_frames=700"],
-    "hifigan": [
-        "data.max_frames=60",
-        "objective.discriminator.channels=[2,4]",
-        "objective.discriminator.spectral_channels=2",
-        "objective.discriminator.resolutions=[[256,64,256]]",
-    ],
-}
+from tests.support import FAMILIES, MODELS, QUICK, checkpoints, family_words, metrics
 
 
 def words(family, model, *more):
-    sizes = [f"network.{size}" for size in NETWORKS[family][model]]
-    return [f"family={family}", f"model={model}", "data.corpus.minutes=0.8", *sizes, *SMALL[model], *QUICK, *more]
+    return [*family_words(family, model), "data.corpus.minutes=0.8", *QUICK, *more]
 
 
 def hashes(tensors):
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def walked(request, warm, tmp_path_factory) -> Path:
     """The three runs of a family: trained for two steps, resumed for two more, averaged, exported; a folder that holds runs/<family>/."""
     family, folder = request.param, tmp_path_factory.mktemp(request.param)

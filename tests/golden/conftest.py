@@ -1,0 +1,3 @@
+from tests.apps.conftest import warm
+
+__all__ = ["warm"]
