@@ -33,7 +33,9 @@ def read_once(files: Sequence[Path], _: Path) -> None:
 
 
 def average(files: Sequence[Path], out: Path) -> None:
-    combine([(file, 1.0) for file in files], len(files), files[-1], out, pickled=out.suffix == ".pt")
+    combine(
+        [(file, 1.0) for file in files], len(files), files[-1], out, pickled=out.suffix == ".pt"
+    )
 
 
 def checked(files: Sequence[Path], out: Path) -> None:
@@ -57,7 +59,9 @@ def peak() -> float:
     return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
-def measured(work: Callable[..., None], files: Sequence[Path], out: Path, small: Path, cold: bool, queue: Any) -> None:
+def measured(
+    work: Callable[..., None], files: Sequence[Path], out: Path, small: Path, cold: bool, queue: Any
+) -> None:
     work([small] * 2, out)  # the code's own pages
     for file in files if cold else ():
         with open(file, "rb") as content:
@@ -72,10 +76,17 @@ def main() -> None:
     size, count = (int(word) for word in [*sys.argv[1:], "1200", "5"][:2] if word)
     with tempfile.TemporaryDirectory() as temporary:
         folder, results = Path(temporary), {}
-        for suffix, ways in ((".safetensors", (read_once, average, checked)), (".pt", (average, torch_load))):
+        for suffix, ways in (
+            (".safetensors", (read_once, average, checked)),
+            (".pt", (average, torch_load)),
+        ):
             files = [folder / f"{i}{suffix}" for i in range(count)]
             small = folder / f"small{suffix}"
-            save: Callable[..., None] = save_tensors if suffix == ".safetensors" else lambda path, tensors: torch.save(tensors, path)
+            save: Callable[..., None] = (
+                save_tensors
+                if suffix == ".safetensors"
+                else lambda path, tensors: torch.save(tensors, path)
+            )
             save(small, {f"t{i}": torch.randn(4) for i in range(TENSORS)})
             for file in files:
                 save(file, {f"t{i}": torch.randn(size * 2**18 // TENSORS) for i in range(TENSORS)})
@@ -95,7 +106,9 @@ def main() -> None:
         for name in dict.fromkeys(name for name, _ in results):
             (cold, _), (warm, extra) = results[name, True], results[name, False]
             print(f"{name:24} {cold / once[0]:20.2f} {warm / once[1]:20.2f} {extra:9.1f}")
-        print(f"reading once: {size * count / once[0] / 1000:.1f} GB/s cold, {size * count / once[1] / 1000:.1f} GB/s warm")
+        print(
+            f"reading once: {size * count / once[0] / 1000:.1f} GB/s cold, {size * count / once[1] / 1000:.1f} GB/s warm"
+        )
 
 
 if __name__ == "__main__":

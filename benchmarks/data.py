@@ -44,7 +44,11 @@ def config_of(model: str) -> Any:
 
 def plain(model: str, config: Any, shards: list[Path]) -> Iterator[None]:
     """One utterance a turn, everything computed."""
-    family, tokenizer, view = config["family"], build(config["family"]["tokenizer"]), build(config["model"]["view"])
+    family, tokenizer, view = (
+        config["family"],
+        build(config["family"]["tokenizer"]),
+        build(config["model"]["view"]),
+    )
     mel = build(config_of("flow")["model"]["view"]).fields["mel"]
     while True:
         for row in (row for shard in shards for row in read_rows(shard, COLUMNS.names)):
@@ -90,10 +94,14 @@ def compare_views(folder: Path) -> None:
 
 
 def useful_share() -> None:
-    lengths = np.random.default_rng(0).lognormal(np.log(500), 0.6, 100_000).clip(60, 3000).astype(int)
+    lengths = (
+        np.random.default_rng(0).lognormal(np.log(500), 0.6, 100_000).clip(60, 3000).astype(int)
+    )
     print("\nframes of a batch: share that is no padding, 100,000 utterances of 60 to 3000 frames")
     for budget in (2000, 20000):
-        print(f"{budget:8} {1 - Plan(lengths=np.minimum(lengths, budget), budget=budget, seed=0).padding():.3f}")
+        print(
+            f"{budget:8} {1 - Plan(lengths=np.minimum(lengths, budget), budget=budget, seed=0).padding():.3f}"
+        )
 
 
 def large_corpus(folder: Path, utterances: int) -> None:
@@ -105,7 +113,11 @@ def large_corpus(folder: Path, utterances: int) -> None:
         shard.write_bytes(number.to_bytes(8, "little"))
         frames = draw.lognormal(np.log(500), 0.6, SHARD).clip(60, 3000).astype(np.int32)
         sizes = {"token": frames, "speaker": np.ones_like(frames), "mel": frames}
-        columns = {"key": draw.integers(2**63, size=SHARD, dtype=np.uint64), "good": np.ones(SHARD, bool), "faulty": np.zeros(SHARD, bool)}
+        columns = {
+            "key": draw.integers(2**63, size=SHARD, dtype=np.uint64),
+            "good": np.ones(SHARD, bool),
+            "faulty": np.zeros(SHARD, bool),
+        }
         table = pa.table(columns | {f"size_{name}": sizes[name] for name in view.fields})
         table = table.replace_schema_metadata({"shard": fingerprint(shard)})
         path = index.index_path(shard, view.fields)
@@ -122,7 +134,9 @@ def large_corpus(folder: Path, utterances: int) -> None:
     opened = time.process_time() - began
     batches = Plan(lengths=corpus.lengths, budget=2000, seed=0).epoch(0, 8)
     planned = time.process_time() - began - opened
-    print(f"\n{len(corpus):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches")
+    print(
+        f"\n{len(corpus):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches"
+    )
     print(f"planned in {planned:.1f} s; {memory() - before:.0f} MB held")
 
 

@@ -28,7 +28,9 @@ def network_of(family: str) -> tuple[Any, Any]:
     """The network, and the config of its family."""
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        config: Any = OmegaConf.to_container(compose("train", [f"family={family}", "model=llm"]), resolve=True)
+        config: Any = OmegaConf.to_container(
+            compose("train", [f"family={family}", "model=llm"]), resolve=True
+        )
     return build(config["network"]).eval(), config["family"]
 
 
@@ -61,11 +63,19 @@ def main() -> None:
     print(f"{'family':12} {'tokens/s':>10} {'of real time':>13} {'cached : again':>15}")
     for family in sys.argv[2:] or FAMILIES:
         network, shared = network_of(family)
-        prompt = network.prompt(torch.ones(1, TEXT, dtype=torch.long), torch.randn(1, shared["speaker_dim"]))
-        times = [(seconds(cached, network, prompt, tokens), seconds(again, network, prompt, tokens)) for _ in range(ROUNDS)]
+        prompt = network.prompt(
+            torch.ones(1, TEXT, dtype=torch.long), torch.randn(1, shared["speaker_dim"])
+        )
+        times = [
+            (seconds(cached, network, prompt, tokens), seconds(again, network, prompt, tokens))
+            for _ in range(ROUNDS)
+        ]
         rate = tokens / min(ours for ours, _ in times)
         ratio = statistics.median(ours / theirs for ours, theirs in times)
-        print(f"{family:12} {rate:10.1f} {rate / shared['token_rate']:13.2f} {ratio:15.3f}", flush=True)
+        print(
+            f"{family:12} {rate:10.1f} {rate / shared['token_rate']:13.2f} {ratio:15.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

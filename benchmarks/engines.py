@@ -41,18 +41,31 @@ ENGINES = {
     "fsdp": ["engine=fsdp"],
     "fsdp, recompute": ["engine=fsdp", "engine.recompute=true"],
 }
-ONE, TWO = ["engine.nproc_per_node=1", "trainer.accumulate=2"], ["engine.nproc_per_node=2", "trainer.accumulate=1"]
+ONE, TWO = (
+    ["engine.nproc_per_node=1", "trainer.accumulate=2"],
+    ["engine.nproc_per_node=2", "trainer.accumulate=1"],
+)
 
 
 def megabytes(cuda: bool) -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return (
+        torch.cuda.max_memory_allocated() / 2**20
+        if cuda
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    )
 
 
 def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
     """Seconds of a step (the median), the largest peak of memory in MB, and the number of weights; runs in every rank."""
     engine = session._engine(config)
-    trainer = session._trainer(config, engine, RunDirectory(config["run_dir"]), *session.corpora_of(config, engine))
-    size = sum(parameter.numel() for player in trainer.objective.players.values() for parameter in player.module.parameters())
+    trainer = session._trainer(
+        config, engine, RunDirectory(config["run_dir"]), *session.corpora_of(config, engine)
+    )
+    size = sum(
+        parameter.numel()
+        for player in trainer.objective.players.values()
+        for parameter in player.module.parameters()
+    )
     cuda, seconds = engine.device.type == "cuda", []
     before = megabytes(cuda) - size * 4 / 2**20  # the network is there already
     engine.place(trainer.objective.players, trainer.objective.helpers)
@@ -100,7 +113,10 @@ def main() -> None:
                     seconds, peak, size = (float(word) for word in os.read(reading, 1000).split())
                     first = first or (seconds, peak)
                     title = f"{work:14} {engine:22} {ranks:5}"
-                    print(f"{title} {1000 * seconds:8.0f} {seconds / first[0]:6.2f} {peak:7.0f} {peak / first[1]:7.2f}", flush=True)
+                    print(
+                        f"{title} {1000 * seconds:8.0f} {seconds / first[0]:6.2f} {peak:7.0f} {peak / first[1]:7.2f}",
+                        flush=True,
+                    )
             print(f"{'':14} {size / 1e6:.1f} M weights")
 
 

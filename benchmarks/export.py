@@ -19,11 +19,16 @@ from cosyexp.run.targets import build
 
 
 def main() -> None:
-    given = [*sys.argv[1:], *["fp32,fp16,int8", "cosyvoice", "flow", "flow.decoder.estimator"][len(sys.argv) - 1 :]]
+    given = [
+        *sys.argv[1:],
+        *["fp32,fp16,int8", "cosyvoice", "flow", "flow.decoder.estimator"][len(sys.argv) - 1 :],
+    ]
     precisions, family, model, name = given
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = composed("train", [f"family={family}", f"model={model}", "tokenizer@family.tokenizer=characters"])
+    config = composed(
+        "train", [f"family={family}", f"model={model}", "tokenizer@family.tokenizer=characters"]
+    )
     network: Any = build(config["network"])
     fold_parametrizations(network)
     component = build(config["components"][name], network.eval().requires_grad_(False)).eval()
@@ -34,7 +39,9 @@ def main() -> None:
             form.write(component, path, precision)
             exported = form.load(path, precision)
             entry = {"bytes": path.stat().st_size, **compare(component, exported, precision)}
-            show(precision, whole, {name: {**entry, "milliseconds": latencies(component, exported)}})
+            show(
+                precision, whole, {name: {**entry, "milliseconds": latencies(component, exported)}}
+            )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ SIZES = {"demo": [], "49 M": WIDE.split(",")}
 def config_of(*words: str) -> Any:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        return OmegaConf.to_container(compose("train", ["model=llm", *words]), resolve=True, enum_to_str=True)
+        return OmegaConf.to_container(
+            compose("train", ["model=llm", *words]), resolve=True, enum_to_str=True
+        )
 
 
 def make_pairs(folder: Path) -> None:
@@ -51,13 +53,26 @@ def make_pairs(folder: Path) -> None:
     for name in ("train", "valid"):
         for path in read_list(str(folder / f"pairs/{name}.list")):
             table = pq.read_table(path)
-            rejected = [draw.permutation(answer).tolist() for answer in table["speech_token"].to_pylist()]
-            pq.write_table(table.append_column("reject_speech_token", pa.array(rejected, pa.list_(pa.int32()))), path)
+            rejected = [
+                draw.permutation(answer).tolist() for answer in table["speech_token"].to_pylist()
+            ]
+            pq.write_table(
+                table.append_column(
+                    "reject_speech_token", pa.array(rejected, pa.list_(pa.int32()))
+                ),
+                path,
+            )
 
 
 def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     weights = folder / f"reference_{len(words)}.safetensors"
-    given = ["mode=dpo", "data=prepared", f"data.dir={folder}/pairs", f"reference={weights}", f"objective.cache_reference={cached}"]
+    given = [
+        "mode=dpo",
+        "data=prepared",
+        f"data.dir={folder}/pairs",
+        f"reference={weights}",
+        f"objective.cache_reference={cached}",
+    ]
     config = config_of(*given, *words)
     if not weights.exists():
         save_tensors(weights, build(config["network"]).state_dict())
@@ -88,7 +103,9 @@ def megabytes(folder: Path, cached: bool, words: list[str]) -> float:
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 12
     torch.set_num_threads(1)
-    print(f"{'llm':6} {'ms live':>9} {'ms cached':>10} {'cached : live':>14} {'MB live':>9} {'MB cached':>10} {'MB of weights':>14}")
+    print(
+        f"{'llm':6} {'ms live':>9} {'ms cached':>10} {'cached : live':>14} {'MB live':>9} {'MB cached':>10} {'MB of weights':>14}"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pairs(folder)
@@ -104,8 +121,13 @@ def main() -> None:
             module = trainers[True].objective.players["llm"].module
             weights = sum(parameter.nbytes for parameter in module.parameters()) / 1e6
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-                memory = [pool.apply(megabytes, (folder, cached, words)) for cached in (False, True)]
-            print(f"{size:6} {live:9.0f} {cached:10.0f} {ratio:14.3f} {memory[0]:9.0f} {memory[1]:10.0f} {weights:14.0f}", flush=True)
+                memory = [
+                    pool.apply(megabytes, (folder, cached, words)) for cached in (False, True)
+                ]
+            print(
+                f"{size:6} {live:9.0f} {cached:10.0f} {ratio:14.3f} {memory[0]:9.0f} {memory[1]:10.0f} {weights:14.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -28,9 +28,15 @@ ROUNDS = 5
 def trainer_of(model: str, folder: str) -> Trainer:
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        config: Any = OmegaConf.to_container(compose("train", [f"model={model}", f"run_dir={folder}"]), resolve=True, enum_to_str=True)
+        config: Any = OmegaConf.to_container(
+            compose("train", [f"model={model}", f"run_dir={folder}"]),
+            resolve=True,
+            enum_to_str=True,
+        )
     engine = session._engine(config)
-    trainer = session._trainer(config, engine, RunDirectory(folder), *session.corpora_of(config, engine))
+    trainer = session._trainer(
+        config, engine, RunDirectory(folder), *session.corpora_of(config, engine)
+    )
     engine.place(trainer.objective.players, trainer.objective.helpers)
     return trainer
 
@@ -39,7 +45,9 @@ def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
     """What a script would do: forward, backward, clip, update; no sums, no watch, no metrics, no keyed dropout."""
     (micro,) = micro_batches
     units = {unit: float(count) for unit, count in trainer.objective.weights(micro.batch).items()}
-    for (name, player), loss in zip(trainer.objective.players.items(), trainer.objective.turns(micro.batch), strict=True):
+    for (name, player), loss in zip(
+        trainer.objective.players.items(), trainer.objective.turns(micro.batch), strict=True
+    ):
         loss.scaled(units).backward()
         torch.nn.utils.clip_grad_norm_(player.module.parameters(), trainer.options.clip or 1e9)
         optimizer = trainer.engine.optimizers[name]  # type: ignore[attr-defined]
@@ -47,7 +55,11 @@ def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def milliseconds(step: Callable[[Trainer, list[MicroBatch]], None], trainer: Trainer, blocks: list[list[MicroBatch]]) -> float:
+def milliseconds(
+    step: Callable[[Trainer, list[MicroBatch]], None],
+    trainer: Trainer,
+    blocks: list[list[MicroBatch]],
+) -> float:
     """Of a step, on average."""
     began = time.perf_counter()
     for block in blocks:
@@ -62,9 +74,20 @@ def twice_forward(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
     trainer.objective.reuse_forward = True  # type: ignore[attr-defined]
 
 
-def row(name: str, trainer: Trainer, blocks: list[list[MicroBatch]], plain: Callable[[Trainer, list[MicroBatch]], None]) -> None:
-    times = [(milliseconds(plain, trainer, blocks), milliseconds(Trainer.step, trainer, blocks)) for _ in range(ROUNDS)]
-    shortest, ratio = min(ours for _, ours in times), statistics.median(ours / theirs for theirs, ours in times)
+def row(
+    name: str,
+    trainer: Trainer,
+    blocks: list[list[MicroBatch]],
+    plain: Callable[[Trainer, list[MicroBatch]], None],
+) -> None:
+    times = [
+        (milliseconds(plain, trainer, blocks), milliseconds(Trainer.step, trainer, blocks))
+        for _ in range(ROUNDS)
+    ]
+    shortest, ratio = (
+        min(ours for _, ours in times),
+        statistics.median(ours / theirs for theirs, ours in times),
+    )
     print(f"{name:38} {shortest:10.1f} {ratio:15.3f}", flush=True)
 
 

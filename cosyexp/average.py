@@ -40,10 +40,14 @@ def main(cfg: "DictConfig") -> str:
 
     folder, how, method = Path(cfg.run_dir), cfg.select.value, cfg.method.value
     output = None if cfg.output is None else output_file(cfg.output)
-    choice = Choice(how, cfg.num, cfg.metric, None if cfg.window is None else tuple(cfg.window), cfg.strict)
+    choice = Choice(
+        how, cfg.num, cfg.metric, None if cfg.window is None else tuple(cfg.window), cfg.strict
+    )
 
     def evaluate(weights: Path) -> "Mapping[str, float]":
-        from cosyexp.training.evaluate import evaluator  # averaging itself knows neither data nor networks
+        from cosyexp.training.evaluate import (
+            evaluator,
+        )  # averaging itself knows neither data nor networks
 
         return evaluator(folder)(weights)
 
@@ -58,7 +62,9 @@ def main(cfg: "DictConfig") -> str:
         if output is None:
             about = {"select": how, "metric": cfg.metric, "method": method}
             about |= {"temperature": cfg.temperature} if method == "weighted" else {}
-            path = write_folder(mixture, candidates, folder_name(choice, method, cfg.temperature), about)
+            path = write_folder(
+                mixture, candidates, folder_name(choice, method, cfg.temperature), about
+            )
         else:
             path = write_file(mixture, output)
     print(path)

@@ -55,7 +55,9 @@ def source_of(cfg: "DictConfig") -> "Source":
             print(f"no run_dir was given: the newest run, {run}")
         return of_run(run, cfg.weights)
     if cfg.run_dir is not None:
-        raise UserError(f"run_dir={cfg.run_dir} has a family of its own: leave family={cfg.family} out, or run_dir=")
+        raise UserError(
+            f"run_dir={cfg.run_dir} has a family of its own: leave family={cfg.family} out, or run_dir="
+        )
     if cfg.out is None:
         raise UserError("family= exports a file without a run: say by out=<folder> where to")
     return of_file(config_of(cfg), cfg.weights)
@@ -69,12 +71,22 @@ def config_of(cfg: "DictConfig") -> dict[str, object]:
     from cosyexp.face.compose import composed
     from cosyexp.face.door import CONFIGS
 
-    models = [cfg.model] if cfg.model else sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    models = (
+        [cfg.model]
+        if cfg.model
+        else sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    )
     for model in models:
         config = composed("train", [f"family={cfg.family}", f"model={model}"])
         if cfg.model or Path(cfg.weights).stem in (model, config["model"]["official"]):
-            return composed("train", [f"family={cfg.family}", f"model={model}", *cfg.settings]) if cfg.settings else config
-    raise UserError(f"weights={cfg.weights} does not tell its model by its name: give model={'|'.join(models)}")
+            return (
+                composed("train", [f"family={cfg.family}", f"model={model}", *cfg.settings])
+                if cfg.settings
+                else config
+            )
+    raise UserError(
+        f"weights={cfg.weights} does not tell its model by its name: give model={'|'.join(models)}"
+    )
 
 
 if __name__ == "__main__":

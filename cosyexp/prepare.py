@@ -39,7 +39,10 @@ def main(cfg: "DictConfig") -> None:
         for line in inspect(config["inspect"], build(config["family"]["tokenizer"])):
             print(line)
         return
-    options = {key: config[key] for key in ("shard_size", "fit_on", "max_seconds", "processes", "max_bad", "seed")}
+    options = {
+        key: config[key]
+        for key in ("shard_size", "fit_on", "max_seconds", "processes", "max_bad", "seed")
+    }
     options |= {key: build(config[key]) for key in ("speech_tokenizer", "speaker_encoder")}
     out, family = Path(config["out"]), config["family"]
     fields = audio_fields(family, config["cache"])

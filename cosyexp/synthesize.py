@@ -61,9 +61,13 @@ def voices_of(cfg: "DictConfig") -> "dict[str, Voice]":
     backend, precision = cfg.backend.value, cfg.precision.value
     runs = {name: RunDirectory(cfg[name]) for name in MODELS if cfg[name] is not None}
     if cfg.exports and (runs or backend == "torch"):
-        raise UserError("exports= needs neither runs nor backend=torch: leave llm=, flow= and hifigan= out, and give backend=onnx|jit|pt2")
+        raise UserError(
+            "exports= needs neither runs nor backend=torch: leave llm=, flow= and hifigan= out, and give backend=onnx|jit|pt2"
+        )
     if not cfg.exports and (missing := [name for name in MODELS if name not in runs]):
-        raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=..., or exports=<folders> with backend=onnx")
+        raise UserError(
+            f"{', '.join(missing)} must be given, for example {missing[0]}=..., or exports=<folders> with backend=onnx"
+        )
     if backend == "torch":
         return {name: of_weights(run, cfg.weights) for name, run in runs.items()}
     if cfg.exports:

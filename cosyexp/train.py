@@ -41,7 +41,9 @@ def main(cfg: "DictConfig") -> float | None:
     from cosyexp.training.signals import requeue
     from cosyexp.training.values import check_values
 
-    config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)  # other processes cannot resolve it
+    config: Any = OmegaConf.to_container(
+        cfg, resolve=True, enum_to_str=True
+    )  # other processes cannot resolve it
     check_values(config)
     outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
     if outcome.preempted:

@@ -22,8 +22,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How near the original's numbers the parity tests came."""
-    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "user_properties")]
-    worst = [(report.nodeid, value) for report in reports for name, value in report.user_properties if name == "worst"]
+    reports = [
+        report
+        for kind in terminalreporter.stats.values()
+        for report in kind
+        if hasattr(report, "user_properties")
+    ]
+    worst = [
+        (report.nodeid, value)
+        for report in reports
+        for name, value in report.user_properties
+        if name == "worst"
+    ]
     if worst:
         terminalreporter.section("largest differences from the original")
     for name, value in sorted(set(worst)):
@@ -51,5 +61,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minute and a half of demo speech, prepared."""
     out = tmp_path_factory.mktemp("data") / "demo"
     rates = {"token_rate": 50, "codes": 512, "speaker_dim": 192}
-    prepare(Demo(**CORPUS), out, Options(**rates, shard_size=16, processes=1), {"corpus": CORPUS, **rates})
+    prepare(
+        Demo(**CORPUS),
+        out,
+        Options(**rates, shard_size=16, processes=1),
+        {"corpus": CORPUS, **rates},
+    )
     return out

@@ -8,7 +8,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save(path: Path, nodes: list[Any], inputs: list[Any], output: Any, **constants: np.ndarray) -> str:
+def save(
+    path: Path, nodes: list[Any], inputs: list[Any], output: Any, **constants: np.ndarray
+) -> str:
     """A small ONNX model."""
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "small", inputs, [output], initializers)
@@ -33,7 +35,12 @@ def tokenizer(path: Path, stride: int, batch: int | str = 1) -> str:
         helper.make_tensor_value_info("mel", TensorProto.FLOAT, [batch, 128, "T"]),
         helper.make_tensor_value_info("length", TensorProto.INT32, [batch]),
     ]
-    numbers = {"start": np.array([stride - 1]), "end": np.array([2**31]), "axis": np.array([1]), "stride": np.array([stride])}
+    numbers = {
+        "start": np.array([stride - 1]),
+        "end": np.array([2**31]),
+        "axis": np.array([1]),
+        "stride": np.array([stride]),
+    }
     output = helper.make_tensor_value_info("codes", TensorProto.INT64, [batch, "N"])
     return save(path, nodes, inputs, output, **numbers, nothing=np.array([0], np.int32))
 

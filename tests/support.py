@@ -23,12 +23,29 @@ RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]  # the words that name
 TINY = {
     "llm": [
         "network.text_width=16",
-        *(f"network.{part}.{size}" for part in ("text_encoder", "llm") for size in ("width=16", "heads=2", "hidden=32", "blocks=1")),
+        *(
+            f"network.{part}.{size}"
+            for part in ("text_encoder", "llm")
+            for size in ("width=16", "heads=2", "hidden=32", "blocks=1")
+        ),
         "data.max_frames=400",
     ],
     "flow": [
-        *(f"network.encoder.{size}" for size in ("width=16", "heads=2", "hidden=32", "blocks=1", "dropout=0.1", "attention_dropout=0.1")),
-        *(f"network.estimator.{size}" for size in ("channels=[16,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8")),
+        *(
+            f"network.encoder.{size}"
+            for size in (
+                "width=16",
+                "heads=2",
+                "hidden=32",
+                "blocks=1",
+                "dropout=0.1",
+                "attention_dropout=0.1",
+            )
+        ),
+        *(
+            f"network.estimator.{size}"
+            for size in ("channels=[16,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8")
+        ),
         "network.regulator_layers=1",
         "model.view.drop=0.2",
         "data.max_frames=700",
@@ -53,16 +70,30 @@ DIT = ["width=32", "blocks=1", "heads=2", "head_width=16", "hidden=32", "kernel=
 HIFT = ["channels=16", "f0.channels=8", "resblock_kernels=[3]", "dilations=[1]"]
 FAMILIES = {
     "cosyvoice": {
-        "llm": ["text_width=16", *(f"{part}.{size}" for part in ("text_encoder", "llm") for size in STACK)],
-        "flow": ["regulator_layers=1", *(f"encoder.{size}" for size in STACK), *(f"estimator.{size}" for size in UNET)],
+        "llm": [
+            "text_width=16",
+            *(f"{part}.{size}" for part in ("text_encoder", "llm") for size in STACK),
+        ],
+        "flow": [
+            "regulator_layers=1",
+            *(f"encoder.{size}" for size in STACK),
+            *(f"estimator.{size}" for size in UNET),
+        ],
         "hifigan": HIFT,
     },
     "cosyvoice2": {
         "llm": QWEN,
-        "flow": [*(f"encoder.{size}" for size in [*STACK, "up_blocks=1"]), *(f"estimator.{size}" for size in UNET)],
+        "flow": [
+            *(f"encoder.{size}" for size in [*STACK, "up_blocks=1"]),
+            *(f"estimator.{size}" for size in UNET),
+        ],
         "hifigan": HIFT,
     },
-    "cosyvoice3": {"llm": QWEN, "flow": ["hidden=16", *(f"estimator.{size}" for size in DIT)], "hifigan": HIFT},
+    "cosyvoice3": {
+        "llm": QWEN,
+        "flow": ["hidden=16", *(f"estimator.{size}" for size in DIT)],
+        "hifigan": HIFT,
+    },
 }
 SMALL = {
     "llm": ["data.max_frames=400", "tokenizer@family.tokenizer=characters"],
@@ -74,7 +105,13 @@ SMALL = {
         "objective.discriminator.resolutions=[[256,64,256]]",
     ],
 }
-QUICK = ["trainer.log_every=1", "trainer.valid_every=2", "trainer.valid_epochs=0", "trainer.previews=1", "data.processes=1"]
+QUICK = [
+    "trainer.log_every=1",
+    "trainer.valid_every=2",
+    "trainer.valid_epochs=0",
+    "trainer.previews=1",
+    "data.processes=1",
+]
 
 
 def family_words(family: str, model: str) -> list[str]:
@@ -92,17 +129,33 @@ def no_dropout(model: str) -> list[str]:
 def config(model: str, data: Path, *overrides: str) -> dict[str, Any]:
     """The resolved config of `cosyexp.train` for a tiny network on prepared data."""
     register()
-    words = [f"model={model}", "data=prepared", f"data.dir={data}", *TINY[model], *QUICK, *overrides]
+    words = [
+        f"model={model}",
+        "data=prepared",
+        f"data.dir={data}",
+        *TINY[model],
+        *QUICK,
+        *overrides,
+    ]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        composed = OmegaConf.to_container(compose("train", overrides=words), resolve=True, enum_to_str=True)
+        composed = OmegaConf.to_container(
+            compose("train", overrides=words), resolve=True, enum_to_str=True
+        )
     assert isinstance(composed, dict)
     return composed  # type: ignore[return-value]
 
 
-def command(app: str, *words: str, cwd: Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def command(
+    app: str, *words: str, cwd: Path, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Runs an app as a user does."""
     result = subprocess.run(
-        [sys.executable, "-m", f"cosyexp.{app}", *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", f"cosyexp.{app}", *words],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if check:
         assert result.returncode == 0, result.stdout + result.stderr
@@ -121,7 +174,9 @@ def train_words(model: str, data: Path, *words: str) -> list[str]:
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if not key.startswith("time/")} for line in lines
+    ]
 
 
 def sentence(result: subprocess.CompletedProcess[str], *parts: str) -> str:
@@ -139,7 +194,9 @@ def folder_from(variable: str, *parts: str) -> Path:
     """A folder of shared data; skips where this machine has none."""
     root = os.environ.get(variable)
     if not root:
-        pytest.skip(f"{variable} is not set: this test reads shared data that is not part of the repository")
+        pytest.skip(
+            f"{variable} is not set: this test reads shared data that is not part of the repository"
+        )
     return Path(root, *parts)
 
 
@@ -150,6 +207,11 @@ def checkpoints(run: Path) -> Sequence[str]:
 def contents(folder: Path) -> dict[str, str]:
     """The files below a folder with their checksums, but for logs and caches, which a start that is refused may write."""
     files = [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"
     ]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

@@ -33,7 +33,11 @@ class Candidate:
 
     @property
     def age(self) -> tuple[int, int, str]:
-        return self.epoch, self.step, self.path.name  # the original's epoch_0_whole.pt comes after epoch_0_step_100.pt
+        return (
+            self.epoch,
+            self.step,
+            self.path.name,
+        )  # the original's epoch_0_whole.pt comes after epoch_0_step_100.pt
 
     @property
     def checkpoint(self) -> Path:
@@ -60,7 +64,9 @@ def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Can
     ema: their running means instead of their weights. sums: with their running sums.
     """
     if ema and sums:
-        raise UserError("select=ema and method=running are two means of their own: give one of them")
+        raise UserError(
+            "select=ema and method=running are two means of their own: give one of them"
+        )
     if (run := RunDirectory(folder)).exists:
         return _of_run(run, ema, sums)
     if not any(folder.glob("epoch_*.pt")):
@@ -69,7 +75,9 @@ def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Can
             f"name one that cosyexp.train wrote"
         )
     if ema or sums:
-        raise UserError(f"{folder} is a model directory of the original, which keeps weights alone: give another select= or method=")
+        raise UserError(
+            f"{folder} is a model directory of the original, which keeps weights alone: give another select= or method="
+        )
     return _of_original(folder)
 
 
@@ -77,12 +85,29 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> Candidates:
     model = f"{run.config()['model']['name']}.safetensors"
     needed = ["ema.safetensors" if ema else model, *([SUMS] if sums else [])]
     found = run.checkpoints.all()
-    able = [checkpoint for checkpoint in found if all(name in checkpoint.meta["sha256"] for name in needed)]
+    able = [
+        checkpoint
+        for checkpoint in found
+        if all(name in checkpoint.meta["sha256"] for name in needed)
+    ]
     if found and not able:
         name = needed[-1]
-        remedy = f"train with {OPTIONS[name]}, or choose otherwise" if name in OPTIONS else "restore them"
+        remedy = (
+            f"train with {OPTIONS[name]}, or choose otherwise"
+            if name in OPTIONS
+            else "restore them"
+        )
         raise UserError(f"{run} has no checkpoint with {name}: {remedy}")
-    candidates = [Candidate(c.path / needed[0], c.step, int(c.meta.get("epoch", 0)), c.losses, partial(c.damage, *needed)) for c in able]
+    candidates = [
+        Candidate(
+            c.path / needed[0],
+            c.step,
+            int(c.meta.get("epoch", 0)),
+            c.losses,
+            partial(c.damage, *needed),
+        )
+        for c in able
+    ]
     return Candidates(run.path, model, candidates)
 
 
@@ -95,9 +120,13 @@ def _of_original(folder: Path) -> Candidates:
         try:
             known = _noted(path)
             step = int(known.get("step", match[2]))
-            found.append(Candidate(path, step, int(match[1]), _scores(known), partial(_damage, path)))
+            found.append(
+                Candidate(path, step, int(match[1]), _scores(known), partial(_damage, path))
+            )
         except (UserError, TypeError, ValueError):
-            log.warning("%s is passed over: neither it nor a YAML beside it says of what step it is", path)
+            log.warning(
+                "%s is passed over: neither it nor a YAML beside it says of what step it is", path
+            )
     for note in sorted(folder.glob("epoch_*.yaml")):
         if not note.with_suffix(".pt").exists():
             log.warning("%s is passed over: there is no %s", note, note.with_suffix(".pt").name)
@@ -121,7 +150,11 @@ def _noted(path: Path) -> Mapping[str, Any]:
 
 def _scores(noted: Mapping[str, Any]) -> dict[str, float]:
     scores = noted.get("loss_dict")
-    return {str(k): float(v) for k, v in scores.items() if isinstance(v, int | float)} if isinstance(scores, Mapping) else {}
+    return (
+        {str(k): float(v) for k, v in scores.items() if isinstance(v, int | float)}
+        if isinstance(scores, Mapping)
+        else {}
+    )
 
 
 def _damage(path: Path) -> str | None:
@@ -129,5 +162,12 @@ def _damage(path: Path) -> str | None:
     try:
         with ZipFile(path) as archive:
             return "it is not what was written" if archive.testzip() else None
-    except (BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error):  # whatever a flipped bit may lead to
+    except (
+        BadZipFile,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+    ):  # whatever a flipped bit may lead to
         return "it is cut short, or not the zip archive that torch.save writes"

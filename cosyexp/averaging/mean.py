@@ -12,11 +12,15 @@ from cosyexp.errors import UserError
 from cosyexp.run.pickles import open_weights, write_pickle
 from cosyexp.run.tensors import Shapes, TensorFile, write_tensors
 
-PIECE = 2**15  # numbers that are added at once: they stay in the processor's cache, and torch starts no threads for so few
+PIECE = (
+    2**15
+)  # numbers that are added at once: they stay in the processor's cache, and torch starts no threads for so few
 Part = tuple[Path, float]  # a file, and what it is multiplied by
 
 
-def combine(parts: Sequence[Part], divisor: float, newest: Path, out: Path, pickled: bool = False) -> None:
+def combine(
+    parts: Sequence[Part], divisor: float, newest: Path, out: Path, pickled: bool = False
+) -> None:
     """Writes sum(factor * weights) / divisor of each floating-point tensor, added in fp32 (fp64 where a part is fp64).
 
     newest: a file whose names, types, integers and booleans are kept. pickled: as torch.save writes it, else safetensors. What is
@@ -46,7 +50,9 @@ def _refuse_other(source: TensorFile, like: TensorFile) -> None:
     for name in sorted({*found, *wanted}):
         fits = name in found and name in wanted and found[name][1] == wanted[name][1]
         if not fits or torch.promote_types(found[name][0], wanted[name][0]) != found[name][0]:
-            raise UserError(f"{source.path} holds other tensors than {like.path} (such as {name}): they cannot be averaged")
+            raise UserError(
+                f"{source.path} holds other tensors than {like.path} (such as {name}): they cannot be averaged"
+            )
 
 
 def _second_names(files: Sequence[TensorFile]) -> dict[str, str]:
@@ -54,10 +60,14 @@ def _second_names(files: Sequence[TensorFile]) -> dict[str, str]:
     first: dict[object, str] = {}
     names = files[0].keys()
     places = {name: tuple(file.place(name) for file in files if name in file) for name in names}
-    return {name: before for name in names if (before := first.setdefault(places[name], name)) != name}
+    return {
+        name: before for name in names if (before := first.setdefault(places[name], name)) != name
+    }
 
 
-def _pieces(sources: Sequence[tuple[TensorFile, float]], divisor: float, like: TensorFile, shapes: Shapes) -> Iterator[Tensor]:
+def _pieces(
+    sources: Sequence[tuple[TensorFile, float]], divisor: float, like: TensorFile, shapes: Shapes
+) -> Iterator[Tensor]:
     buffer, totals = bytearray(PIECE * 8), torch.empty(PIECE, dtype=torch.float64)
     for name, (dtype, shape) in shapes.items():
         count = math.prod(shape)

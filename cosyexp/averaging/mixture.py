@@ -32,10 +32,14 @@ class Mixture:
     def write(self, out: Path, pickled: bool = False) -> None:
         files = [source.sums if self.sums else source.path for source in self.sources]
         newest = max(self.sources, key=lambda source: source.age)
-        combine(list(zip(files, self.factors, strict=True)), self.divisor, newest.path, out, pickled)
+        combine(
+            list(zip(files, self.factors, strict=True)), self.divisor, newest.path, out, pickled
+        )
 
 
-def mix(sources: Sequence[Candidate], method: str, metric: str, temperature: float, evaluate: Evaluate) -> Mixture:
+def mix(
+    sources: Sequence[Candidate], method: str, metric: str, temperature: float, evaluate: Evaluate
+) -> Mixture:
     if method == "weighted":
         return weighted(sources, metric, temperature)
     if method == "greedy":
@@ -50,7 +54,9 @@ def uniform(sources: Sequence[Candidate]) -> Mixture:
 def weighted(sources: Sequence[Candidate], metric: str, temperature: float) -> Mixture:
     """Weights of softmax(-loss / temperature)."""
     if not temperature > 0:
-        raise UserError(f"temperature={temperature:g} weighs nothing: give a number above 0, in units of the metric")
+        raise UserError(
+            f"temperature={temperature:g} weighs nothing: give a number above 0, in units of the metric"
+        )
     losses = scores(sources, metric)
     factors = [math.exp((min(losses) - loss) / temperature) for loss in losses]
     return Mixture(sources, factors, sum(factors))
@@ -60,14 +66,23 @@ def running(sources: Sequence[Candidate]) -> Mixture:
     """The mean of the weights after each step behind the oldest of the checkpoints, up to the newest."""
     newest, oldest = (choose(sources, key=lambda source: source.age) for choose in (max, min))
     if newest.step == oldest.step:
-        raise UserError(f"method=running takes the steps between two checkpoints, and there is only that of step {newest.step}: give more")
-    log.info("the mean of the weights after each of the steps %d to %d", oldest.step + 1, newest.step)
+        raise UserError(
+            f"method=running takes the steps between two checkpoints, and there is only that of step {newest.step}: give more"
+        )
+    log.info(
+        "the mean of the weights after each of the steps %d to %d", oldest.step + 1, newest.step
+    )
     return Mixture([newest, oldest], [1.0, -1.0], newest.step - oldest.step, sums=True)
 
 
 def greedy(sources: Sequence[Candidate], metric: str, evaluate: Evaluate) -> Mixture:
     """From the best on, each checkpoint that lowers the validation loss of the mean (Wortsman et al. 2022, greedy soup)."""
-    ordered = [source for _, source in sorted(zip(scores(sources, metric), sources, strict=True), key=lambda pair: pair[0])]
+    ordered = [
+        source
+        for _, source in sorted(
+            zip(scores(sources, metric), sources, strict=True), key=lambda pair: pair[0]
+        )
+    ]
     soup, lowest = ordered[:1], evaluate(ordered[0].path)[metric]
     log.info("step %d: validation %s %.4f", soup[0].step, metric, lowest)
     for source in ordered[1:]:
@@ -76,7 +91,13 @@ def greedy(sources: Sequence[Candidate], metric: str, evaluate: Evaluate) -> Mix
             uniform([*soup, source]).write(trial)
             found = evaluate(trial)[metric]
         kept = found < lowest
-        log.info("with step %d: validation %s %.4f, which is %s", source.step, metric, found, "lower" if kept else "not lower: left out")
+        log.info(
+            "with step %d: validation %s %.4f, which is %s",
+            source.step,
+            metric,
+            found,
+            "lower" if kept else "not lower: left out",
+        )
         if kept:
             soup, lowest = [*soup, source], found
     return uniform(soup)
@@ -86,5 +107,7 @@ def scores(sources: Sequence[Candidate], metric: str) -> list[float]:
     """What each was validated at; UserError where one was not."""
     for source in sources:
         if not math.isfinite(source.losses.get(metric, math.nan)):
-            raise UserError(f"{source.path} has no finite validation {metric} to go by: give select=best, or method=uniform")
+            raise UserError(
+                f"{source.path} has no finite validation {metric} to go by: give select=best, or method=uniform"
+            )
     return [source.losses[metric] for source in sources]

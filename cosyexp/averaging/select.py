@@ -53,19 +53,34 @@ def select(candidates: Candidates, choice: Choice) -> list[Candidate]:
         begin, end = choice.window
         found = [candidate for candidate in found if begin <= candidate.step <= end]
         if not found:
-            raise UserError(f"{where} has no checkpoint from step {begin} to {end}: it has those of steps {steps[0]} to {steps[-1]}")
+            raise UserError(
+                f"{where} has no checkpoint from step {begin} to {end}: it has those of steps {steps[0]} to {steps[-1]}"
+            )
     if choice.how == "best":
-        found = [candidate for candidate in found if math.isfinite(candidate.losses.get(choice.metric, math.nan))]
+        found = [
+            candidate
+            for candidate in found
+            if math.isfinite(candidate.losses.get(choice.metric, math.nan))
+        ]
         found.sort(key=lambda candidate: candidate.losses[choice.metric])
         if not found:
-            raise UserError(f"{where} has no checkpoint with a validation {choice.metric}: train it further, or give select=last")
+            raise UserError(
+                f"{where} has no checkpoint with a validation {choice.metric}: train it further, or give select=last"
+            )
     chosen = list(_sound(found, wanted))
     if not chosen:
         raise UserError(f"{where} has no checkpoint that can be read: train it further")
     if wanted is not None and len(chosen) < wanted:
         if choice.strict:
-            raise UserError(f"{where} has {len(chosen)} checkpoints to choose from, not num={wanted}: give a smaller num, or strict=false")
-        log.warning("%s has %d checkpoints to choose from, not num=%d: these are averaged", where, len(chosen), wanted)
+            raise UserError(
+                f"{where} has {len(chosen)} checkpoints to choose from, not num={wanted}: give a smaller num, or strict=false"
+            )
+        log.warning(
+            "%s has %d checkpoints to choose from, not num=%d: these are averaged",
+            where,
+            len(chosen),
+            wanted,
+        )
     return chosen
 
 
@@ -73,9 +88,15 @@ def _check(choice: Choice) -> None:
     if choice.num is not None and choice.num < 1:
         raise UserError(f"num={choice.num} is no number of checkpoints: give num=1 or more")
     if choice.how == "window" and choice.window is None:
-        raise UserError("select=window takes the checkpoints from one step to another: give window=[from,to]")
-    if choice.window is not None and not (len(choice.window) == 2 and choice.window[0] <= choice.window[1]):
-        raise UserError(f"window={list(choice.window)} is no stretch of steps: give window=[from,to]")
+        raise UserError(
+            "select=window takes the checkpoints from one step to another: give window=[from,to]"
+        )
+    if choice.window is not None and not (
+        len(choice.window) == 2 and choice.window[0] <= choice.window[1]
+    ):
+        raise UserError(
+            f"window={list(choice.window)} is no stretch of steps: give window=[from,to]"
+        )
 
 
 def _sound(found: Sequence[Candidate], wanted: int | None) -> Iterator[Candidate]:
@@ -84,7 +105,9 @@ def _sound(found: Sequence[Candidate], wanted: int | None) -> Iterator[Candidate
     with ThreadPoolExecutor() as pool:
         while wanted and found:
             batch, found = found[:wanted], found[wanted:]
-            for candidate, damage in zip(batch, pool.map(lambda candidate: candidate.damage(), batch), strict=True):
+            for candidate, damage in zip(
+                batch, pool.map(lambda candidate: candidate.damage(), batch), strict=True
+            ):
                 if damage:
                     log.warning("%s is passed over: %s", candidate.checkpoint, damage)
                 else:

@@ -18,7 +18,11 @@ from cosyexp.run.files import locked, replacement, sync, write_text
 
 def folder_name(choice: Choice, method: str, temperature: float) -> str:
     """best5, last3-window1000-2000, best5-mse-greedy, last5-weighted0.1."""
-    by = choice.metric if choice.how != "best" and choice.metric != "loss" and method in ("weighted", "greedy") else ""
+    by = (
+        choice.metric
+        if choice.how != "best" and choice.metric != "loss" and method in ("weighted", "greedy")
+        else ""
+    )
     how = {"uniform": "", "weighted": f"weighted{temperature:g}"}.get(method, method)
     return "-".join(part for part in (choice.name, by, how) if part)
 
@@ -27,7 +31,9 @@ def output_file(output: str) -> Path:
     """UserError where no file of weights can be called so."""
     path = Path(output)
     if path.suffix not in (".pt", ".safetensors") or path.is_dir():
-        raise UserError(f"output={output} is no name for a file of weights: end it in .pt or .safetensors")
+        raise UserError(
+            f"output={output} is no name for a file of weights: end it in .pt or .safetensors"
+        )
     return path
 
 
@@ -38,7 +44,9 @@ def write_file(mixture: Mixture, output: Path) -> Path:
     return output
 
 
-def write_folder(mixture: Mixture, candidates: Candidates, name: str, about: dict[str, Any]) -> Path:
+def write_folder(
+    mixture: Mixture, candidates: Candidates, name: str, about: dict[str, Any]
+) -> Path:
     """Writes `averages/<name>/` with `meta.yaml` into the folder of the candidates; returns the file of weights.
 
     Two at once wait for one another. Whatever a kill leaves behind is a `.tmp` folder, which the next average of that name removes.
@@ -63,7 +71,11 @@ def write_folder(mixture: Mixture, candidates: Candidates, name: str, about: dic
                 }
                 for source, weight in mixture.rows()
             ]
-            meta = {**about, "sources": sources, "sha256": {candidates.file: file_hash(part / candidates.file)}}
+            meta = {
+                **about,
+                "sources": sources,
+                "sha256": {candidates.file: file_hash(part / candidates.file)},
+            }
             write_text(part / META, yaml.safe_dump(meta, sort_keys=False))
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

@@ -20,7 +20,9 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {name: function(x) for name, x in values.items() if isinstance(x, Tensor)}
+        changed: dict[str, Any] = {
+            name: function(x) for name, x in values.items() if isinstance(x, Tensor)
+        }
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> Self:
@@ -39,7 +41,9 @@ class Batch:
 
 def pad(rows: Sequence[np.ndarray]) -> Tensor:
     """Stacks arrays along a new first dimension, with zeros behind the shorter ones (last dimension)."""
-    out = np.zeros((len(rows), *rows[0].shape[:-1], max(row.shape[-1] for row in rows)), rows[0].dtype)
+    out = np.zeros(
+        (len(rows), *rows[0].shape[:-1], max(row.shape[-1] for row in rows)), rows[0].dtype
+    )
     for target, row in zip(out, rows, strict=True):
         target[..., : row.shape[-1]] = row
     return torch.from_numpy(out)

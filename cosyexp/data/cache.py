@@ -67,9 +67,13 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
     utts: list[str] = []
     values: list[list[np.ndarray]] = [[] for _ in fields]
     reasons: list[list[str | None]] = [[] for _ in fields]
-    for row in read_rows(shard, ["utt", *sorted({column for field in fields for column in field.columns})]):
+    for row in read_rows(
+        shard, ["utt", *sorted({column for field in fields for column in field.columns})]
+    ):
         utterance = Utterance(row)
-        utts.append(row["utt"] or f"{shard.stem}:{len(utts)}")  # one without an id is called by its place
+        utts.append(
+            row["utt"] or f"{shard.stem}:{len(utts)}"
+        )  # one without an id is called by its place
         for i, field in enumerate(fields):
             try:
                 values[i].append(field(utterance))
@@ -88,17 +92,24 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
             "reason": pa.array(reasons[i], pa.string()),
         }
         table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
-        with replace_file(cache_path(shard, field)) as file, pa.ipc.new_file(file, table.schema) as writer:
+        with (
+            replace_file(cache_path(shard, field)) as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
             writer.write_table(table)
 
 
 def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> None:
     """Computes what is not cached yet, several shards at a time, with a progress bar."""
-    missing = [(shard, [field for field in fields if not is_cached(shard, field)]) for shard in shards]
+    missing = [
+        (shard, [field for field in fields if not is_cached(shard, field)]) for shard in shards
+    ]
     missing = [(shard, absent) for shard, absent in missing if absent]
     if not missing:
         return
-    names = ", ".join(sorted({cache_name(field).split("-")[0] for _, absent in missing for field in absent}))
+    names = ", ".join(
+        sorted({cache_name(field).split("-")[0] for _, absent in missing for field in absent})
+    )
     log.info("computing %s of %d shards, once", names, len(missing))
     work, wanted = zip(*missing, strict=True)
     bar = tqdm(total=len(work), unit="shard", desc="features", leave=False, delay=1, disable=None)
@@ -107,7 +118,9 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
             compute_shard(shard, absent)
             bar.update()
     else:
-        with ProcessPoolExecutor(min(processes, len(work)), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            min(processes, len(work)), mp_context=get_context("spawn")
+        ) as pool:
             for _ in pool.map(compute_shard, work, wanted):
                 bar.update()
     bar.close()
@@ -120,13 +133,19 @@ class CachedField:
         self._where = (shard, field)
         with pa.memory_map(str(cache_path(shard, field))) as file:
             table = pa.ipc.open_file(file).read_all()
-        lists = table["values"].combine_chunks() if table["values"].num_chunks != 1 else table["values"].chunk(0)
+        lists = (
+            table["values"].combine_chunks()
+            if table["values"].num_chunks != 1
+            else table["values"].chunk(0)
+        )
         self.utts, self.reasons, self.width = table["utt"], table["reason"], field.width
         self._offsets = lists.offsets.to_numpy()
         self._values = lists.values.to_numpy()
         self.lengths = np.diff(self._offsets) // self.width
         self.good = self.reasons.is_null().to_numpy()
-        lacking = pc.starts_with(self.reasons.fill_null(""), LACKS).to_numpy() & getattr(field, "may_lack", False)
+        lacking = pc.starts_with(self.reasons.fill_null(""), LACKS).to_numpy() & getattr(
+            field, "may_lack", False
+        )
         self.faulty = ~self.good & ~lacking
 
     def __getitem__(self, row: int) -> np.ndarray:

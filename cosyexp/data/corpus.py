@@ -40,8 +40,12 @@ class Corpus:
         limit: int | None = None,
     ) -> None:
         self.name, self.view = ", ".join(lists), view
-        if weights is not None and (len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights)):
-            raise UserError(f"data.weights={list(weights)} must be a number above 0 for each of the {len(lists)} lists in data.train")
+        if weights is not None and (
+            len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights)
+        ):
+            raise UserError(
+                f"data.weights={list(weights)} must be a number above 0 for each of the {len(lists)} lists in data.train"
+            )
         listed = [read_list(path) for path in lists]
         self.shards = first_rows(list(chain.from_iterable(listed)), limit)
         indexes = read_indexes(self.shards, view.fields, processes)
@@ -53,10 +57,14 @@ class Corpus:
         self._tell_of_doubles(indexes)
         self.weights = None
         if weights is not None:
-            of_shards = np.repeat(np.array(weights, float), [len(shards) for shards in listed])[: len(self.shards)]
+            of_shards = np.repeat(np.array(weights, float), [len(shards) for shards in listed])[
+                : len(self.shards)
+            ]
             self.weights = of_shards[self._places[:, 0]]
 
-    def _usable(self, indexes: Sequence[Index], max_bad: float, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _usable(
+        self, indexes: Sequence[Index], max_bad: float, limit: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(rows, 2) shard and row of each usable utterance, and their lengths."""
         places, lengths = [], []
         total = faulty = bad = 0
@@ -66,13 +74,30 @@ class Corpus:
             part = slice(None if limit is None else limit - total)
             good, fault = index.good[part], index.faulty[part]
             for wrong, named in ((fault, faults), (~good & ~fault, lacking)):
-                named += [self._reason(shard, row) for row in np.flatnonzero(wrong)[: NAMED - len(named)]]
+                named += [
+                    self._reason(shard, row) for row in np.flatnonzero(wrong)[: NAMED - len(named)]
+                ]
             rows = np.flatnonzero(good)
             places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.int32))
-            lengths.append(self.view.length({name: sizes[rows] for name, sizes in index.sizes.items()}).astype(np.int64))
-            total, faulty, bad = total + len(good), faulty + int(fault.sum()), bad + len(good) - len(rows)
+            lengths.append(
+                self.view.length({name: sizes[rows] for name, sizes in index.sizes.items()}).astype(
+                    np.int64
+                )
+            )
+            total, faulty, bad = (
+                total + len(good),
+                faulty + int(fault.sum()),
+                bad + len(good) - len(rows),
+            )
         if named := (faults + lacking)[:NAMED]:
-            log.warning("%s: %d of %d utterances left out: %s%s", self.name, bad, total, "; ".join(named), "; ..." * (bad > len(named)))
+            log.warning(
+                "%s: %d of %d utterances left out: %s%s",
+                self.name,
+                bad,
+                total,
+                "; ".join(named),
+                "; ..." * (bad > len(named)),
+            )
         if faulty > max_bad * total:
             raise UserError(
                 f"{faulty} of {total} utterances in {self.name} cannot be used, more than data.max_bad={max_bad} allows; "
@@ -80,20 +105,32 @@ class Corpus:
             )
         if total == bad:
             reason = f" that can be used, the first is {named[0]}" if named else ""
-            remedy = "cosyexp.prefer makes pairs, see docs/dpo.md" if lacking else "prepare the data again, or name another list"
+            remedy = (
+                "cosyexp.prefer makes pairs, see docs/dpo.md"
+                if lacking
+                else "prepare the data again, or name another list"
+            )
             raise UserError(f"{self.name} holds no utterance{reason}: {remedy}")
         return np.concatenate(places), np.concatenate(lengths)
 
     def _reason(self, shard: int, row: int) -> str:
         """Why a row cannot be used, by its id."""
-        field = min((field for field in self._open(shard).values() if not field.good[row]), key=lambda field: not field.faulty[row])
+        field = min(
+            (field for field in self._open(shard).values() if not field.good[row]),
+            key=lambda field: not field.faulty[row],
+        )
         return f"{field.utts[row].as_py()}: {field.reasons[row].as_py()}"
 
     def _leave_out(self, out: np.ndarray, why: str) -> None:
         if not out.any():
             return
         log.warning(
-            "%s: %d of %d utterances %s and are left out: %s", self.name, out.sum(), len(out), why, self._names(np.flatnonzero(out))
+            "%s: %d of %d utterances %s and are left out: %s",
+            self.name,
+            out.sum(),
+            len(out),
+            why,
+            self._names(np.flatnonzero(out)),
         )
         if out.all():
             raise UserError(f"all utterances in {self.name} {why}: nothing is left")
@@ -102,11 +139,18 @@ class Corpus:
     def _tell_of_doubles(self, indexes: Sequence[Index]) -> None:
         """Utterances of one id draw the same random numbers, and are mostly the same recording twice."""
         begins = np.cumsum([0, *(len(index.keys) for index in indexes)])
-        keys = np.concatenate([index.keys for index in indexes])[begins[self._places[:, 0]] + self._places[:, 1]]
+        keys = np.concatenate([index.keys for index in indexes])[
+            begins[self._places[:, 0]] + self._places[:, 1]
+        ]
         order = np.argsort(keys, kind="stable")
         again = order[1:][keys[order[1:]] == keys[order[:-1]]]
         if len(again):
-            log.warning("%s: %d utterances have an id that occurs before: %s", self.name, len(again), self._names(np.sort(again)))
+            log.warning(
+                "%s: %d utterances have an id that occurs before: %s",
+                self.name,
+                len(again),
+                self._names(np.sort(again)),
+            )
 
     def _names(self, rows: np.ndarray) -> str:
         names = [self.row(int(row))[0] for row in rows[:NAMED]]
@@ -131,7 +175,10 @@ class Corpus:
         """The fields of a shard, memory-mapped; those that were read least recently are closed."""
         opened = self._opened.pop(shard, None)
         if opened is None:
-            opened = {name: CachedField(self.shards[shard], field) for name, field in self.view.fields.items()}
+            opened = {
+                name: CachedField(self.shards[shard], field)
+                for name, field in self.view.fields.items()
+            }
         self._opened[shard] = opened
         if len(self._opened) > OPEN:
             del self._opened[next(iter(self._opened))]

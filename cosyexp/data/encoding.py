@@ -44,7 +44,9 @@ def check(recording: Recording) -> None:
         value = getattr(recording, what)
         if not value.strip() and what != "instruct":
             raise ValueError(f"it has no {what}")
-        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+        if not value.isprintable() and any(
+            "\ud800" <= character <= "\udfff" for character in value
+        ):
             raise ValueError(f"its {what} is not UTF-8")
 
 
@@ -72,8 +74,14 @@ def promised_seconds(audio: bytes) -> float:
             return float(file.frames) / file.samplerate
         size = int.from_bytes(audio[at + 4 : at + 8], "little")
         held = len(audio) - at - 8
-        streamed = size >= 0xFFFFFF00 or size == 0  # written to a pipe, by a program that could not know
-        return float(file.frames) / file.samplerate * (1.0 if streamed else max(size / max(held, 1), 1.0))
+        streamed = (
+            size >= 0xFFFFFF00 or size == 0
+        )  # written to a pipe, by a program that could not know
+        return (
+            float(file.frames)
+            / file.samplerate
+            * (1.0 if streamed else max(size / max(held, 1), 1.0))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,9 @@ class Encoder:
     @one_thread()
     def __call__(self, path: Path, recordings: Sequence[Recording]) -> Path:
         """Writes what became of a part of the corpus, unless it is there already."""
-        key = digest([(replace(r, audio=None), None if r.audio else changed(r.path)) for r in recordings])
+        key = digest(
+            [(replace(r, audio=None), None if r.audio else changed(r.path)) for r in recordings]
+        )
         if read_key(path) == key:
             return path
         rows: list[dict[str, Any]] = []
@@ -101,17 +111,32 @@ class Encoder:
     def _group(self, recordings: Sequence[Recording]) -> list[dict[str, Any]]:
         rows, heard = [], []
         for recording in recordings:
-            row = {key: value if not isinstance(value, str) else legible(value) for key, value in asdict(recording).items()}
+            row = {
+                key: value if not isinstance(value, str) else legible(value)
+                for key, value in asdict(recording).items()
+            }
             rows.append({**row, "path": os.fsencode(recording.path)})
             try:
                 check(recording)
-                heard.append((rows[-1], listen(recording, min(self.longest, self.tokenizer.longest, self.speaker.longest))))
+                heard.append(
+                    (
+                        rows[-1],
+                        listen(
+                            recording,
+                            min(self.longest, self.tokenizer.longest, self.speaker.longest),
+                        ),
+                    )
+                )
             except ValueError as error:
                 rows[-1]["fault"] = legible(str(error))
         waves = [wave for _, wave in heard]
         for what, front_end in (("tokens", self.tokenizer), ("embedding", self.speaker)):
             for (row, _), value in zip(heard, each(front_end, waves), strict=True):
-                row.update({"fault": row["fault"] or str(value)} if isinstance(value, ValueError) else {what: value})
+                row.update(
+                    {"fault": row["fault"] or str(value)}
+                    if isinstance(value, ValueError)
+                    else {what: value}
+                )
         for row, wave in heard:
             row["seconds"] = len(wave) / SAMPLE_RATE
             if not row["fault"] and not len(row["tokens"]):
@@ -145,13 +170,17 @@ class ShardJob:
 def write(job: ShardJob) -> Path:
     """Writes a shard, unless it is there already."""
     means = {speaker: mean.tobytes() for speaker, mean in job.speakers.items()}
-    note = digest([*((read_key(part), tuple(rows)) for part, rows in job.rows), *sorted(means.items())])
+    note = digest(
+        [*((read_key(part), tuple(rows)) for part, rows in job.rows), *sorted(means.items())]
+    )
     if has_note(job.target, note):
         return job.target
     rows = []
     for part, numbers in job.rows:
         table = read_part(part)
-        rows += [shard_row(table.slice(number, 1).to_pylist()[0], job.speakers) for number in numbers]
+        rows += [
+            shard_row(table.slice(number, 1).to_pylist()[0], job.speakers) for number in numbers
+        ]
     write_shard(job.target, rows, note)
     return job.target
 
@@ -161,7 +190,9 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
     try:
         audio = row["audio"] or Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path} could be read before, and cannot now ({error.strerror}): put it back, and repeat the command") from None
+        raise UserError(
+            f"{path} could be read before, and cannot now ({error.strerror}): put it back, and repeat the command"
+        ) from None
     return {
         "utt": row["utt"],
         "audio_data": audio,
@@ -206,7 +237,9 @@ def changed(path: str) -> tuple[int, int]:
 
 
 def digest(content: object) -> str:
-    return hashlib.blake2b(repr(content).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        repr(content).encode("utf-8", "backslashreplace"), digest_size=16
+    ).hexdigest()
 
 
 def legible(text: str) -> str:

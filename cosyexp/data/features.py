@@ -15,9 +15,15 @@ def read_wave(audio: bytes | str, sample_rate: int) -> np.ndarray:
     Raises ValueError for what is not audio, holds no numbers, is silent, or was recorded below 16 kHz.
     """
     try:
-        wave, rate = soundfile.read(io.BytesIO(audio) if isinstance(audio, bytes) else audio, dtype="float32", always_2d=True)
+        wave, rate = soundfile.read(
+            io.BytesIO(audio) if isinstance(audio, bytes) else audio,
+            dtype="float32",
+            always_2d=True,
+        )
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"the audio cannot be decoded ({getattr(error, 'error_string', error)})") from None
+        raise ValueError(
+            f"the audio cannot be decoded ({getattr(error, 'error_string', error)})"
+        ) from None
     if not np.isfinite(wave).all():
         raise ValueError("the audio has samples that are no numbers")
     if rate < LOWEST_RATE:

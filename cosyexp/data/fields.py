@@ -38,7 +38,9 @@ class Utterance:
         """A list of finite numbers, or the bytes of a float32 array, (size,)."""
         value = self[column]
         try:
-            numbers = np.frombuffer(value, np.float32) if isinstance(value, bytes) else np.array(value)
+            numbers = (
+                np.frombuffer(value, np.float32) if isinstance(value, bytes) else np.array(value)
+            )
         except ValueError:  # ragged, or no whole number of numbers
             raise ValueError(f"its {column} is no list of numbers") from None
         if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
@@ -52,7 +54,9 @@ class Utterance:
             if not isinstance(audio, bytes | str):  # a number would be taken for an open file
                 raise ValueError("its audio_data are not the bytes of an audio file")
             wave = features.read_wave(audio, sample_rate)
-            self._waves[sample_rate] = np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
+            self._waves[sample_rate] = (
+                np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
+            )
         return self._waves[sample_rate]
 
 
@@ -70,8 +74,13 @@ class Field(Protocol):
 
 def cache_name(field: Field) -> str:
     """The name of the file that holds this field of a shard: another setting, another file."""
-    name, content = type(field).__name__.lower(), getattr(getattr(field, "tokenizer", None), "content", "")
-    return f"{name}-{hashlib.blake2b(f'{field!r}{content}'.encode(), digest_size=4).hexdigest()}.arrow"
+    name, content = (
+        type(field).__name__.lower(),
+        getattr(getattr(field, "tokenizer", None), "content", ""),
+    )
+    return (
+        f"{name}-{hashlib.blake2b(f'{field!r}{content}'.encode(), digest_size=4).hexdigest()}.arrow"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,9 @@ class SpeechTokens:
         if (tokens % 1).any():
             raise ValueError("its speech tokens are no whole numbers")
         if tokens.min() < 0 or tokens.max() >= self.vocabulary:
-            raise ValueError(f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}")
+            raise ValueError(
+                f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}"
+            )
         return tokens.astype(np.int32)
 
 
@@ -138,9 +149,14 @@ class AlignedTokens(SpeechTokens):
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         tokens = super().__call__(utterance)
-        said, heard = len(tokens) / self.rate, len(utterance.wave(self.sample_rate)) / self.sample_rate
+        said, heard = (
+            len(tokens) / self.rate,
+            len(utterance.wave(self.sample_rate)) / self.sample_rate,
+        )
         if abs(said - heard) > max(SLACK, 0.1 * heard):
-            raise ValueError(f"its {len(tokens)} speech tokens are {said:.1f} s at {self.rate} a second, its audio {heard:.1f} s")
+            raise ValueError(
+                f"its {len(tokens)} speech tokens are {said:.1f} s at {self.rate} a second, its audio {heard:.1f} s"
+            )
         return tokens
 
 
@@ -167,7 +183,9 @@ class SpeakerEmbedding:
     def __call__(self, utterance: Utterance) -> np.ndarray:
         embedding = utterance.numbers(self.column).astype(np.float32)
         if len(embedding) != self.width:
-            raise ValueError(f"its {self.column} has {len(embedding)} numbers instead of {self.width}")
+            raise ValueError(
+                f"its {self.column} has {len(embedding)} numbers instead of {self.width}"
+            )
         return embedding
 
 
@@ -225,7 +243,13 @@ class Mel:
 @cache
 def spectrogram(mel: Mel) -> MelSpectrogram:
     return MelSpectrogram(
-        sample_rate=mel.sample_rate, n_fft=mel.n_fft, hop=mel.hop, win=mel.win, bins=mel.bins, fmin=mel.fmin, fmax=mel.fmax
+        sample_rate=mel.sample_rate,
+        n_fft=mel.n_fft,
+        hop=mel.hop,
+        win=mel.win,
+        bins=mel.bins,
+        fmin=mel.fmin,
+        fmax=mel.fmax,
     )
 
 
@@ -241,4 +265,6 @@ class F0:
     method: str
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
-        return features.pitch(utterance.wave(self.sample_rate), self.sample_rate, self.hop, self.method)
+        return features.pitch(
+            utterance.wave(self.sample_rate), self.sample_rate, self.hop, self.method
+        )

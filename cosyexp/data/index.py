@@ -37,12 +37,17 @@ def read_indexes(shards: Sequence[Path], fields: Fields, processes: int) -> list
     ensure(missing, list(fields.values()), processes)
     for shard in missing:
         _write(shard, fields)
-    return [index or _known(_read(shard, fields)) for shard, index in zip(shards, found, strict=True)]
+    return [
+        index or _known(_read(shard, fields)) for shard, index in zip(shards, found, strict=True)
+    ]
 
 
 def index_path(shard: Path, fields: Fields) -> Path:
     names = sorted((name, cache_path(shard, field).name) for name, field in fields.items())
-    return shard.with_suffix(".fields") / f"index-{hashlib.blake2b(repr(names).encode(), digest_size=4).hexdigest()}.arrow"
+    return (
+        shard.with_suffix(".fields")
+        / f"index-{hashlib.blake2b(repr(names).encode(), digest_size=4).hexdigest()}.arrow"
+    )
 
 
 def _read(shard: Path, fields: Fields) -> Index | None:
@@ -50,10 +55,17 @@ def _read(shard: Path, fields: Fields) -> Index | None:
     try:
         with pa.memory_map(str(index_path(shard, fields))) as file:
             table = pa.ipc.open_file(file).read_all()
-        if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(cache_path(shard, f).exists() for f in fields.values()):
+        if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(
+            cache_path(shard, f).exists() for f in fields.values()
+        ):
             return None
         columns = {name: table[name].to_numpy() for name in table.column_names}
-        return Index(columns.pop("key"), columns.pop("good"), columns.pop("faulty"), {name: columns[f"size_{name}"] for name in fields})
+        return Index(
+            columns.pop("key"),
+            columns.pop("good"),
+            columns.pop("faulty"),
+            {name: columns[f"size_{name}"] for name in fields},
+        )
     except (OSError, pa.ArrowInvalid, KeyError, TypeError):
         return None
 
@@ -62,13 +74,22 @@ def _write(shard: Path, fields: Fields) -> None:
     opened = {name: CachedField(shard, field) for name, field in fields.items()}
     utts = next(iter(opened.values())).utts.to_pylist()
     columns = {
-        "key": np.array([int.from_bytes(hashlib.blake2b(utt.encode(), digest_size=8).digest(), "little") for utt in utts], np.uint64),
+        "key": np.array(
+            [
+                int.from_bytes(hashlib.blake2b(utt.encode(), digest_size=8).digest(), "little")
+                for utt in utts
+            ],
+            np.uint64,
+        ),
         "good": np.all([field.good for field in opened.values()], axis=0),
         "faulty": np.any([field.faulty for field in opened.values()], axis=0),
         **{f"size_{name}": field.lengths.astype(np.int32) for name, field in opened.items()},
     }
     table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
-    with replace_file(index_path(shard, fields)) as file, pa.ipc.new_file(file, table.schema) as writer:
+    with (
+        replace_file(index_path(shard, fields)) as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
         writer.write_table(table)
 
 

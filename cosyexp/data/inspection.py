@@ -19,14 +19,23 @@ SHOWN = 3
 
 def inspect(path: str, tokenizer: Tokenizer) -> Iterator[str]:
     """Lines about a data list, a parquet file, or each list of a prepared folder; UserError where it cannot be read."""
-    lists = [str(found) for found in sorted(Path(path).glob("*.list")) if found.stat().st_size] if Path(path).is_dir() else [path]
+    lists = (
+        [str(found) for found in sorted(Path(path).glob("*.list")) if found.stat().st_size]
+        if Path(path).is_dir()
+        else [path]
+    )
     for name in lists or [path]:
         yield from inspect_list(name, read_list(name), tokenizer)
 
 
 def inspect_list(name: str, shards: Sequence[Path], tokenizer: Tokenizer) -> Iterator[str]:
     ids: Counter[int] = Counter()
-    lacking, speakers, characters, known = Counter[str](), Counter[str](), Counter[str](), set[int]()
+    lacking, speakers, characters, known = (
+        Counter[str](),
+        Counter[str](),
+        Counter[str](),
+        set[int](),
+    )
     sizes: list[int] = []
     texts: list[int] = []
     examples: list[dict[str, Any]] = []
@@ -37,7 +46,9 @@ def inspect_list(name: str, shards: Sequence[Path], tokenizer: Tokenizer) -> Ite
             ids[hash(row["utt"])] += 1
             speakers[str(row.get("spk"))] += 1
             tokens, text = row.get("speech_token"), row.get("text")
-            lacking.update(column for column in TEXT[1:] if column in columns and not present(row.get(column)))
+            lacking.update(
+                column for column in TEXT[1:] if column in columns and not present(row.get(column))
+            )
             known.update(tokens or ())
             sizes.append(len(tokens or ()))
             texts.append(len(text) if isinstance(text, str) else 0)

@@ -44,7 +44,9 @@ class Layout:
         """Whether a row of so many tokens, the instruction left out, is interleaved; coin in [0, 1)."""
         return coin < self.interleaved and speeches * self.block[0] > texts * self.block[1]
 
-    def __call__(self, text: int, speech_N: np.ndarray, lead: int, blocks: bool, size: tuple[int, int]) -> Sequence:
+    def __call__(
+        self, text: int, speech_N: np.ndarray, lead: int, blocks: bool, size: tuple[int, int]
+    ) -> Sequence:
         """text: its tokens, of which `lead` are an instruction. size: L and N of the batch, with padding."""
         texts, speeches = np.arange(text), size[0] + np.arange(len(speech_N))
         start, task, speaker = sum(size) + np.arange(3)
@@ -60,8 +62,15 @@ class Layout:
                 pieces += [texts[:wide], speeches[:long]]
                 answers.append(place + wide - 1 + np.arange(long + 1))
                 targets += [speech_N[:long], [self.vocabulary + self.fill]]
-                texts, speeches, speech_N, place = texts[wide:], speeches[long:], speech_N[long:], place + wide + long
+                texts, speeches, speech_N, place = (
+                    texts[wide:],
+                    speeches[long:],
+                    speech_N[long:],
+                    place + wide + long,
+                )
         pieces += [texts, [task], speeches]
         answers.append(place + len(texts) + np.arange(len(speech_N) + 1))
         targets += [speech_N, [self.vocabulary + self.end]]
-        return Sequence(*(np.concatenate(parts).astype(np.int64) for parts in (pieces, answers, targets)))
+        return Sequence(
+            *(np.concatenate(parts).astype(np.int64) for parts in (pieces, answers, targets))
+        )

@@ -57,11 +57,16 @@ class BatchMaker(Dataset[Delivery]):
 
     def __getitem__(self, request: Any) -> Delivery:
         draws = Draws(self.seed, request.epoch)
-        made = [MicroBatch(i, self.corpus.batch(rows.tolist(), draws), i >= request.idle) for i, rows in request.rows]
+        made = [
+            MicroBatch(i, self.corpus.batch(rows.tolist(), draws), i >= request.idle)
+            for i, rows in request.rows
+        ]
         return Delivery(made, request.after)
 
 
-def dealt(batches: Sequence[np.ndarray], rank: int, world: int, even: bool) -> list[tuple[int, np.ndarray]]:
+def dealt(
+    batches: Sequence[np.ndarray], rank: int, world: int, even: bool
+) -> list[tuple[int, np.ndarray]]:
     """Every world-th of the numbered micro-batches; where all ranks want equally many, the last one fills the last round."""
     numbers = range(-(-len(batches) // world) * world if even else len(batches))
     return [(number, batches[min(number, len(batches) - 1)]) for number in numbers[rank::world]]
@@ -82,11 +87,26 @@ class Loader:
     """
 
     def __init__(
-        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, accumulate: int, workers: int, pin: bool, even: bool = False
+        self,
+        corpus: Corpus,
+        plan: Plan,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        accumulate: int,
+        workers: int,
+        pin: bool,
+        even: bool = False,
     ) -> None:
         self.corpus, self.plan, self.seed, self.even = corpus, plan, seed, even
         self.rank, self.world, self.block = rank, world, world * accumulate
-        self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
+        self.options: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": workers,
+            "pin_memory": pin,
+            "worker_init_fn": deaf,
+        }
         self.place = Place(0, 0, self.block)
         self._steps: Iterator[Delivery] | None = None
 
@@ -102,7 +122,9 @@ class Loader:
     def next_step(self) -> list[MicroBatch]:
         if self._steps is None:
             maker = BatchMaker(self.corpus, self.seed)
-            self._steps = iter(DataLoader(maker, sampler=self._requests(self.place), **self.options))
+            self._steps = iter(
+                DataLoader(maker, sampler=self._requests(self.place), **self.options)
+            )
         micro_batches, after = next(self._steps)
         assert after is not None
         self.place = after
@@ -116,7 +138,9 @@ class Loader:
                 step = batches[start : start + self.block]
                 end = start + len(step)
                 after = following if end == len(batches) else replace(place, batch=end)
-                yield Request(place.epoch, dealt(step, self.rank, self.world, self.even), len(step), after)
+                yield Request(
+                    place.epoch, dealt(step, self.rank, self.world, self.even), len(step), after
+                )
             place = following
 
     def close(self) -> None:
@@ -131,12 +155,29 @@ class ValidationLoader:
     """
 
     def __init__(
-        self, corpus: Corpus, plan: Plan, *, seed: int, rank: int, world: int, workers: int, pin: bool, even: bool = False
+        self,
+        corpus: Corpus,
+        plan: Plan,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        workers: int,
+        pin: bool,
+        even: bool = False,
     ) -> None:
         self.maker, batches = BatchMaker(corpus, seed), list(plan.in_order())
-        self.requests = [Request(VALIDATION, [numbered], len(batches)) for numbered in dealt(batches, rank, world, even)]
+        self.requests = [
+            Request(VALIDATION, [numbered], len(batches))
+            for numbered in dealt(batches, rank, world, even)
+        ]
         self.rounds = -(-len(batches) // world)
-        self.options: dict[str, Any] = {"batch_size": None, "num_workers": workers, "pin_memory": pin, "worker_init_fn": deaf}
+        self.options: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": workers,
+            "pin_memory": pin,
+            "worker_init_fn": deaf,
+        }
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):

@@ -43,7 +43,17 @@ log = logging.getLogger(__name__)
 META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
 SPLITS = ("train", "valid")
 CHUNK = 64  # recordings of a part
-COLUMNS = ["utt", "text", "speaker", "fault", "path", "held_out", "tokens", "embedding", "seconds"]  # all but the audio
+COLUMNS = [
+    "utt",
+    "text",
+    "speaker",
+    "fault",
+    "path",
+    "held_out",
+    "tokens",
+    "embedding",
+    "seconds",
+]  # all but the audio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +73,11 @@ class Options(Wanted):
 
 
 def prepare(
-    source: Source, out: Path, options: Options, settings: Mapping[str, Any], unknown: Callable[[str], Iterable[str]] = lambda text: ()
+    source: Source,
+    out: Path,
+    options: Options,
+    settings: Mapping[str, Any],
+    unknown: Callable[[str], Iterable[str]] = lambda text: (),
 ) -> dict[str, Any]:
     """Writes the data set and returns what `meta.yaml` holds; a folder prepared with the same `settings` is left alone.
 
@@ -71,7 +85,9 @@ def prepare(
     """
     if (done := prepared(out)) is not None:
         if done["settings"] != settings:
-            raise UserError(f"{out} holds a data set of other settings: give another out=, or remove that folder")
+            raise UserError(
+                f"{out} holds a data set of other settings: give another out=, or remove that folder"
+            )
         tidy(out)
         return done
     if (total := len(source)) == 0:
@@ -87,7 +103,9 @@ def prepare(
             for path in workers.map(write, jobs(parts, speakers, out, options.shard_size)):
                 shards[path.parent.name].append(path)
     except BrokenProcessPool:
-        raise UserError("a process ended before its work (out of memory?): repeat the command, perhaps with fewer processes=") from None
+        raise UserError(
+            "a process ended before its work (out of memory?): repeat the command, perhaps with fewer processes="
+        ) from None
     for split in SPLITS:
         write_list(out / f"{split}.list", shards[split])
         if not shards[split]:
@@ -116,7 +134,9 @@ def prepared(out: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, UnicodeDecodeError):
         meta = None
     if not isinstance(meta, dict) or "settings" not in meta:
-        raise UserError(f"{out}/{META} is not what prepare wrote: remove {out}, and prepare it again")
+        raise UserError(
+            f"{out}/{META} is not what prepare wrote: remove {out}, and prepare it again"
+        )
     return meta
 
 
@@ -125,7 +145,9 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
     begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
     resumed = (out / BEGUN).exists()
     if resumed and (out / BEGUN).read_text() != begun:
-        raise UserError(f"{out} holds the beginning of a data set of other settings: give another out=, or remove that folder")
+        raise UserError(
+            f"{out} holds the beginning of a data set of other settings: give another out=, or remove that folder"
+        )
     waves = Waves(source, options)
     ready: list[FrontEnd] = []
     for recipe, what, path in (
@@ -133,11 +155,17 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
         (options.speaker, "speaker embeddings", out / "speaker_encoder.safetensors"),
     ):
         try:
-            ready.append(recipe.load(path, options) if resumed and path.exists() else recipe.fit(waves, options))
+            ready.append(
+                recipe.load(path, options)
+                if resumed and path.exists()
+                else recipe.fit(waves, options)
+            )
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"the {what} cannot be fitted: {error}; take fewer, or more speech") from None
+            raise UserError(
+                f"the {what} cannot be fitted: {error}; take fewer, or more speech"
+            ) from None
     write_text(out / BEGUN, begun)
     for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
         front_end.save(out / f"{name}.safetensors")
@@ -152,7 +180,9 @@ class Waves:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         heard = 0
-        for recording in islice((r for r in self.source.recordings() if not r.held_out), self.options.fit_on):
+        for recording in islice(
+            (r for r in self.source.recordings() if not r.held_out), self.options.fit_on
+        ):
             try:
                 check(recording)
                 wave = listen(recording, self.options.max_seconds)
@@ -161,10 +191,14 @@ class Waves:
             heard += 1
             yield wave
         if not heard:
-            raise UserError("none of the first recordings can be used as audio: look at the corpus's path")
+            raise UserError(
+                "none of the first recordings can be used as audio: look at the corpus's path"
+            )
 
 
-def encode(encoder: Encoder, source: Source, total: int, folder: Path, workers: Workers) -> list[Path]:
+def encode(
+    encoder: Encoder, source: Source, total: int, folder: Path, workers: Workers
+) -> list[Path]:
     """Every recording through the front ends, into parts."""
 
     def chunks() -> Iterator[tuple[Path, list[Recording]]]:
@@ -179,7 +213,10 @@ def encode(encoder: Encoder, source: Source, total: int, folder: Path, workers: 
         for part in workers.map(partial(apply, encoder), chunks()):
             table = read_part(part)
             seconds += sum(second or 0.0 for second in table["seconds"].to_pylist())
-            bar.set_postfix_str(f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - began):.0f} hours an hour", refresh=False)
+            bar.set_postfix_str(
+                f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - began):.0f} hours an hour",
+                refresh=False,
+            )
             bar.update(len(table))
             parts.append(part)
     return parts
@@ -194,7 +231,11 @@ def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
     seen: set[int] = set()
     for recording in recordings:
         key = int(digest(recording.utt)[:16], 16)
-        yield replace(recording, fault=recording.fault or "its id occurs twice") if key in seen else recording
+        yield (
+            replace(recording, fault=recording.fault or "its id occurs twice")
+            if key in seen
+            else recording
+        )
         seen.add(key)
 
 
@@ -210,12 +251,19 @@ def survey(parts: Iterable[Path], out: Path) -> tuple[Report, dict[str, np.ndarr
                     embedding = np.array(row["embedding"], np.float64)
                     sums[row["speaker"]] = sums.get(row["speaker"], 0.0) + embedding
                     counts[row["speaker"]] = counts.get(row["speaker"], 0) + 1
-    return report, {speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)}
+    return report, {
+        speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)
+    }
 
 
 def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
     if report.dropped:
-        log.warning("%d of %d recordings left out: %s", report.dropped, report.total, report.some(f"{out}/dropped.tsv"))
+        log.warning(
+            "%d of %d recordings left out: %s",
+            report.dropped,
+            report.total,
+            report.some(f"{out}/dropped.tsv"),
+        )
     if report.dropped > max_bad * report.total or report.dropped == report.total:
         raise UserError(
             f"{report.dropped} of {report.total} recordings cannot be used, more than max_bad={max_bad} allows; "
@@ -223,7 +271,9 @@ def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
         )
 
 
-def jobs(parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, size: int) -> Iterator[ShardJob]:
+def jobs(
+    parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, size: int
+) -> Iterator[ShardJob]:
     """The shards of both splits, each of `size` usable utterances, in their order."""
     rows: dict[str, list[tuple[Path, int, str]]] = {split: [] for split in SPLITS}
     count = dict.fromkeys(SPLITS, 0)
@@ -239,7 +289,9 @@ def jobs(parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, s
         return ShardJob(target=target, rows=list(places.items()), speakers=heard)
 
     for part in parts:
-        for number, row in enumerate(read_part(part).select(["fault", "held_out", "speaker"]).to_pylist()):
+        for number, row in enumerate(
+            read_part(part).select(["fault", "held_out", "speaker"]).to_pylist()
+        ):
             if not row["fault"]:
                 split = SPLITS[row["held_out"]]
                 rows[split].append((part, number, row["speaker"]))
@@ -275,7 +327,11 @@ def prepare_corpus(
 def audio_fields(family: Mapping[str, Any], names: Iterable[str]) -> list[Field]:
     """Those of the fields that the views of a family read of audio."""
     rate, mel = family["sample_rate"], family["mel"]
-    fields: dict[str, Field] = {"mel": Mel(sample_rate=rate, **mel), "f0": F0(rate, mel["hop"], family["pitch"]), "wave": Wave(rate)}
+    fields: dict[str, Field] = {
+        "mel": Mel(sample_rate=rate, **mel),
+        "f0": F0(rate, mel["hop"], family["pitch"]),
+        "wave": Wave(rate),
+    }
     if strange := [name for name in names if name not in fields]:
         raise UserError(f"cache={strange[0]} is no field: choose of {', '.join(fields)}")
     return [fields[name] for name in names]
@@ -292,7 +348,9 @@ def check_family(folder: Path, family: Mapping[str, Any]) -> None:
     """UserError where a prepared folder is none, or was prepared for a family with another token rate."""
     meta = prepared(folder)
     if meta is None:
-        raise UserError(f"{folder} is no prepared data set (it has no {META}): python -m cosyexp.prepare out={folder}")
+        raise UserError(
+            f"{folder} is no prepared data set (it has no {META}): python -m cosyexp.prepare out={folder}"
+        )
     rate = meta["settings"]["token_rate"]
     if rate != family["token_rate"]:
         raise UserError(

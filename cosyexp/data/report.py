@@ -50,7 +50,9 @@ class Report:
         if len(self.named) < NAMED:
             self.named.append(f"{row['utt']}: {row['fault']}")
         cells = (row["utt"], row["fault"], row["path"].decode("utf-8", "backslashreplace"))
-        self._file.write("\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells).encode() + b"\n")
+        self._file.write(
+            "\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells).encode() + b"\n"
+        )
 
     @property
     def first(self) -> str:
@@ -63,19 +65,31 @@ class Report:
 
     def summary(self, unknown: Callable[[str], Iterable[str]]) -> dict[str, Any]:
         seconds, tokens = np.array(self.seconds), np.array(self.tokens)
-        strange = {character: self._texts_with(character) for character in unknown("".join(sorted(self.characters)))}
+        strange = {
+            character: self._texts_with(character)
+            for character in unknown("".join(sorted(self.characters)))
+        }
         return {
             "hours": round(float(seconds.sum()) / 3600, 3),
             "utterances": len(seconds),
-            "seconds": dict(zip(LENGTHS, np.quantile(seconds, (0, 0.5, 1)).round(2).tolist(), strict=True)),
+            "seconds": dict(
+                zip(LENGTHS, np.quantile(seconds, (0, 0.5, 1)).round(2).tolist(), strict=True)
+            ),
             "tokens_a_second": round(float(tokens.sum() / seconds.sum()), 2),
             "left_out": dict(self.reasons.most_common()),
-            "unknown_characters": {c: n for c, n in sorted(strange.items(), key=lambda item: (-item[1], item[0])) if not c.isspace()},
+            "unknown_characters": {
+                c: n
+                for c, n in sorted(strange.items(), key=lambda item: (-item[1], item[0]))
+                if not c.isspace()
+            },
         }
 
     def _texts_with(self, character: str) -> int:
         """Texts that hold a character in either case, as a tokenizer may fold them."""
-        return max(self.characters[character], self.characters[character.upper()] if len(character.upper()) == 1 else 0)
+        return max(
+            self.characters[character],
+            self.characters[character.upper()] if len(character.upper()) == 1 else 0,
+        )
 
     def draw(self, path: Path, token_rate: int) -> None:
         """A picture of the lengths and of the token rates."""
@@ -85,11 +99,22 @@ class Report:
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.hist(seconds, bins=40)
-        left.set(xlabel="seconds", ylabel="utterances", title=f"{len(seconds)} utterances, {seconds.sum() / 3600:.2f} hours")
+        left.set(
+            xlabel="seconds",
+            ylabel="utterances",
+            title=f"{len(seconds)} utterances, {seconds.sum() / 3600:.2f} hours",
+        )
         rates = tokens / seconds
-        right.hist(rates, bins=40, range=(min(rates.min(), 0.9 * token_rate), max(rates.max(), 1.1 * token_rate)))
+        right.hist(
+            rates,
+            bins=40,
+            range=(min(rates.min(), 0.9 * token_rate), max(rates.max(), 1.1 * token_rate)),
+        )
         right.axvline(token_rate, color="black", linestyle=":", linewidth=1)
-        right.set(xlabel="speech tokens a second", title=f"{rates.mean():.1f} tokens a second, {token_rate} wanted")
+        right.set(
+            xlabel="speech tokens a second",
+            title=f"{rates.mean():.1f} tokens a second, {token_rate} wanted",
+        )
         with replace_file(path) as file:
             figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
@@ -110,5 +135,7 @@ def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
         yield f"  left out   {sum(meta['left_out'].values())}, named in {out}/dropped.tsv"
         yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
     if strange := meta.get("unknown_characters"):
-        often = ", ".join(f"{character!r} in {texts} texts" for character, texts in list(strange.items())[:NAMED])
+        often = ", ".join(
+            f"{character!r} in {texts} texts" for character, texts in list(strange.items())[:NAMED]
+        )
         yield f"  unknown    {len(strange)} characters that the tokenizer skips: {often}{' ...' if len(strange) > NAMED else ''}"

@@ -77,9 +77,13 @@ class Plan:
         count = sum(map(len, firsts))
         full, rest = divmod(count, block)
         at = int(draw.integers(full + 1)) * block
-        order = np.concatenate([np.arange(at), np.arange(at + rest, count), np.arange(at, at + rest)])
+        order = np.concatenate(
+            [np.arange(at), np.arange(at + rest, count), np.arange(at, at + rest)]
+        )
         blocks = order[: full * block].reshape(full, block)[draw.permutation(full)]
-        return MicroBatches(rows, np.concatenate(firsts), np.concatenate([blocks.ravel(), order[full * block :]]))
+        return MicroBatches(
+            rows, np.concatenate(firsts), np.concatenate([blocks.ravel(), order[full * block :]])
+        )
 
     def in_order(self) -> MicroBatches:
         """The micro-batches of a validation: sorted by length, always the same."""

@@ -33,7 +33,9 @@ OPTIONAL = pa.schema([("instruct", pa.string()), ("reject_speech_token", pa.list
 
 def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], note: str | None = None) -> None:
     """Writes one shard, whole or not at all, with the optional columns that its rows have, and perhaps a note of how it was made."""
-    schema = pa.schema([*COLUMNS, *(column for column in OPTIONAL if any(column.name in row for row in rows))])
+    schema = pa.schema(
+        [*COLUMNS, *(column for column in OPTIONAL if any(column.name in row for row in rows))]
+    )
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     if note is not None:
         table = table.replace_schema_metadata({"note": note})
@@ -48,7 +50,9 @@ def open_shard(path: Path) -> pq.ParquetFile:
     except FileNotFoundError:
         raise UserError(f"there is no data file {path}: prepare it, or correct its list") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no readable parquet file (half-written?), prepare it again: {error}") from None
+        raise UserError(
+            f"{path} is no readable parquet file (half-written?), prepare it again: {error}"
+        ) from None
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -58,8 +62,13 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     if "utt" not in present:
         raise UserError(f"{path} has no column 'utt': it is no data set of the CosyVoice kind")
     kind = file.schema_arrow.field("utt").type
-    if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)):
-        raise UserError(f"the column 'utt' of {path} holds {kind} instead of text: write it anew with ids that are text")
+    if not any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
+    ):
+        raise UserError(
+            f"the column 'utt' of {path} holds {kind} instead of text: write it anew with ids that are text"
+        )
     try:
         for batch in file.iter_batches(batch_size=64, columns=present):
             yield from batch.to_pylist()
@@ -84,10 +93,18 @@ def read_list(path: str) -> list[Path]:
     try:
         lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
-        raise UserError(f"there is no data list {path}: name a list of parquet files, or prepare one") from None
+        raise UserError(
+            f"there is no data list {path}: name a list of parquet files, or prepare one"
+        ) from None
     except (UnicodeDecodeError, IsADirectoryError):
-        raise UserError(f"{path} is no data list: it must be a text file with one parquet path a line") from None
-    shards = [listed.parent / line if (listed.parent / line).exists() else Path(line).expanduser() for line in lines if line]
+        raise UserError(
+            f"{path} is no data list: it must be a text file with one parquet path a line"
+        ) from None
+    shards = [
+        listed.parent / line if (listed.parent / line).exists() else Path(line).expanduser()
+        for line in lines
+        if line
+    ]
     if not shards:
         raise UserError(f"the data list {path} is empty: it must name one parquet file a line")
     return shards

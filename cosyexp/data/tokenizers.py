@@ -38,7 +38,11 @@ class Characters:
     alphabet: str
 
     def encode(self, text: str) -> list[int]:
-        return [self.alphabet.index(character) + 1 for character in text.lower() if character in self.alphabet]
+        return [
+            self.alphabet.index(character) + 1
+            for character in text.lower()
+            if character in self.alphabet
+        ]
 
     def unknown(self, text: str) -> Sequence[str]:
         return sorted(set(text.lower()) - set(self.alphabet))
@@ -81,7 +85,9 @@ class Qwen:
         return digest([Path(self.folder) / name for name in names]) if self.folder else ""
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = qwen_tokenizer(self.folder, self.marks).encode(text, add_special_tokens=False)
+        ids: list[int] = qwen_tokenizer(self.folder, self.marks).encode(
+            text, add_special_tokens=False
+        )
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
@@ -104,7 +110,9 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 def marks(name: str) -> list[str]:
     """The tokens behind a vocabulary that stand for no piece of text, in the order of their ids."""
-    return (Path(__file__).parent / "marks" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return (
+        (Path(__file__).parent / "marks" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    )
 
 
 @cache
@@ -118,9 +126,13 @@ def whisper_encoding(vocabulary: str | None) -> Any:
         if not ranks:
             raise ValueError("it is empty")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>") from None
+        raise UserError(
+            f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>"
+        ) from None
     if len(ranks) != PIECES:
-        raise UserError(f"{path} is not the multilingual vocabulary of Whisper: it has {len(ranks)} pieces, not {PIECES}")
+        raise UserError(
+            f"{path} is not the multilingual vocabulary of Whisper: it has {len(ranks)} pieces, not {PIECES}"
+        )
     special = [*marks("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     ids = {token: len(ranks) + i for i, token in enumerate(special)}
@@ -129,7 +141,11 @@ def whisper_encoding(vocabulary: str | None) -> Any:
 
 def shipped_vocabulary() -> Path:
     spec = find_spec("whisper")
-    path = Path(spec.origin).parent / "assets" / "multilingual.tiktoken" if spec and spec.origin else None
+    path = (
+        Path(spec.origin).parent / "assets" / "multilingual.tiktoken"
+        if spec and spec.origin
+        else None
+    )
     if path is None or not path.exists():
         raise UserError(
             "the tokenizer needs Whisper's vocabulary: give family.tokenizer.vocabulary=<multilingual.tiktoken>, "
@@ -151,8 +167,18 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} holds no tokenizer ({reason}): give the folder of Qwen2 as family.tokenizer.folder=") from None
-    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "additional_special_tokens": marks(added)})
+        raise UserError(
+            f"{folder} holds no tokenizer ({reason}): give the folder of Qwen2 as family.tokenizer.folder="
+        ) from None
+    tokenizer.add_special_tokens(
+        {
+            "eos_token": "<|endoftext|>",
+            "pad_token": "<|endoftext|>",
+            "additional_special_tokens": marks(added),
+        }
+    )
     if (found := tokenizer.convert_tokens_to_ids("<|endofprompt|>")) != END_OF_PROMPT:
-        raise UserError(f"{folder} is not the tokenizer of Qwen2: <|endofprompt|> has the id {found} there, not {END_OF_PROMPT}")
+        raise UserError(
+            f"{folder} is not the tokenizer of Qwen2: <|endofprompt|> has the id {found} there, not {END_OF_PROMPT}"
+        )
     return tokenizer

@@ -19,7 +19,11 @@ class Workers:
         self.count = count
         context = get_context("spawn")
         initializer = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        self.pool = ProcessPoolExecutor(count, mp_context=context, initializer=initializer) if count > 1 else None
+        self.pool = (
+            ProcessPoolExecutor(count, mp_context=context, initializer=initializer)
+            if count > 1
+            else None
+        )
 
     def __enter__(self) -> "Workers":
         return self

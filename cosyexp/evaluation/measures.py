@@ -6,7 +6,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 # a word is a run of letters and digits, but for the scripts that put no spaces between words: there it is one character
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'[^\W_]+)*")
+WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+(?:'[^\W_]+)*"
+)
 
 
 def edits(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
@@ -17,7 +19,9 @@ def edits(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     costs = places
     for i, x in enumerate(first):
         kept = np.minimum(costs[1:] + 1, costs[:-1] + (other != x))
-        costs = places + np.minimum.accumulate(np.concatenate([[i + 1], kept]) - places)  # insertions, all at once
+        costs = places + np.minimum.accumulate(
+            np.concatenate([[i + 1], kept]) - places
+        )  # insertions, all at once
     return int(costs[-1])
 
 

@@ -44,11 +44,20 @@ def chosen(source: Source, names: Sequence[str] | None, form: str, precision: st
         raise UserError(f"{source.name} names no components to export: its network's YAML has none")
     if unknown := sorted(set(names or ()) - nodes.keys()):
         raise UserError(f"{source.name} has no component {unknown[0]}: it has {', '.join(nodes)}")
-    possible = {name: getattr(component_class(node), "formats", ANYWHERE) for name, node in nodes.items()}
+    possible = {
+        name: getattr(component_class(node), "formats", ANYWHERE) for name, node in nodes.items()
+    }
     found = [name for name in names or nodes if precision in possible[name].get(form, ())]
-    if missing := [name for name in names or () if name not in found] or ([] if found else list(nodes)):
-        can = "; ".join(f"format={known} precision={','.join(values)}" for known, values in possible[missing[0]].items())
-        raise UserError(f"{missing[0]} of {source.name} cannot be exported as format={form} precision={precision}, but as {can}")
+    if missing := [name for name in names or () if name not in found] or (
+        [] if found else list(nodes)
+    ):
+        can = "; ".join(
+            f"format={known} precision={','.join(values)}"
+            for known, values in possible[missing[0]].items()
+        )
+        raise UserError(
+            f"{missing[0]} of {source.name} cannot be exported as format={form} precision={precision}, but as {can}"
+        )
     return found
 
 

@@ -28,7 +28,13 @@ class Format(Protocol):
     name: str
 
     def export(
-        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+        self,
+        source: Source,
+        out: Path,
+        *,
+        precision: str = "fp32",
+        names: Sequence[str] | None = None,
+        timed: bool = False,
     ) -> list[Path]:
         """Writes files and `report.<precision>.json` into `out`, and returns the files.
 
@@ -59,20 +65,36 @@ class ComponentFormat:
         raise NotImplementedError
 
     def export(
-        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+        self,
+        source: Source,
+        out: Path,
+        *,
+        precision: str = "fp32",
+        names: Sequence[str] | None = None,
+        timed: bool = False,
     ) -> list[Path]:
         found = chosen(source, names, self.name, precision)
         components, report = load_components(source, found), {}
-        with staged(out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}") as part:
+        with staged(
+            out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}"
+        ) as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self.write(component, path, precision)
-                made = {"file": path.name, "weights": str(source.weights), "bytes": path.stat().st_size}
+                made = {
+                    "file": path.name,
+                    "weights": str(source.weights),
+                    "bytes": path.stat().st_size,
+                }
                 report[name] = {**made, **self.prove(component, path, name, precision)}
                 if timed:
                     report[name]["milliseconds"] = latencies(component, self.load(path, precision))
             write_excerpt(source, part)
-        whole = {"weights": str(source.weights), "runtime": self.runtime(), "threads": torch.get_num_threads()}
+        whole = {
+            "weights": str(source.weights),
+            "runtime": self.runtime(),
+            "threads": torch.get_num_threads(),
+        }
         merge_report(out, precision, whole, report)
         show(precision, whole, report)
         return [out / self.file(name, precision) for name in components]
@@ -114,6 +136,9 @@ def staged(out: Path, job: str) -> Iterator[Path]:
 def write_excerpt(source: Source, folder: Path) -> None:
     """What synthesis reads of a config, under the same names, and the speakers."""
     excerpt = {key: source.config[key] for key in ("family", "model", "components")}
-    write_text(folder / f"{excerpt['model']['name']}.yaml", yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True))
+    write_text(
+        folder / f"{excerpt['model']['name']}.yaml",
+        yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True),
+    )
     if source.speakers is not None:
         shutil.copyfile(source.speakers, folder / source.speakers.name)

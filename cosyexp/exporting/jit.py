@@ -34,7 +34,9 @@ class Jit(ComponentFormat):
                 scripted = torch.jit.script(component)
             except (OSError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise UserError(f"{path.name} cannot be scripted ({reason}): give format=onnx") from None
+                raise UserError(
+                    f"{path.name} cannot be scripted ({reason}): give format=onnx"
+                ) from None
             frozen = torch.jit.freeze(scripted, preserved_attrs=methods)
             torch.jit.save(torch.jit.optimize_for_inference(frozen, other_methods=methods), content)
         path.write_bytes(content.getbuffer())

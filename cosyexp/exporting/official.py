@@ -18,12 +18,22 @@ class Official:
     name = "official"
 
     def export(
-        self, source: Source, out: Path, *, precision: str = "fp32", names: Sequence[str] | None = None, timed: bool = False
+        self,
+        source: Source,
+        out: Path,
+        *,
+        precision: str = "fp32",
+        names: Sequence[str] | None = None,
+        timed: bool = False,
     ) -> list[Path]:
         if names is not None:
-            raise UserError("format=official writes the whole model, no single components: leave components= out")
+            raise UserError(
+                "format=official writes the whole model, no single components: leave components= out"
+            )
         if precision != "fp32":
-            raise UserError(f"format=official writes the weights as they are, not in {precision}: leave precision= out")
+            raise UserError(
+                f"format=official writes the weights as they are, not in {precision}: leave precision= out"
+            )
         tensors = load_network(source).state_dict()
         name = source.config["model"]["official"]
         path = out / f"{name}.pt"
@@ -32,7 +42,9 @@ class Official:
             torch.save(dict(tensors), content)
             (part / path.name).write_bytes(content.getbuffer())
             written = torch.load(part / path.name, map_location="cpu", weights_only=True)
-            if list(written) != list(tensors) or not all(torch.equal(written[name], tensors[name]) for name in tensors):
+            if list(written) != list(tensors) or not all(
+                torch.equal(written[name], tensors[name]) for name in tensors
+            ):
                 raise UserError(f"{path} did not come back as it was written: it was not kept")
         size = path.stat().st_size
         entry = {"file": path.name, "bytes": size, "tensors": len(tensors)}

@@ -55,7 +55,10 @@ class Onnx(ComponentFormat):
             if precision == "fp32":
                 program.save(str(path), external_data=False)
             else:
-                onnx.save(SMALLER[precision](program.model_proto, getattr(component, "full", ())), str(path))
+                onnx.save(
+                    SMALLER[precision](program.model_proto, getattr(component, "full", ())),
+                    str(path),
+                )
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
         import onnxruntime
@@ -68,7 +71,9 @@ class Onnx(ComponentFormat):
         names = [node.name for node in session.get_inputs()]
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            feeds = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
+            feeds = {
+                name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)
+            }
             return tuple(torch.from_numpy(output) for output in session.run(None, feeds))
 
         return run
@@ -90,7 +95,10 @@ def example(component: Component) -> tuple[Tensor, ...]:
 
 def dimensions(component: Component) -> tuple[Any, ...]:
     """What may vary of each input, for `torch.export`."""
-    return tuple(dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in component.inputs)
+    return tuple(
+        dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None
+        for name in component.inputs
+    )
 
 
 @contextmanager

@@ -29,18 +29,26 @@ class Pt2(ComponentFormat):
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         with quiet():
-            program = torch.export.export(component, example(component), dynamic_shapes=tied(component))  # type: ignore[arg-type]
+            program = torch.export.export(
+                component, example(component), dynamic_shapes=tied(component)
+            )  # type: ignore[arg-type]
             if self.compile:
                 compiled(program, path)
             else:
-                content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+                content = (
+                    io.BytesIO()
+                )  # where the disk is full, torch's own writer ends the process
                 torch.export.save(program, content)
                 path.write_bytes(content.getbuffer())
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: Any = torch._inductor.aoti_load_package(str(path)) if self.compile else torch.export.load(str(path)).module()
+            module: Any = (
+                torch._inductor.aoti_load_package(str(path))
+                if self.compile
+                else torch.export.load(str(path)).module()
+            )
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
@@ -53,13 +61,21 @@ class Pt2(ComponentFormat):
 def tied(component: Component) -> tuple[Any, ...]:
     """What may vary of each input; "2*N" always is twice the other size here, as the sizes of a program are all solved for."""
     names = {size for axes in component.dynamic.values() for size in axes.values()}
-    bases = {base: torch.export.Dim(f"size_{base}", min=2) for name in names if "*" in name for base in [name.partition("*")[2]]}
+    bases = {
+        base: torch.export.Dim(f"size_{base}", min=2)
+        for name in names
+        if "*" in name
+        for base in [name.partition("*")[2]]
+    }
 
     def dimension(size: str) -> Any:
         factor, _, base = size.rpartition("*")
         return int(factor) * bases[base] if factor else bases.get(base, torch.export.Dim.DYNAMIC)
 
-    return tuple({axis: dimension(size) for axis, size in component.dynamic.get(name, {}).items()} or None for name in component.inputs)
+    return tuple(
+        {axis: dimension(size) for axis, size in component.dynamic.get(name, {}).items()} or None
+        for name in component.inputs
+    )
 
 
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -70,4 +86,6 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
     except InductorError as error:
         if "InvalidCxxCompiler" not in str(error):
             raise
-        raise UserError("format.compile=true takes a C++ compiler, and there is none: install g++, or name one by CXX=...") from None
+        raise UserError(
+            "format.compile=true takes a C++ compiler, and there is none: install g++, or name one by CXX=..."
+        ) from None

@@ -9,9 +9,21 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
-SUMS = ("Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "CumSum")
+SUMS = (
+    "Softmax",
+    "LogSoftmax",
+    "LayerNormalization",
+    "InstanceNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceL2",
+    "CumSum",
+)
 TURNS = ("Sin", "Cos")
-SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"  # where the exporter says what a node comes from
+SCOPES, CLASSES = (
+    "pkg.torch.onnx.name_scopes",
+    "pkg.torch.onnx.class_hierarchy",
+)  # where the exporter says what a node comes from
 LEAST = 4096  # numbers in a weight that is worth a scale for each of its rows
 
 
@@ -22,8 +34,14 @@ def to_fp16(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
     """
     from onnxruntime.transformers import float16
 
-    exact = {node.name for node in model.graph.node if node.op_type in SUMS or stays(node, full) or is_norm(node)} | angles(model)
-    converted = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(exact))
+    exact = {
+        node.name
+        for node in model.graph.node
+        if node.op_type in SUMS or stays(node, full) or is_norm(node)
+    } | angles(model)
+    converted = float16.convert_float_to_float16(
+        model, keep_io_types=True, node_block_list=sorted(exact)
+    )
     del converted.graph.value_info[:]  # the types that it notes are partly those from before
     ordered = ir.from_proto(without_detours(converted))
     ordered.graph.sort()  # the converter puts its casts last, which runtimes forgive and the standard does not
@@ -38,13 +56,29 @@ def to_int8(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
     weights -= {name for node in graph.node if stays(node, full) for name in node.input}
     made = []
     for tensor in list(graph.initializer):
-        if tensor.name not in weights or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) < LEAST:
+        if (
+            tensor.name not in weights
+            or tensor.data_type != TensorProto.FLOAT
+            or len(tensor.dims) < 2
+            or np.prod(tensor.dims) < LEAST
+        ):
             continue
         values = numpy_helper.to_array(tensor)
         scale = np.abs(values).max(axis=tuple(range(1, values.ndim))).clip(min=1e-12) / 127
         rounded = np.round(values / scale.reshape(-1, *[1] * (values.ndim - 1))).astype(np.int8)
-        parts = [numpy_helper.from_array(rounded, f"{tensor.name}.int8"), numpy_helper.from_array(scale, f"{tensor.name}.scale")]
-        made.append(helper.make_node("DequantizeLinear", [part.name for part in parts], [tensor.name], f"{tensor.name}.node", axis=0))
+        parts = [
+            numpy_helper.from_array(rounded, f"{tensor.name}.int8"),
+            numpy_helper.from_array(scale, f"{tensor.name}.scale"),
+        ]
+        made.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [part.name for part in parts],
+                [tensor.name],
+                f"{tensor.name}.node",
+                axis=0,
+            )
+        )
         graph.initializer.remove(tensor)
         graph.initializer.extend(parts)
     nodes = [*made, *graph.node]
@@ -54,7 +88,9 @@ def to_int8(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
 
 
 def said(node: onnx.NodeProto, key: str) -> list[str]:
-    return next((ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == key), [])
+    return next(
+        (ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == key), []
+    )
 
 
 def stays(node: onnx.NodeProto, full: Sequence[str]) -> bool:
@@ -63,7 +99,9 @@ def stays(node: onnx.NodeProto, full: Sequence[str]) -> bool:
 
 
 def is_norm(node: onnx.NodeProto) -> bool:
-    return node.op_type not in WEIGHTED and any("Norm" in name.rsplit(".", 1)[-1] for name in said(node, CLASSES))
+    return node.op_type not in WEIGHTED and any(
+        "Norm" in name.rsplit(".", 1)[-1] for name in said(node, CLASSES)
+    )
 
 
 def angles(model: onnx.ModelProto) -> set[str]:
@@ -86,8 +124,14 @@ def without_detours(model: onnx.ModelProto) -> onnx.ModelProto:
         before = made.get(node.input[0]) if casts(node, TensorProto.FLOAT) else None
         if before is not None and casts(before, TensorProto.FLOAT16):
             node.input[0] = before.input[0]
-    used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
-    for node in [node for node in model.graph.node if casts(node, TensorProto.FLOAT16) and node.output[0] not in used]:
+    used = {name for node in model.graph.node for name in node.input} | {
+        output.name for output in model.graph.output
+    }
+    for node in [
+        node
+        for node in model.graph.node
+        if casts(node, TensorProto.FLOAT16) and node.output[0] not in used
+    ]:
         model.graph.node.remove(node)
     return model
 

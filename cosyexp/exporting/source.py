@@ -30,8 +30,14 @@ class Source:
 def of_run(run: RunDirectory, choice: str) -> Source:
     """A run with the weights that `choice` means there, see `find_weights`."""
     config, weights = run.config(), find_weights(run, choice)
-    if choice not in HASHED and (expected := noted_hash(weights)) and file_hash(weights) != expected:
-        raise UserError(f"{weights} is not what was written: choose other weights, or make it again")
+    if (
+        choice not in HASHED
+        and (expected := noted_hash(weights))
+        and file_hash(weights) != expected
+    ):
+        raise UserError(
+            f"{weights} is not what was written: choose other weights, or make it again"
+        )
     return Source(str(run), config, weights, run.speakers if run.speakers.exists() else None)
 
 

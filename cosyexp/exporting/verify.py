@@ -15,17 +15,25 @@ INPUTS, SHORTEST, LONGEST = 10, 16, 512
 FRAMES = (200, 500, 1000)  # sizes that are timed
 REPEATS = 3
 TOLERANCE = 1e-4  # of fp32: absolute, or relative where values are larger than 1; above it is said, ten times as much is refused
-TOLERANCES = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.1}  # of the others: a share of the output's largest value
+TOLERANCES = {
+    "fp32": TOLERANCE,
+    "fp16": 0.02,
+    "int8": 0.1,
+}  # of the others: a share of the output's largest value
 
 
 def trials() -> Iterator[tuple[int, int]]:
     """Sizes and numbers of rows of the inputs: random, one after another odd or not, and 1 row or 2."""
-    sizes = torch.randint(SHORTEST // 2, LONGEST // 2, (INPUTS,), generator=torch.Generator().manual_seed(1))
+    sizes = torch.randint(
+        SHORTEST // 2, LONGEST // 2, (INPUTS,), generator=torch.Generator().manual_seed(1)
+    )
     for i, half in enumerate(sizes.tolist()):
         yield 2 * half + i % 2, 1 + i // 2 % 2
 
 
-def compare(component: Component, exported: Function, precision: str = "fp32", name: str = "") -> dict[str, Any]:
+def compare(
+    component: Component, exported: Function, precision: str = "fp32", name: str = ""
+) -> dict[str, Any]:
     """Runs both on the same random inputs, PyTorch in fp32.
 
     Returns the largest error of each output, and of each input, and whether all of it `passes`.
@@ -36,7 +44,9 @@ def compare(component: Component, exported: Function, precision: str = "fp32", n
         given = component.example(size, draw, batch)
         pairs = list(zip(eager(component, *given), exported(*given), strict=True))
         passed = passed and all(passes(*pair, precision) for pair in pairs)
-        found = dict(zip(component.outputs, (error(*pair, precision) for pair in pairs), strict=True))
+        found = dict(
+            zip(component.outputs, (error(*pair, precision) for pair in pairs), strict=True)
+        )
         errors = {output: max(errors[output], found[output]) for output in errors}
         inputs.append({"size": size, "batch": batch, "error": max(found.values())})
     return {"largest_error": errors, "inputs": inputs, "passed": passed}
@@ -46,7 +56,9 @@ def passes(wanted: Tensor, found: Tensor, precision: str) -> bool:
     """In fp32 by the measure of the original's tool, which allows what rounding does to an ill-conditioned network, and by ours."""
     if precision != "fp32":
         return error(wanted, found, precision) <= TOLERANCES[precision]
-    return error(wanted, found, precision) <= 10 * TOLERANCE and torch.allclose(found.float(), wanted.float(), rtol=1e-2, atol=1e-4)
+    return error(wanted, found, precision) <= 10 * TOLERANCE and torch.allclose(
+        found.float(), wanted.float(), rtol=1e-2, atol=1e-4
+    )
 
 
 def error(wanted: Tensor, found: Tensor, precision: str) -> float:
@@ -69,7 +81,10 @@ def latencies(component: Component, exported: Function) -> dict[str, dict[str, f
     draw, found = torch.Generator().manual_seed(1), {}
     for size in FRAMES:
         given = component.example(size, draw)
-        found[str(size)] = {"torch": latency(eager, component, *given), "exported": latency(exported, *given)}
+        found[str(size)] = {
+            "torch": latency(eager, component, *given),
+            "exported": latency(exported, *given),
+        }
     return found
 
 

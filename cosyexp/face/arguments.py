@@ -24,7 +24,9 @@ def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) ->
         if equals and not word.startswith("-"):
             if key in lists and not value.startswith("["):
                 items = [literal(item) if "=" in item else item for item in value.split(",")]
-                word = f"{key}=" + (",".join(f"[{item}]" for item in items) if sweep else f"[{','.join(items)}]")
+                word = f"{key}=" + (
+                    ",".join(f"[{item}]" for item in items) if sweep else f"[{','.join(items)}]"
+                )
             elif not sweep and needs_quotes(word, key in free):
                 word = f"{key}={literal(value)}"
         yield word
@@ -52,7 +54,9 @@ def sweeps(words: Sequence[str]) -> bool:
 def refuse_ranks(words: Sequence[str]) -> None:
     """Every rank would start the whole sweep."""
     if sweeps(words) and rank_of(os.environ):
-        raise UserError("a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and give engine.nproc_per_node=")
+        raise UserError(
+            "a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and give engine.nproc_per_node="
+        )
 
 
 def refuse_added(words: Sequence[str]) -> None:
@@ -60,4 +64,6 @@ def refuse_added(words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("+") and "=" in word and not word.startswith(("+hydra", "++hydra")):
             name = word.split("=")[0]
-            raise UserError(f"{name} would add a key that nothing reads: write it without '+', or find its name by --cfg job")
+            raise UserError(
+                f"{name} would add a key that nothing reads: write it without '+', or find its name by --cfg job"
+            )

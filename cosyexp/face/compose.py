@@ -16,7 +16,9 @@ def composed(app: str, words: Sequence[str]) -> dict[str, Any]:
     running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-            config = OmegaConf.to_container(compose(app, overrides=list(words)), resolve=True, enum_to_str=True)
+            config = OmegaConf.to_container(
+                compose(app, overrides=list(words)), resolve=True, enum_to_str=True
+            )
     finally:
         GlobalHydra.instance().hydra = running
     assert isinstance(config, dict)

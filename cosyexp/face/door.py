@@ -14,11 +14,17 @@ from typing import Any
 
 Task = Callable[[Any], Any]
 
-CONFIGS = next(path for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf") if path.is_dir())
+CONFIGS = next(
+    path
+    for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
+    if path.is_dir()
+)
 LONGEST_NAME = 100
 
 
-def door(config: str, *, free: Collection[str] = (), lists: Collection[str] = ()) -> Callable[[Task], Callable[[], None]]:
+def door(
+    config: str, *, free: Collection[str] = (), lists: Collection[str] = ()
+) -> Callable[[Task], Callable[[], None]]:
     """Makes a function of a config into an app.
 
     config: the primary config below conf/. free: keys whose value is free text. lists: keys that take several values.
@@ -27,7 +33,9 @@ def door(config: str, *, free: Collection[str] = (), lists: Collection[str] = ()
     def wrap(task: Task) -> Callable[[], None]:
         @wraps(task)
         def app() -> None:
-            if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help reads every group, which takes a second
+            if {"-h", "--help"} & set(
+                sys.argv[1:]
+            ):  # Hydra's own help reads every group, which takes a second
                 print((sys.modules[task.__module__].__doc__ or "").strip())
                 return
             debugging = bool(os.environ.get("HYDRA_FULL_ERROR"))
@@ -60,7 +68,9 @@ def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[
     refuse_ranks(sys.argv[1:])
     sys.argv[1:] = tidy(sys.argv[1:], free, lists)
     folder, _, name = config.rpartition("/")
-    hydra.main(version_base="1.3", config_path=str((CONFIGS / folder).resolve()), config_name=name)(task)()
+    hydra.main(version_base="1.3", config_path=str((CONFIGS / folder).resolve()), config_name=name)(
+        task
+    )()
 
 
 def told(task: Task, debugging: bool) -> Task:
@@ -84,8 +94,14 @@ def told(task: Task, debugging: bool) -> Task:
             return task(cfg)
         except Exception as error:
             sentence = explain(error)
-            if sweeping := HydraConfig.get().mode == RunMode.MULTIRUN:  # where the error goes may be another node than this
-                print(f"cosyexp: {sentence}" if sentence else traceback.format_exc(), file=sys.stderr, flush=True)
+            if (
+                sweeping := HydraConfig.get().mode == RunMode.MULTIRUN
+            ):  # where the error goes may be another node than this
+                print(
+                    f"cosyexp: {sentence}" if sentence else traceback.format_exc(),
+                    file=sys.stderr,
+                    flush=True,
+                )
             if debugging or sweeping or sentence is None:
                 raise
             sys.exit(f"cosyexp: {sentence}")
@@ -103,11 +119,22 @@ def register() -> None:
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
         importlib.import_module("cosyexp.face.queue").register()
-    store = ConfigStore.instance().store  # what every app sees, also the one whose configs lie in a folder of their own
-    store(group="schema", name="door", node=OmegaConf.load(CONFIGS / "door.yaml"), package="_global_")
+    store = (
+        ConfigStore.instance().store
+    )  # what every app sees, also the one whose configs lie in a folder of their own
+    store(
+        group="schema", name="door", node=OmegaConf.load(CONFIGS / "door.yaml"), package="_global_"
+    )
     for path in sorted((CONFIGS / "door").glob("*/*.yaml")):
         store(group=f"hydra/{path.parent.name}", name=path.stem, node=OmegaConf.load(path))
-    for node in (schema.Train, schema.Prepare, schema.Average, schema.Export, schema.Synthesize, schema.Prefer):
+    for node in (
+        schema.Train,
+        schema.Prepare,
+        schema.Average,
+        schema.Export,
+        schema.Synthesize,
+        schema.Prefer,
+    ):
         store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
 
 

@@ -12,7 +12,16 @@ from cosyexp import schema
 from cosyexp.errors import UserError
 
 # lines of Hydra's and OmegaConf's messages that say nothing to a user
-NOISE = ("To append", "reference_type", "object_type", "See https", "full_key", "provider=", "Config search path", "Set the environment")
+NOISE = (
+    "To append",
+    "reference_type",
+    "object_type",
+    "See https",
+    "full_key",
+    "provider=",
+    "Config search path",
+    "Set the environment",
+)
 
 
 def explain(error: BaseException) -> str | None:
@@ -29,14 +38,20 @@ def explain(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.filename:
             name = cause.filename2 or cause.filename
             return f"{name} cannot be used: {cause.strerror}; look at the path, or name another"
-    return hydra_sentence(causes) if isinstance(error, HydraException | OmegaConfBaseException) else None
+    return (
+        hydra_sentence(causes)
+        if isinstance(error, HydraException | OmegaConfBaseException)
+        else None
+    )
 
 
 def hydra_sentence(causes: list[BaseException]) -> str:
     """What Hydra says, without its noise, with the name that was perhaps meant."""
     if match := re.match(r"Error in call to target '[\w.]*?(\w+)'", str(causes[0])):
         return f"{match[1]} cannot be built with these settings: {causes[-1]}"
-    if unread := next((cause for cause in causes if isinstance(cause, OverrideParseException)), None):
+    if unread := next(
+        (cause for cause in causes if isinstance(cause, OverrideParseException)), None
+    ):
         key, equals, _ = unread.override.partition("=")
         if not equals:
             return f"{key} has no value: write {key}=..."
@@ -55,6 +70,8 @@ def hydra_sentence(causes: list[BaseException]) -> str:
         text += "; --cfg job shows all names"
     if match := re.search(r"Key '(\w+)' not in '(\w+)'", text):
         known = getattr(schema, match[2], None)
-        near = get_close_matches(match[1], [field.name for field in fields(known)] if is_dataclass(known) else [])
+        near = get_close_matches(
+            match[1], [field.name for field in fields(known)] if is_dataclass(known) else []
+        )
         text += f". Did you mean {' or '.join(near)}?" if near else ""
     return text

@@ -22,7 +22,10 @@ from cosyexp.face.sentences import explain
 from cosyexp.face.task import rank_of
 
 FOLDERS: list[Path] = []  # of the sweep that this process started
-FIRST, LAST = ("job", "status", "overrides"), ("time", "run_dir", "error")  # the columns around what a task tells
+FIRST, LAST = (
+    ("job", "status", "overrides"),
+    ("time", "run_dir", "error"),
+)  # the columns around what a task tells
 TOLD: dict[str, Any] = {}  # what the job at hand says besides its result
 
 
@@ -32,10 +35,15 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         task, hydra = list(config.hydra.overrides.task), config.hydra.overrides.hydra
         overrides = OverridesParser.create().parse_overrides(task)
-        fixed = [override.get_key_element() for override in overrides if not override.is_sweep_override()]
+        fixed = [
+            override.get_key_element() for override in overrides if not override.is_sweep_override()
+        ]
         skipped = [*config.hydra.job.config.override_dirname.exclude_keys, *fixed]
         tag = f"{zlib.crc32(json.dumps(sorted(task)).encode()):08x}"
-        with read_write(config), open_dict(config):  # a job is composed anew from these overrides, perhaps on another node
+        with (
+            read_write(config),
+            open_dict(config),
+        ):  # a job is composed anew from these overrides, perhaps on another node
             config.hydra.sweep.dir = f"{config.hydra.sweep.dir}/{tag}"
             hydra.append(f"hydra.sweep.dir={config.hydra.sweep.dir}")
             hydra.append(f"hydra.job.config.override_dirname.exclude_keys={json.dumps(skipped)}")
@@ -45,7 +53,12 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if first_of_a_sweep(config):
             words, run_dir = " ".join(config.hydra.overrides.task), str(config.get("run_dir", ""))
-            said = {"status": "unfinished", "overrides": words, "run_dir": run_dir, "began": time.time()}
+            said = {
+                "status": "unfinished",
+                "overrides": words,
+                "run_dir": run_dir,
+                "began": time.time(),
+            }
             note(config.hydra.sweep.dir, config.hydra.job.num, **said)
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
@@ -54,7 +67,12 @@ class Sweep(Callback):
         value, failed = job_return._return_value, job_return.status.name == "FAILED"
         result = {"error": sentence(value)} if failed else dict(TOLD) or {"result": str(value)}
         TOLD.clear()
-        note(config.hydra.sweep.dir, config.hydra.job.num, status=job_return.status.name.lower(), **result)
+        note(
+            config.hydra.sweep.dir,
+            config.hydra.job.num,
+            status=job_return.status.name.lower(),
+            **result,
+        )
 
 
 def first_of_a_sweep(config: DictConfig) -> bool:
@@ -95,10 +113,16 @@ def table_of(folder: Path) -> list[list[Any]]:
     """What the jobs of a sweep said, below the names of the columns; those in which nobody said anything are left out."""
     paths = sorted(folder.glob("jobs/*.json"), key=lambda path: int(path.stem))
     rows = [{"job": path.stem, **json.loads(path.read_text())} for path in paths]
-    for row, words in zip(rows, varying([row["overrides"].split(" ") for row in rows]), strict=True):
+    for row, words in zip(
+        rows, varying([row["overrides"].split(" ") for row in rows]), strict=True
+    ):
         row["overrides"] = words
     told = [key for row in rows for key in row if key not in FIRST + LAST + ("began",)]
-    names = [name for name in (*FIRST, *dict.fromkeys(told), *LAST) if any(row.get(name) not in (None, "") for row in rows)]
+    names = [
+        name
+        for name in (*FIRST, *dict.fromkeys(told), *LAST)
+        if any(row.get(name) not in (None, "") for row in rows)
+    ]
     return [names, *([row.get(name) for name in names] for row in rows)]
 
 
@@ -109,10 +133,20 @@ def print_table() -> None:
         table = table_of(folder)
         if len(table) == 1:
             continue
-        shown = [["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row] for row in table]
+        shown = [
+            [
+                "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+                for cell in row
+            ]
+            for row in table
+        ]
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         for row in shown:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            print(
+                "  ".join(
+                    cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+                ).rstrip()
+            )
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows(table)
         (folder / "sweep.csv").write_text(content.getvalue())

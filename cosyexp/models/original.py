@@ -25,7 +25,12 @@ class OriginalEncoder(nn.Module):
 
     inputs = ("xs", "xs_lens")
     outputs = ("out", "masks")
-    dynamic = {"xs": {0: "B", 1: "T"}, "xs_lens": {0: "B"}, "out": {0: "B", 1: "T"}, "masks": {0: "B", 2: "T"}}
+    dynamic = {
+        "xs": {0: "B", 1: "T"},
+        "xs_lens": {0: "B"},
+        "out": {0: "B", 1: "T"},
+        "masks": {0: "B", 2: "T"},
+    }
     formats = IN_ANY_HALF
 
     def __init__(self, network: nn.Module, part: str) -> None:
@@ -33,12 +38,18 @@ class OriginalEncoder(nn.Module):
         self.encoder: Encoder = getattr(network, part)
 
     def forward(
-        self, xs: Tensor, xs_lens: Tensor, decoding_chunk_size: int = 0, num_decoding_left_chunks: int = -1
+        self,
+        xs: Tensor,
+        xs_lens: Tensor,
+        decoding_chunk_size: int = 0,
+        num_decoding_left_chunks: int = -1,
     ) -> tuple[Tensor, Tensor]:
         return self.encoder(xs, xs_lens), valid_mask(xs_lens, xs.size(1)).unsqueeze(1)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        return torch.randn(batch, size, self.encoder.in_width, generator=draw), torch.full((batch,), size)
+        return torch.randn(batch, size, self.encoder.in_width, generator=draw), torch.full(
+            (batch,), size
+        )
 
 
 class OriginalDecoder(OriginalEncoder):
@@ -75,7 +86,12 @@ class OriginalUpsampler(nn.Module):
 
     inputs = ("xs", "xs_lens")
     outputs = ("out", "masks")
-    dynamic = {"xs": {0: "B", 1: "N"}, "xs_lens": {0: "B"}, "out": {0: "B", 1: "T"}, "masks": {0: "B", 2: "T"}}
+    dynamic = {
+        "xs": {0: "B", 1: "N"},
+        "xs_lens": {0: "B"},
+        "out": {0: "B", 1: "T"},
+        "masks": {0: "B", 2: "T"},
+    }
     formats = IN_ANY_HALF
 
     def __init__(self, network: nn.Module, part: str) -> None:
@@ -95,7 +111,11 @@ class OriginalUpsampler(nn.Module):
         chunked = torch.full((xs.size(0),), streaming, dtype=torch.bool, device=xs.device)
         if context.size(1) > 0:
             xs, xs_lens = torch.cat([xs, context], dim=1), xs_lens + context.size(1)
-        return self.encoder(xs, xs_lens, frames, frames_B, chunked), valid_mask(frames_B, frames).unsqueeze(1)
+        return self.encoder(xs, xs_lens, frames, frames_B, chunked), valid_mask(
+            frames_B, frames
+        ).unsqueeze(1)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        return torch.randn(batch, size, self.encoder.width, generator=draw), torch.full((batch,), size)
+        return torch.randn(batch, size, self.encoder.width, generator=draw), torch.full(
+            (batch,), size
+        )

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from cosyexp.data.views.hifigan import VocoderBatch
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.objectives.base import Loss, Picture, Player, Sound, frozen
-from cosyexp.objectives.losses.adversarial import discriminator_loss, feature_loss, generator_loss, per_row_mean, tpr_loss
+from cosyexp.objectives.losses.adversarial import (
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    per_row_mean,
+    tpr_loss,
+)
 
 
 class Adversarial:
@@ -42,12 +48,21 @@ class Adversarial:
         accumulate: int = 1,
     ) -> None:
         self.helpers = [mel]
-        self.mel, self.sample_rate, self.tau, self.tpr_over, self.reuse_forward = mel, sample_rate, tau, tpr_over, accumulate == 1
+        self.mel, self.sample_rate, self.tau, self.tpr_over, self.reuse_forward = (
+            mel,
+            sample_rate,
+            tau,
+            tpr_over,
+            accumulate == 1,
+        )
         self.mel_weight, self.feature_weight = mel_weight, feature_weight
         self.tpr_weight, self.f0_weight = tpr_weight, f0_weight
         self.generator = Player(network, optimizer, scheduler)
         self.discriminator = Player(discriminator, discriminator_optimizer, discriminator_scheduler)
-        self.players: Mapping[str, Player] = {"discriminator": self.discriminator, "hifigan": self.generator}
+        self.players: Mapping[str, Player] = {
+            "discriminator": self.discriminator,
+            "hifigan": self.generator,
+        }
 
     def weights(self, batch: VocoderBatch) -> dict[str, int]:
         return {"segments": len(batch)}
@@ -100,7 +115,9 @@ class Adversarial:
             **self._distances(batch, fake, f0),
         )
 
-    def _distances(self, batch: VocoderBatch, fake: Tensor, f0: Tensor) -> dict[str, tuple[Tensor, str, float]]:
+    def _distances(
+        self, batch: VocoderBatch, fake: Tensor, f0: Tensor
+    ) -> dict[str, tuple[Tensor, str, float]]:
         mel = per_row_mean((self.mel(fake) - self.mel(batch.wave_BS)).abs())
         return {
             "mel": (mel.sum(), "segments", self.mel_weight),

@@ -46,11 +46,15 @@ class Loss(dict[str, Term]):
         super().__init__({name: Term(*term) for name, term in terms.items()})
 
     def detach(self) -> "Loss":
-        return Loss(**{name: term._replace(sum=term.sum.detach().double()) for name, term in self.items()})
+        return Loss(
+            **{name: term._replace(sum=term.sum.detach().double()) for name, term in self.items()}
+        )
 
     def scaled(self, totals: Mapping[str, float]) -> Tensor:
         """The scalar to differentiate: this batch's share of the step's loss, given the step's units."""
-        return torch.stack([t.factor * t.sum / totals[t.unit] for t in self.values() if t.factor]).sum()
+        return torch.stack(
+            [t.factor * t.sum / totals[t.unit] for t in self.values() if t.factor]
+        ).sum()
 
 
 class Picture(NamedTuple):

@@ -21,7 +21,9 @@ class FlowMatchingLoss:
     helpers = ()
     units = ("frames",)
 
-    def __init__(self, network: nn.Module, *, optimizer: Any, scheduler: Any, guidance: float) -> None:
+    def __init__(
+        self, network: nn.Module, *, optimizer: Any, scheduler: Any, guidance: float
+    ) -> None:
         self.guidance = guidance
         self.players: Mapping[str, Player] = {"flow": Player(network, optimizer, scheduler)}
 
@@ -48,9 +50,19 @@ class FlowMatchingLoss:
         error = (estimate.to(velocity.dtype) - velocity).square() * mask
         return Loss(mse=(error.sum() / noisy.size(1), "frames", 1.0))
 
-    def _velocity(self, batch: FlowBatch, noisy: Tensor, time_B: Tensor, prompt: Tensor, keep_B: Tensor) -> Tensor:
+    def _velocity(
+        self, batch: FlowBatch, noisy: Tensor, time_B: Tensor, prompt: Tensor, keep_B: Tensor
+    ) -> Tensor:
         velocity: Tensor = self.players["flow"](
-            batch.token_BN, batch.token_lens_B, batch.speaker_BE, noisy, batch.mel_lens_B, time_B, prompt, keep_B, batch.streaming_B
+            batch.token_BN,
+            batch.token_lens_B,
+            batch.speaker_BE,
+            noisy,
+            batch.mel_lens_B,
+            time_B,
+            prompt,
+            keep_B,
+            batch.streaming_B,
         )
         return velocity
 

@@ -20,7 +20,9 @@ class Language:
     helpers = ()
     units = ("tokens",)
 
-    def __init__(self, network: nn.Module, *, optimizer: Any, scheduler: Any, smoothing: float = 0.0) -> None:
+    def __init__(
+        self, network: nn.Module, *, optimizer: Any, scheduler: Any, smoothing: float = 0.0
+    ) -> None:
         self.network, self.smoothing = network, smoothing
         self.players: Mapping[str, Player] = {"llm": Player(network, optimizer, scheduler)}
 
@@ -38,7 +40,13 @@ class Language:
 
     def _loss(self, batch: LanguageBatch) -> Loss:
         logits = self.players["llm"](
-            batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA
+            batch.text_BL,
+            batch.text_lens_B,
+            batch.speech_BN,
+            batch.speaker_BE,
+            batch.order_BT,
+            batch.lens_B,
+            batch.answer_BA,
         )
         valid = valid_mask(batch.answers_B, batch.target_BA.size(1))
         return Loss(

@@ -109,7 +109,13 @@ class Preference:
     def _answers(self, network: Any, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """The log-probability of every answer, 0 behind a row's last one, and how many of the chosen ones are the likeliest."""
         logits_BAV = network(
-            batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA
+            batch.text_BL,
+            batch.text_lens_B,
+            batch.speech_BN,
+            batch.speaker_BE,
+            batch.order_BT,
+            batch.lens_B,
+            batch.answer_BA,
         )
         valid_BA, pairs = valid_mask(batch.answers_B, batch.target_BA.size(1)), len(batch)
         logp_BA = at(log_probabilities(logits_BAV), batch.target_BA) * valid_BA

@@ -20,14 +20,24 @@ class ErrorRate:
     llm, flow, hifigan: runs. asr: the folder of a Whisper model, or None. Draws follow from seed and utterance.
     """
 
-    def __init__(self, llm: str, flow: str, hifigan: str, *, asr: str | None, language: str | None, seed: int) -> None:
+    def __init__(
+        self, llm: str, flow: str, hifigan: str, *, asr: str | None, language: str | None, seed: int
+    ) -> None:
         self.seed, self.judge = seed, Whisper(Path(asr) if asr else None, language)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
-        self.voice = Pipeline({name: of_weights(RunDirectory(path), "best") for name, path in runs.items()})
+        self.voice = Pipeline(
+            {name: of_weights(RunDirectory(path), "best") for name, path in runs.items()}
+        )
 
     @torch.inference_mode()
     def __call__(self, row: Mapping[str, Any], answer: Sequence[int]) -> float:
-        draw = torch.Generator().manual_seed(int(keyed(self.seed, row["utt"], "voice").integers(2**63)))
-        speaker_BE = torch.tensor([row.get("spk_embedding") or row["utt_embedding"]], dtype=torch.float32)
+        draw = torch.Generator().manual_seed(
+            int(keyed(self.seed, row["utt"], "voice").integers(2**63))
+        )
+        speaker_BE = torch.tensor(
+            [row.get("spk_embedding") or row["utt_embedding"]], dtype=torch.float32
+        )
         mel_BFT = self.voice.mel(torch.tensor([answer]), speaker_BE, draw)
-        return error_rate(row["text"], self.judge(self.voice.wave(mel_BFT, draw), self.voice.sample_rate))
+        return error_rate(
+            row["text"], self.judge(self.voice.wave(mel_BFT, draw), self.voice.sample_rate)
+        )

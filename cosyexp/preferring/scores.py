@@ -35,7 +35,10 @@ def pair(
         if wrong is None:
             raise ValueError("equal to the ground truth")
         return truth, wrong
-    ranked = sorted((score(row, candidate) if len(candidate) < longest else math.inf, i) for i, candidate in enumerate(spoken))
+    ranked = sorted(
+        (score(row, candidate) if len(candidate) < longest else math.inf, i)
+        for i, candidate in enumerate(spoken)
+    )
     if ranked[0][0] == ranked[-1][0]:
         raise ValueError("no candidate better than another")
     return spoken[ranked[0][1]], spoken[ranked[-1][1]]

@@ -21,7 +21,16 @@ from tqdm import tqdm
 
 from cosyexp.data.cache import fingerprint
 from cosyexp.data.preparation import META, check_family, prepare_corpus, prepared
-from cosyexp.data.shards import COLUMNS, OPTIONAL, open_shard, read_list, read_note, read_rows, write_list, write_shard
+from cosyexp.data.shards import (
+    COLUMNS,
+    OPTIONAL,
+    open_shard,
+    read_list,
+    read_note,
+    read_rows,
+    write_list,
+    write_shard,
+)
 from cosyexp.errors import UserError
 from cosyexp.preferring.candidates import Candidates, Prompt
 from cosyexp.preferring.scores import Score, edit, edit_distance, pair
@@ -33,7 +42,16 @@ from cosyexp.run.weights import find_weights
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
 SPLITS = ("train", "valid")
-SAID = ("candidates", "score", "limit", "seed", "flow", "hifigan", "asr", "language")  # the options on which the pairs depend
+SAID = (
+    "candidates",
+    "score",
+    "limit",
+    "seed",
+    "flow",
+    "hifigan",
+    "asr",
+    "language",
+)  # the options on which the pairs depend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +74,13 @@ class Options:
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f"{key}={value} makes no sense: give a whole number of at least 1")
         if self.score != "none" and self.candidates < 2:
-            raise UserError(f"score={self.score} compares candidates, and there is one: give candidates=2 or more, or score=none")
+            raise UserError(
+                f"score={self.score} compares candidates, and there is one: give candidates=2 or more, or score=none"
+            )
         if self.score == "wer" and not (self.flow and self.hifigan):
-            raise UserError("score=wer listens to the candidates: give flow=<run> and hifigan=<run>, which make them audible")
+            raise UserError(
+                "score=wer listens to the candidates: give flow=<run> and hifigan=<run>, which make them audible"
+            )
 
 
 class Job(NamedTuple):
@@ -82,7 +104,9 @@ class Tally:
         return Tally(self.pairs + other.pairs, self.distance + other.distance, skipped)
 
 
-def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: Options) -> dict[str, Any]:
+def write_pairs(
+    run: RunDirectory, data: Mapping[str, Any], out: Path, options: Options
+) -> dict[str, Any]:
     """Writes the pairs and returns what `meta.yaml` holds; shards that are there already are left alone.
 
     data: the node of the config.
@@ -90,7 +114,9 @@ def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: 
     options.check()
     config = run.config()
     if (model := config["model"]["name"]) != "llm":
-        raise UserError(f"{run} is a run of {model}, which has no preferences: give one of llm as run_dir=")
+        raise UserError(
+            f"{run} is a run of {model}, which has no preferences: give one of llm as run_dir="
+        )
     weights, family = find_weights(run, options.weights), config["family"]
     if "corpus" in data:
         prepare_corpus(data["corpus"], family, Path(data["dir"]))
@@ -109,10 +135,17 @@ def write_pairs(run: RunDirectory, data: Mapping[str, Any], out: Path, options: 
     if (done := prepared(out)) is not None:
         return done
     score = score_of(run, options)
-    candidates = Candidates(config, weights, times=options.candidates, batch_size=options.batch_size, seed=options.seed)
+    candidates = Candidates(
+        config, weights, times=options.candidates, batch_size=options.batch_size, seed=options.seed
+    )
     write_text(out / BEGUN, yaml.safe_dump({"settings": settings}))
     total = Tally()
-    with tqdm(total=sum(job.rows for job in work) * options.candidates, desc="prefer", unit="candidate", disable=None) as bar:
+    with tqdm(
+        total=sum(job.rows for job in work) * options.candidates,
+        desc="prefer",
+        unit="candidate",
+        disable=None,
+    ) as bar:
         for job in work:
             if job.target.exists():
                 bar.update(job.rows * options.candidates)
@@ -142,12 +175,23 @@ def score_of(run: RunDirectory, options: Options) -> Score | None:
     from cosyexp.preferring.hearing import ErrorRate  # and all that speaks and listens
 
     assert options.flow and options.hifigan
-    return ErrorRate(str(run), options.flow, options.hifigan, asr=options.asr, language=options.language, seed=options.seed)
+    return ErrorRate(
+        str(run),
+        options.flow,
+        options.hifigan,
+        asr=options.asr,
+        language=options.language,
+        seed=options.seed,
+    )
 
 
 def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterator[Job]:
     """The shards of a split, as far as the limit."""
-    shards = [shard for path in ([lists] if isinstance(lists, str) else lists) for shard in read_list(path)]
+    shards = [
+        shard
+        for path in ([lists] if isinstance(lists, str) else lists)
+        for shard in read_list(path)
+    ]
     for i, shard in enumerate(shards):
         rows = open_shard(shard).metadata.num_rows
         if limit is not None:
@@ -171,17 +215,24 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
             begun = yaml.safe_load((out / BEGUN).read_text())
         except FileNotFoundError:
             if out.exists() and any(path.suffix != ".part" for path in out.iterdir()):
-                raise UserError(f"{out} holds something else than pairs: give another out=") from None
+                raise UserError(
+                    f"{out} holds something else than pairs: give another out="
+                ) from None
             return
     for key, value in settings.items():
         if (before := begun["settings"].get(key)) != value:
             told = f"{key}={before}, not {value}" if key in SAID else f"other {key}"
-            raise UserError(f"{out} was begun with {told}: repeat the old command to continue it, or give another out=")
+            raise UserError(
+                f"{out} was begun with {told}: repeat the old command to continue it, or give another out="
+            )
 
 
 def write_job(job: Job, candidates: Candidates, score: Score | None, bar: "tqdm[Any]") -> None:
     """Writes one shard of pairs. A row that makes none keeps its speech tokens, and has none to reject."""
-    rows = [{**row, "reject_speech_token": None} for row in islice(read_rows(job.source, [*COLUMNS.names, *OPTIONAL.names]), job.rows)]
+    rows = [
+        {**row, "reject_speech_token": None}
+        for row in islice(read_rows(job.source, [*COLUMNS.names, *OPTIONAL.names]), job.rows)
+    ]
     prompts: dict[int, Prompt] = {}
     tally, skipped, faults = Tally(), Counter[str](), []
     for i, row in enumerate(rows):
@@ -209,7 +260,13 @@ def write_job(job: Job, candidates: Candidates, score: Score | None, bar: "tqdm[
             tally.pairs += 1
             tally.distance += edit_distance(chosen, rejected)
     if faults:
-        log.warning("%s: %d of %d utterances cannot be used: %s", job.source, len(faults), len(rows), "; ".join(faults))
+        log.warning(
+            "%s: %d of %d utterances cannot be used: %s",
+            job.source,
+            len(faults),
+            len(rows),
+            "; ".join(faults),
+        )
     tally.skipped = dict(+skipped)
     write_shard(job.target, rows, json.dumps(asdict(tally)))
 

@@ -69,7 +69,11 @@ class Checkpoints:
                 continue
             try:
                 meta = yaml.safe_load((path / META).read_text())
-                found.append(Checkpoint(path, {**meta, "step": int(meta["step"]), "sha256": dict(meta["sha256"])}))
+                found.append(
+                    Checkpoint(
+                        path, {**meta, "step": int(meta["step"]), "sha256": dict(meta["sha256"])}
+                    )
+                )
             except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
                 log.warning("%s is passed over: its %s is missing or unreadable", path, META)
         return found
@@ -85,7 +89,9 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The newest one that is sound."""
-        return next((checkpoint for checkpoint in reversed(self.all()) if self.is_sound(checkpoint)), None)
+        return next(
+            (checkpoint for checkpoint in reversed(self.all()) if self.is_sound(checkpoint)), None
+        )
 
     def begin(self, step: int) -> Path:
         """An empty folder to write the files of a checkpoint into."""
@@ -114,7 +120,11 @@ class Checkpoints:
     def prune(self, keep_last: int, keep_best: int, metric: str = "loss") -> None:
         """Removes what is neither among the last nor among the best. The two newest sound ones stay in any case."""
         found = self.all()
-        scored = [checkpoint for checkpoint in found if math.isfinite(checkpoint.losses.get(metric, math.nan))]
+        scored = [
+            checkpoint
+            for checkpoint in found
+            if math.isfinite(checkpoint.losses.get(metric, math.nan))
+        ]
         best = sorted(scored, key=lambda checkpoint: checkpoint.losses[metric])[:keep_best]
         keep = {checkpoint.path for checkpoint in [*best, *found[max(len(found) - keep_last, 0) :]]}
         sound = 0

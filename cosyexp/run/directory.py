@@ -62,26 +62,41 @@ class RunDirectory:
         try:
             config = yaml.safe_load((self.path / "config.yaml").read_text())
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self} is no run directory (it has no config.yaml): name one that cosyexp.train wrote") from None
+            raise UserError(
+                f"{self} is no run directory (it has no config.yaml): name one that cosyexp.train wrote"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError):
             config = None
-        if not isinstance(config, dict) or any(not isinstance(config.get(part), dict) for part in ("family", "model", "network")):
-            raise UserError(f"{self}/config.yaml is not the YAML of a run: restore it, or train anew")
+        if not isinstance(config, dict) or any(
+            not isinstance(config.get(part), dict) for part in ("family", "model", "network")
+        ):
+            raise UserError(
+                f"{self}/config.yaml is not the YAML of a run: restore it, or train anew"
+            )
         return config
 
     def refuse_other(self, config: Mapping[str, Any]) -> None:
         """UserError where this run was begun with a config that a resume may not change into this one."""
         before, now = dict(flat(self.config())), dict(flat(config))
-        for key in sorted({*before, *now}, key=lambda key: (not key.endswith(".name"), key)):  # another model differs in much
-            if before.get(key) != now.get(key) and not any(fnmatch(key, pattern) for pattern in CHANGEABLE):
+        for key in sorted(
+            {*before, *now}, key=lambda key: (not key.endswith(".name"), key)
+        ):  # another model differs in much
+            if before.get(key) != now.get(key) and not any(
+                fnmatch(key, pattern) for pattern in CHANGEABLE
+            ):
                 raise UserError(
                     f"{self} was begun with {key}={before.get(key)}, not {now.get(key)}: "
                     f"repeat the old value to resume it, or give another run_dir="
                 )
 
     def write_config(self, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        write_text(self.path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+        write_text(
+            self.path / "config.yaml",
+            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
+        )
+        write_text(
+            self.path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True)
+        )
 
     def lock(self) -> IO[str]:
         """Holds the run for this process as long as the returned file is open."""
@@ -91,8 +106,12 @@ class RunDirectory:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise UserError(f"another process is training in {self}: wait for it, or give another run_dir=") from None
-        os.register_at_fork(after_in_child=file.close)  # workers may outlive this process, and must not hold its run
+            raise UserError(
+                f"another process is training in {self}: wait for it, or give another run_dir="
+            ) from None
+        os.register_at_fork(
+            after_in_child=file.close
+        )  # workers may outlive this process, and must not hold its run
         return file
 
 

@@ -22,7 +22,10 @@ def describe() -> dict[str, Any]:
         "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": {"sha": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")},
-        "versions": {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: installed(name) for name in PACKAGES},
+        },
         "host": socket.gethostname(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
@@ -35,7 +38,9 @@ def git(*words: str) -> str | None:
     """What git says of the folder the code lies in; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -47,7 +47,9 @@ def load_pickle(path: Path) -> Any:
             f"{path} holds no readable weights: it is damaged, or holds more than tensors and numbers, which is not run"
         ) from None
     except Exception as error:
-        raise UserError(f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise UserError(
+            f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
 
 
 class PickleFile(TensorFile):
@@ -59,12 +61,22 @@ class PickleFile(TensorFile):
     def _index(self) -> dict[str, Entry]:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with FakeTensorMode():  # reads the pickle alone; the storages know where they are in the file
+        with (
+            FakeTensorMode()
+        ):  # reads the pickle alone; the storages know where they are in the file
             content = load_pickle(self.path)
         if not isinstance(content, Mapping):
-            raise UserError(f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors")
-        self.progress = {name: content[name] for name in PROGRESS if isinstance(content.get(name), int)}
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor) and name not in PROGRESS}
+            raise UserError(
+                f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors"
+            )
+        self.progress = {
+            name: content[name] for name in PROGRESS if isinstance(content.get(name), int)
+        }
+        tensors = {
+            name: value
+            for name, value in content.items()
+            if isinstance(value, Tensor) and name not in PROGRESS
+        }
         if not tensors:
             raise UserError(f"{self.path} holds no tensors")
         return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
@@ -72,7 +84,9 @@ class PickleFile(TensorFile):
     def _entry(self, name: str, tensor: Tensor) -> Entry:
         offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if offset is None or tensor.dtype not in STORAGES or not tensor.is_contiguous():
-            raise UserError(f"{self.path} holds {name} in a form that cannot be read in pieces: load it and save it anew with torch.save")
+            raise UserError(
+                f"{self.path} holds {name} in a form that cannot be read in pieces: load it and save it anew with torch.save"
+            )
         start = offset + tensor.storage_offset() * tensor.itemsize
         return Entry(tensor.dtype, tuple(tensor.shape), start, start + tensor.nbytes)
 
@@ -81,12 +95,17 @@ def open_weights(path: Path) -> TensorFile:
     return TensorFile(path) if path.suffix == ".safetensors" else PickleFile(path)
 
 
-def write_pickle(path: Path, shapes: Shapes, tensors: Iterator[Tensor], same: Mapping[str, str]) -> None:
+def write_pickle(
+    path: Path, shapes: Shapes, tensors: Iterator[Tensor], same: Mapping[str, str]
+) -> None:
     """Writes tensors as they come, whole or in pieces, in the order of `shapes`, as torch.save would a mapping of them.
 
     same: second names of tensors, with the first.
     """
-    stubs = {name: Stub(str(key), dtype, shape) for key, (name, (dtype, shape)) in enumerate(shapes.items())}
+    stubs = {
+        name: Stub(str(key), dtype, shape)
+        for key, (name, (dtype, shape)) in enumerate(shapes.items())
+    }
     content = BytesIO()
     Pickler(content, protocol=2).dump(stubs | {name: stubs[first] for name, first in same.items()})
     with open(path, "wb") as file:
@@ -98,7 +117,9 @@ def write_pickle(path: Path, shapes: Shapes, tensors: Iterator[Tensor], same: Ma
                 info.file_size = stub.count * stub.dtype.itemsize
                 zip64 = info.file_size > 2**31
                 begin = file.tell() + 30 + len(info.filename) + (20 if zip64 else 0) + 4
-                info.extra = b"FB" + (-begin % ALIGNMENT).to_bytes(2, "little") + bytes(-begin % ALIGNMENT)
+                info.extra = (
+                    b"FB" + (-begin % ALIGNMENT).to_bytes(2, "little") + bytes(-begin % ALIGNMENT)
+                )
                 with archive.open(info, "w", force_zip64=zip64) as place:
                     write_pieces(place, stub.dtype, stub.count, tensors)
             archive.writestr(ZipInfo("archive/version"), "3\n")
@@ -115,7 +136,14 @@ class Stub:
 
     def __reduce__(self) -> tuple[Any, ...]:
         strides = tuple(prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
-        return torch._utils._rebuild_tensor_v2, (Storage(self), 0, self.shape, strides, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (
+            Storage(self),
+            0,
+            self.shape,
+            strides,
+            False,
+            OrderedDict(),
+        )
 
 
 class Storage:

@@ -13,7 +13,10 @@ ROOMS = ("data", "models", "objectives", "training", "exporting")
 TRUSTED = (*(f"cosyexp.{room}." for room in ROOMS), "torch.optim.", "torch.nn.")
 
 
-FUNCTIONS = ("cosyexp.training.schedules", "cosyexp.models.llm.sampling")  # of ours, those that only compute
+FUNCTIONS = (
+    "cosyexp.training.schedules",
+    "cosyexp.models.llm.sampling",
+)  # of ours, those that only compute
 
 
 def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
@@ -29,8 +32,12 @@ def check_targets(config: Any, trusted: Sequence[str] = ()) -> None:
     elif isinstance(config, Sequence) and not isinstance(config, str):
         for value in config:
             check_targets(value, trusted)
-    elif isinstance(config, str) and "${" in config:  # a run's config is resolved; what is not could bring in anything
-        raise UserError(f"the config holds {config!r}, an interpolation, where a _target_ is built: write out its value")
+    elif (
+        isinstance(config, str) and "${" in config
+    ):  # a run's config is resolved; what is not could bring in anything
+        raise UserError(
+            f"the config holds {config!r}, an interpolation, where a _target_ is built: write out its value"
+        )
 
 
 def _check(target: str, trusted: tuple[str, ...]) -> None:
@@ -40,13 +47,23 @@ def _check(target: str, trusted: tuple[str, ...]) -> None:
     try:
         found = hydra.utils.get_object(target)
     except (ImportError, ValueError, HydraException):
-        raise UserError(f"the config names _target_ {target}, which does not exist: correct its name") from None
+        raise UserError(
+            f"the config names _target_ {target}, which does not exist: correct its name"
+        ) from None
     # cosyexp.data.preparation.suppress starts well, but is another package's; torch.nn.Module.__init__ is no thing of its own
-    whole = (inspect.isclass(found) or inspect.isfunction(found)) and found.__qualname__ == found.__name__
+    whole = (
+        inspect.isclass(found) or inspect.isfunction(found)
+    ) and found.__qualname__ == found.__name__
     if not whole or not f"{found.__module__}.".startswith(trusted):
         raise UserError(f"the config names _target_ {target}, which is not defined in {allowed}")
-    if inspect.isfunction(found) and target.startswith("cosyexp.") and found.__module__ not in FUNCTIONS:
-        raise UserError(f"the config names _target_ {target}, a function: only those of {' and '.join(FUNCTIONS)} may be named")
+    if (
+        inspect.isfunction(found)
+        and target.startswith("cosyexp.")
+        and found.__module__ not in FUNCTIONS
+    ):
+        raise UserError(
+            f"the config names _target_ {target}, a function: only those of {' and '.join(FUNCTIONS)} may be named"
+        )
 
 
 def build(config: Any, *args: Any, **kwargs: Any) -> Any:

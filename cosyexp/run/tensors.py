@@ -52,7 +52,10 @@ class TensorFile:
         self._handle = os.open(path, os.O_RDONLY)
         try:
             self._entries = self._index()
-            if max((entry.end for entry in self._entries.values()), default=0) > os.fstat(self._handle).st_size:
+            if (
+                max((entry.end for entry in self._entries.values()), default=0)
+                > os.fstat(self._handle).st_size
+            ):
                 raise UserError(f"{path} is cut short: restore it, or make it again")
         except BaseException:
             self.close()
@@ -61,16 +64,26 @@ class TensorFile:
     def _index(self) -> dict[str, Entry]:
         try:
             (length,) = struct.unpack("<Q", os.pread(self._handle, 8, 0))
-            header = json.loads(os.pread(self._handle, min(length, os.fstat(self._handle).st_size), 8))
+            header = json.loads(
+                os.pread(self._handle, min(length, os.fstat(self._handle).st_size), 8)
+            )
             self.metadata = header.pop("__metadata__", {})
             begin = 8 + length
             entries = {
-                name: Entry(TYPES[e["dtype"]], tuple(e["shape"]), *(begin + offset for offset in e["data_offsets"]))
+                name: Entry(
+                    TYPES[e["dtype"]],
+                    tuple(e["shape"]),
+                    *(begin + offset for offset in e["data_offsets"]),
+                )
                 for name, e in header.items()
             }
-            return entries | {name: entries[same] for name, same in self.metadata.items() if same in entries}
+            return entries | {
+                name: entries[same] for name, same in self.metadata.items() if same in entries
+            }
         except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.path} is no safetensors file: restore it, or make it again") from None
+            raise UserError(
+                f"{self.path} is no safetensors file: restore it, or make it again"
+            ) from None
 
     def keys(self) -> list[str]:
         return list(self._entries)
@@ -87,7 +100,9 @@ class TensorFile:
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
-        return self.piece(name, 0, math.prod(entry.shape), bytearray(entry.end - entry.start)).reshape(entry.shape)
+        return self.piece(
+            name, 0, math.prod(entry.shape), bytearray(entry.end - entry.start)
+        ).reshape(entry.shape)
 
     def piece(self, name: str, begin: int, count: int, into: bytearray) -> Tensor:
         """Reads `count` numbers of a tensor from the `begin`th on, into the start of a buffer, on which the result lies."""
@@ -133,7 +148,11 @@ def write_tensors(
     offset = 0
     for name, (dtype, shape) in shapes.items():
         size = dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -158,11 +177,17 @@ def write_pieces(file: IO[bytes], dtype: torch.dtype, count: int, pieces: Iterat
             return
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     first: dict[object, str] = {}
     same = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if tensor.numel() else name
+        place = (
+            (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if tensor.numel()
+            else name
+        )
         if first.setdefault(place, name) != name:
             same[name] = first[place]
     kept = {name: tensor for name, tensor in tensors.items() if name not in same}

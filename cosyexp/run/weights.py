@@ -16,7 +16,10 @@ from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
-LEGACY = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}  # torch's older weight norm
+LEGACY = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}  # torch's older weight norm
 WRAPPINGS = ("module", "state_dict", "model")
 
 
@@ -30,11 +33,16 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
         sound = run.checkpoints.is_sound
         found = run.checkpoints.all()[::-1]
         if choice == "best":
-            found = sorted((c for c in found if math.isfinite(c.losses.get("loss", math.nan))), key=lambda c: c.losses["loss"])
+            found = sorted(
+                (c for c in found if math.isfinite(c.losses.get("loss", math.nan))),
+                key=lambda c: c.losses["loss"],
+            )
         checkpoint = next((checkpoint for checkpoint in found if sound(checkpoint)), None)
         name = "ema" if choice == "ema" else model
         if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():
-            raise UserError(f"{run} has no checkpoint for weights={choice}: train it further, or choose other weights")
+            raise UserError(
+                f"{run} has no checkpoint for weights={choice}: train it further, or choose other weights"
+            )
         return checkpoint.path / f"{name}.safetensors"
     whole = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
     averages = [path.parent.name for path in sorted(whole, key=lambda path: path.stat().st_mtime)]
@@ -75,7 +83,9 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
             content = content[wrapping]
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a mapping of names to tensors")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not a mapping of names to tensors"
+        )
     networks: dict[str, dict[str, Tensor]] = {"model": {}}
     for name, tensor in content.items():
         if isinstance(tensor, Tensor):
@@ -100,24 +110,44 @@ def load_weights(network: nn.Module, path: Path) -> None:
     load_tensors(network, read_weights(path)["model"], path)
 
 
-def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool = True) -> tuple[list[str], list[str]]:
+def load_tensors(
+    network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool = True
+) -> tuple[list[str], list[str]]:
     """Loads tensors into a network; UserError where names or shapes differ, if `strict`, and where nothing fits.
 
     Returns the names that the network has anew, and those that it leaves out.
     """
     wanted = network.state_dict()
-    missing, unknown = [n for n in wanted if n not in tensors], [n for n in tensors if n not in wanted]
+    missing, unknown = (
+        [n for n in wanted if n not in tensors],
+        [n for n in tensors if n not in wanted],
+    )
     common = [n for n in wanted if n in tensors]
     other = [n for n in common if wanted[n].shape != tensors[n].shape]
-    shapes = [f"{n}, {list(tensors[n].shape)} instead of {list(wanted[n].shape)}" for n in other[:1]]
-    kinds = (("missing", missing, missing), ("unknown", unknown, unknown), ("of another shape", other, shapes))
-    faults = [f"{len(names)} {what} (such as {example[0]})" for what, names, example in kinds if names]
+    shapes = [
+        f"{n}, {list(tensors[n].shape)} instead of {list(wanted[n].shape)}" for n in other[:1]
+    ]
+    kinds = (
+        ("missing", missing, missing),
+        ("unknown", unknown, unknown),
+        ("of another shape", other, shapes),
+    )
+    faults = [
+        f"{len(names)} {what} (such as {example[0]})" for what, names, example in kinds if names
+    ]
     if len(common) == len(other) or (faults and strict):
         raise UserError(f"the tensors of {path} do not fit the network: {', '.join(faults)}")
-    spoilt = next((n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()), None)
+    spoilt = next(
+        (n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()),
+        None,
+    )
     if spoilt:
-        raise UserError(f"{path} holds values that are not finite (in {spoilt}): it was damaged or its training diverged, take another")
-    network.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in other}, strict=strict)
+        raise UserError(
+            f"{path} holds values that are not finite (in {spoilt}): it was damaged or its training diverged, take another"
+        )
+    network.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if name not in other}, strict=strict
+    )
     return missing + other, unknown + other
 
 
@@ -132,7 +162,9 @@ def weights_of(source: str) -> Path:
     return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
 
 
-def init_weights(networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True) -> Path:
+def init_weights(
+    networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True
+) -> Path:
     """Starts the networks of a training from a run (its newest average, else its last checkpoint) or a file of weights.
 
     model: which of the networks is the one that is exported; another one, a discriminator, starts from scratch where the source
@@ -161,9 +193,17 @@ def _start(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict
         missing, unknown = load_tensors(network, tensors, path, strict)
     except UserError as error:
         raise UserError(
-            f"{error}; init_strict=false takes what has a name and a shape of the network's" if strict else str(error)
+            f"{error}; init_strict=false takes what has a name and a shape of the network's"
+            if strict
+            else str(error)
         ) from None
-    log.info("%s: %d tensors loaded, %d new, %d left out", path, len(tensors) - len(unknown), len(missing), len(unknown))
+    log.info(
+        "%s: %d tensors loaded, %d new, %d left out",
+        path,
+        len(tensors) - len(unknown),
+        len(missing),
+        len(unknown),
+    )
     for names, what in ((missing, "new, not from the file"), (unknown, "left out of the file")):
         if names:
             log.info("%d %s: %s", len(names), what, ", ".join(names))

@@ -55,7 +55,10 @@ def of_weights(run: RunDirectory, weights: str) -> Voice:
     """A run in PyTorch, with the weights that are chosen there."""
     source = of_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
-    runners = {name: Runner(component.inputs, partial(eager, component)) for name, component in components.items()}
+    runners = {
+        name: Runner(component.inputs, partial(eager, component))
+        for name, component in components.items()
+    }
     return Voice(str(run), source.config, source.speakers, runners)
 
 
@@ -63,7 +66,12 @@ def of_run_exports(run: RunDirectory, backend: str, precision: str) -> Voice:
     """A run by what was exported from it."""
     speakers = run.speakers if run.speakers.exists() else None
     hint = f"run_dir={run} format={backend} precision={precision}"
-    return Voice(str(run), run.config(), speakers, load_runners(run.config(), run.exports / backend, backend, precision, hint))
+    return Voice(
+        str(run),
+        run.config(),
+        speakers,
+        load_runners(run.config(), run.exports / backend, backend, precision, hint),
+    )
 
 
 def of_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, Voice]:
@@ -72,14 +80,26 @@ def of_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[st
     for folder in folders:
         excerpts = [path for model in COMPONENTS if (path := folder / f"{model}.yaml").is_file()]
         if not excerpts:
-            raise UserError(f"{folder} holds nothing that was exported: python -m cosyexp.export format={backend} out={folder}")
+            raise UserError(
+                f"{folder} holds nothing that was exported: python -m cosyexp.export format={backend} out={folder}"
+            )
         speakers = folder / "speakers.safetensors"
         for path in excerpts:
             config = read_excerpt(path)
-            runners = load_runners(config, folder, backend, precision, f"format={backend} precision={precision} out={folder}")
-            found[path.stem] = Voice(str(folder), config, speakers if speakers.exists() else None, runners)
+            runners = load_runners(
+                config,
+                folder,
+                backend,
+                precision,
+                f"format={backend} precision={precision} out={folder}",
+            )
+            found[path.stem] = Voice(
+                str(folder), config, speakers if speakers.exists() else None, runners
+            )
     if missing := [model for model in COMPONENTS if model not in found]:
-        raise UserError(f"exports= holds no {' and no '.join(missing)}: name a folder for each model, as exports=a,b,c")
+        raise UserError(
+            f"exports= holds no {' and no '.join(missing)}: name a folder for each model, as exports=a,b,c"
+        )
     return found
 
 
@@ -89,26 +109,34 @@ def read_excerpt(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
         config = None
-    if not isinstance(config, dict) or any(not isinstance(config.get(part), dict) for part in ("family", "model", "components")):
+    if not isinstance(config, dict) or any(
+        not isinstance(config.get(part), dict) for part in ("family", "model", "components")
+    ):
         raise UserError(f"{path} is not what an export wrote: export it again")
     return config
 
 
-def load_runners(config: Mapping[str, Any], folder: Path, backend: str, precision: str, hint: str) -> dict[str, Runner]:
+def load_runners(
+    config: Mapping[str, Any], folder: Path, backend: str, precision: str, hint: str
+) -> dict[str, Runner]:
     """The components of a model, from their files. hint: the words by which `export` writes them."""
     form, runners = FORMATS[backend](), {}
     for name in needed(config, str(folder)):
         path = folder / form.file(name, precision)
         if not path.exists():
             raise UserError(f"{folder} has no {path.name}: python -m cosyexp.export {hint}")
-        runners[name] = Runner(component_class(config["components"][name]).inputs, _load(form, path, precision))
+        runners[name] = Runner(
+            component_class(config["components"][name]).inputs, _load(form, path, precision)
+        )
     return runners
 
 
 def needed(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     names = COMPONENTS[config["model"]["name"]]
     if missing := [name for name in names if name not in (config.get("components") or {})]:
-        raise UserError(f"{where} has no component {missing[0]}, which synthesis needs: give a run of another network")
+        raise UserError(
+            f"{where} has no component {missing[0]}, which synthesis needs: give a run of another network"
+        )
     return names
 
 
@@ -116,4 +144,6 @@ def _load(form: ComponentFormat, path: Path, precision: str) -> Callable[..., Ou
     try:
         return form.load(path, precision)
     except Exception as error:  # each runtime has its own
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): export it again") from None
+        raise UserError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): export it again"
+        ) from None

@@ -22,7 +22,12 @@ from cosyexp.run.tensors import read_tensors
 from cosyexp.synthesis.backends import Voice
 
 log = logging.getLogger(__name__)
-SHARED = ("sample_rate", "mel", "token_rate", "speech_vocabulary")  # what the three models of one voice must agree on
+SHARED = (
+    "sample_rate",
+    "mel",
+    "token_rate",
+    "speech_vocabulary",
+)  # what the three models of one voice must agree on
 
 
 class Pipeline:
@@ -31,16 +36,22 @@ class Pipeline:
     def __init__(self, voices: Mapping[str, Voice]) -> None:
         for name, voice in voices.items():
             if voice.config["model"]["name"] != name:
-                raise UserError(f"{voice.name} is a run of {voice.config['model']['name']}: give one of {name} as {name}=")
+                raise UserError(
+                    f"{voice.name} is a run of {voice.config['model']['name']}: give one of {name} as {name}="
+                )
             for key in SHARED:
                 if voice.config["family"][key] != voices["llm"].config["family"][key]:
-                    raise UserError(f"{voice.name} and {voices['llm'].name} differ in family.{key}: their models do not fit together")
+                    raise UserError(
+                        f"{voice.name} and {voices['llm'].name} differ in family.{key}: their models do not fit together"
+                    )
         self.family: dict[str, Any] = voices["llm"].config["family"]
         self.harmonics: int = voices["hifigan"].config["model"]["view"]["harmonics"]
         self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
         named = next((path for name in ("llm", "flow") if (path := voices[name].speakers)), None)
         self.speakers = read_tensors(named) if named else {}
-        self.runners = {key: runner for voice in voices.values() for key, runner in voice.runners.items()}
+        self.runners = {
+            key: runner for voice in voices.values() for key, runner in voice.runners.items()
+        }
 
     @property
     def sample_rate(self) -> int:
@@ -58,14 +69,24 @@ class Pipeline:
             log.warning("characters without a sound are left out: %s", " ".join(map(repr, unknown)))
         text_BL = torch.tensor([self.tokenizer.encode(text)])
         if not text_BL.numel():
-            raise UserError(f"text={text!r} has nothing to say: give a sentence in the alphabet of the model")
-        shortest, longest = (int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"])
+            raise UserError(
+                f"text={text!r} has nothing to say: give a sentence in the alphabet of the model"
+            )
+        shortest, longest = (
+            int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"]
+        )
         instruct = self.tokenizer.encode(self.family["instruct"] or "")
         prompt_BL = torch.cat([torch.tensor([instruct], dtype=torch.long), text_BL], dim=1)
         logp_BV, cache = self.runners["llm.prefill"](text=prompt_BL, speaker=speaker_BE)
         choose = partial(self.sample, draw=drawn_from(draw))
-        limits = {"speech_vocabulary": self.family["speech_vocabulary"], "shortest": shortest, "longest": longest}
-        return torch.tensor([list(decode(logp_BV, cache, self._next, choose, **limits))], dtype=torch.long)
+        limits = {
+            "speech_vocabulary": self.family["speech_vocabulary"],
+            "shortest": shortest,
+            "longest": longest,
+        }
+        return torch.tensor(
+            [list(decode(logp_BV, cache, self._next, choose, **limits))], dtype=torch.long
+        )
 
     def _next(self, token: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         logp_BV, cache = self.runners["llm.decode"](token=token, cache=cache)
@@ -76,13 +97,17 @@ class Pipeline:
         spec = self.family["mel"]
         frames = tokens_BN.size(1) * self.sample_rate // (self.family["token_rate"] * spec["hop"])
         noise = torch.randn(1, spec["bins"], frames, generator=draw)
-        conditions = self.runners["flow.conditions"](token=tokens_BN, speaker=speaker_BE, noise=noise)
+        conditions = self.runners["flow.conditions"](
+            token=tokens_BN, speaker=speaker_BE, noise=noise
+        )
         mu, spks = (torch.cat([x, torch.zeros_like(x)]) for x in conditions)
         mask, prompt = torch.ones(2, 1, frames), torch.zeros(2, spec["bins"], frames)
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
             x, times = y.repeat(2, 1, 1), t.repeat(2)
-            (both,) = self.runners["flow.decoder.estimator"](x=x, mask=mask, mu=mu, t=times, spks=spks, cond=prompt)
+            (both,) = self.runners["flow.decoder.estimator"](
+                x=x, mask=mask, mu=mu, t=times, spks=spks, cond=prompt
+            )
             return guided(both[:1], both[1:], self.family["guidance"])
 
         return euler(velocity, noise)
@@ -91,7 +116,9 @@ class Pipeline:
         """The wave (S,) of a mel."""
         phase = (torch.rand(1, self.harmonics, generator=draw) * 2 - 1) * math.pi
         phase[:, 0] = 0
-        noise = torch.randn(1, self.harmonics, mel_BFT.size(2) * self.family["mel"]["hop"], generator=draw)
+        noise = torch.randn(
+            1, self.harmonics, mel_BFT.size(2) * self.family["mel"]["hop"], generator=draw
+        )
         (wave,) = self.runners["hift"](mel=mel_BFT, phase=phase, noise=noise)
         return wave[0].numpy()
 
@@ -102,5 +129,7 @@ class Pipeline:
                 "or lay that file beside what was exported"
             )
         if name is not None and name not in self.speakers:
-            raise UserError(f"there is no speaker {name}: the model knows {', '.join(self.speakers)}")
+            raise UserError(
+                f"there is no speaker {name}: the model knows {', '.join(self.speakers)}"
+            )
         return self.speakers[name or next(iter(self.speakers))].unsqueeze(0)

@@ -19,7 +19,9 @@ class Mean(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
-def means_of(weights: Mapping[str, Tensor], *, ema: float | None, running_sum: bool) -> dict[str, Mean]:
+def means_of(
+    weights: Mapping[str, Tensor], *, ema: float | None, running_sum: bool
+) -> dict[str, Mean]:
     """Those that are asked for, by the name of their file in a checkpoint. ema: its decay.
 
     weights: as they are trained, or the part of them that this rank has.
@@ -42,7 +44,9 @@ class EMA:
         self.decay = decay
         self._live = dict(weights)
         self._mean = {
-            name: tensor.detach().clone().float() if tensor.is_floating_point() else tensor.detach().clone()
+            name: tensor.detach().clone().float()
+            if tensor.is_floating_point()
+            else tensor.detach().clone()
             for name, tensor in self._live.items()
         }
 
@@ -74,8 +78,13 @@ class RunningSum:
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._live = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point()}
-        self._sum = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self._live.items()}
+        self._live = {
+            name: tensor for name, tensor in weights.items() if tensor.is_floating_point()
+        }
+        self._sum = {
+            name: torch.zeros_like(tensor, dtype=torch.float64)
+            for name, tensor in self._live.items()
+        }
 
     @torch.no_grad()
     def update(self, updates: int, applied: Tensor) -> None:

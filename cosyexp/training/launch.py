@@ -37,7 +37,9 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
         resource_tracker.ensure_running()  # Python's helper, for the queues of workers and ranks
     if rank := rank_of(os.environ):
         os.environ.update(rank)
-        told = record(partial(speaking, config["engine"]["timeout"], work))  # torchrun asks for a record of what went wrong
+        told = record(
+            partial(speaking, config["engine"]["timeout"], work)
+        )  # torchrun asks for a record of what went wrong
         outcome = cast(Outcome, told(config))
         atexit.register(_leave)
         return outcome
@@ -46,7 +48,9 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     if processes == 1:
         return work(config)
     if 0 < gpus < processes:
-        raise UserError(f"engine.nproc_per_node={processes} is more than the {gpus} GPUs of this machine: give at most {gpus}, or auto")
+        raise UserError(
+            f"engine.nproc_per_node={processes} is more than the {gpus} GPUs of this machine: give at most {gpus}, or auto"
+        )
     return start(work, config, processes)
 
 
@@ -56,12 +60,21 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
-    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads}
+    shared = {
+        "WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads,
+    }
     results = mp.get_context("spawn").SimpleQueue()
     with deaf():
-        context = start_processes(_rank, (work, config, shared, results), processes, join=False, start_method="spawn")
+        context = start_processes(
+            _rank, (work, config, shared, results), processes, join=False, start_method="spawn"
+        )
     heard: list[Outcome | Exception] = []
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells how it ends the other ranks
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(
+        logging.ERROR
+    )  # it tells how it ends the other ranks
     end: ProcessExitedException | None = None
     with _signals_go_to(context.pids()) as passed_on:
         try:
@@ -72,7 +85,10 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
             end = error
     while not results.empty():
         heard.append(results.get())
-    errors = sorted((outcome for outcome in heard if isinstance(outcome, Exception)), key=lambda error: isinstance(error, LostRankError))
+    errors = sorted(
+        (outcome for outcome in heard if isinstance(outcome, Exception)),
+        key=lambda error: isinstance(error, LostRankError),
+    )
     if end is not None and all(isinstance(error, LostRankError) for error in errors):
         _explain(end, passed_on)
     if errors:
@@ -84,20 +100,33 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
     return result
 
 
-def _rank(rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any) -> None:
-    os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+def _rank(
+    rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any
+) -> None:
+    os.environ.update(
+        {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+    )
     torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
-    mp.set_start_method(mp.get_all_start_methods()[0], force=True)  # of workers: that of a process which was not spawned
+    mp.set_start_method(
+        mp.get_all_start_methods()[0], force=True
+    )  # of workers: that of a process which was not spawned
     try:
         outcome = speaking(config["engine"]["timeout"], work, config)
         if rank == 0:
             results.put(outcome)
-    except (UserError, OSError) as error:  # the user's to mend: a sentence, not this rank's traceback
+    except (
+        UserError,
+        OSError,
+    ) as error:  # the user's to mend: a sentence, not this rank's traceback
         results.put(error)
         raise SystemExit(1) from None
     except Exception as error:
         traceback.print_exc()
-        results.put(UserError(f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"))
+        results.put(
+            UserError(
+                f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"
+            )
+        )
         raise SystemExit(1) from None
     _leave()
 
@@ -116,7 +145,9 @@ def _explain(end: ProcessExitedException, passed_on: list[int]) -> NoReturn:
         signal.raise_signal(ended_by)  # means to this process what it meant before
     what = f"was ended by {end.signal_name}" if end.signal_name else f"exited with {end.exit_code}"
     memory = ", as the system does when memory runs out" if end.signal_name == "SIGKILL" else ""
-    raise UserError(f"rank {end.error_index} {what}{memory}: repeat the command to go on from the last checkpoint") from None
+    raise UserError(
+        f"rank {end.error_index} {what}{memory}: repeat the command to go on from the last checkpoint"
+    ) from None
 
 
 @contextmanager

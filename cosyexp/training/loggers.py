@@ -52,12 +52,16 @@ class JsonLines:
 class TensorBoard:
     """Scalars, mel pictures and audio for TensorBoard; `settings` and the newest validation loss are a row of its page HParams."""
 
-    def __init__(self, folder: Path, resumed: int, settings: Mapping[str, str | float | bool]) -> None:
+    def __init__(
+        self, folder: Path, resumed: int, settings: Mapping[str, str | float | bool]
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)
-        for summary in hparams(dict(settings), {"valid/loss": 0.0}):  # of the metric its name alone is kept
+        for summary in hparams(
+            dict(settings), {"valid/loss": 0.0}
+        ):  # of the metric its name alone is kept
             self._writer._get_file_writer().add_summary(summary)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -68,7 +72,9 @@ class TensorBoard:
         if isinstance(thing, Picture):
             self._writer.add_image(f"mel/{name}", heat_map(thing.mel), step, dataformats="HWC")
         else:
-            self._writer.add_audio(f"audio/{name}", thing.wave[None], step, sample_rate=thing.sample_rate)
+            self._writer.add_audio(
+                f"audio/{name}", thing.wave[None], step, sample_rate=thing.sample_rate
+            )
 
     def close(self) -> None:
         self._writer.close()
@@ -77,7 +83,13 @@ class TensorBoard:
 def heat_map(mel: np.ndarray) -> np.ndarray:
     """A picture (height, width, 3) in 0..255 of a mel (bands, frames): low bands at the bottom, bright is loud."""
     low, high = np.quantile(mel, [0.01, 0.995])
-    level = np.clip((mel[::-1] - low) / max(high - low, 1e-6), 0, 1).repeat(3, axis=0).repeat(2, axis=1)
-    stops = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])  # dark to bright
+    level = (
+        np.clip((mel[::-1] - low) / max(high - low, 1e-6), 0, 1).repeat(3, axis=0).repeat(2, axis=1)
+    )
+    stops = np.array(
+        [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]
+    )  # dark to bright
     at = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(level, at, stops[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+    return np.stack(
+        [np.interp(level, at, stops[:, channel]) for channel in range(3)], axis=-1
+    ).astype(np.uint8)

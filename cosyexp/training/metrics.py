@@ -16,7 +16,10 @@ def to_host(loss: Loss) -> Sums:
     if not loss:
         return {}
     values = torch.stack([term.sum.double() for term in loss.values()]).tolist()
-    return {name: (value, term.unit, term.factor) for (name, term), value in zip(loss.items(), values, strict=True)}
+    return {
+        name: (value, term.unit, term.factor)
+        for (name, term), value in zip(loss.items(), values, strict=True)
+    }
 
 
 def means(parts: Sequence[Sums], units: Mapping[str, float]) -> dict[str, float]:
@@ -43,16 +46,28 @@ class PlayerMetrics:
         """Adds the detached losses of an update's micro-batches, and the units of the whole step."""
         for loss in losses:
             for name, term in loss.items():
-                self.loss[name] = term._replace(sum=self.loss[name].sum + term.sum) if name in self.loss else term
+                self.loss[name] = (
+                    term._replace(sum=self.loss[name].sum + term.sum) if name in self.loss else term
+                )
         for unit, count in units.items():
             self.units[unit] = self.units.get(unit, 0.0) + count
         self.norm, self.updates = self.norm + report.grad_norm.double(), self.updates + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"loss": dict(to_host(self.loss)), "units": self.units, "norm": float(self.norm), "updates": self.updates}
+        return {
+            "loss": dict(to_host(self.loss)),
+            "units": self.units,
+            "norm": float(self.norm),
+            "updates": self.updates,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.loss = Loss(**{n: (torch.tensor(v, dtype=torch.float64), u, f) for n, (v, u, f) in state["loss"].items()})
+        self.loss = Loss(
+            **{
+                n: (torch.tensor(v, dtype=torch.float64), u, f)
+                for n, (v, u, f) in state["loss"].items()
+            }
+        )
         self.units, self.norm, self.updates = dict(state["units"]), state["norm"], state["updates"]
 
 

@@ -18,7 +18,10 @@ Outcome = TypeVar("Outcome")
 MARGIN = 60.0  # seconds that NCCL waits longer than Gloo
 GRACE = 2.0  # seconds that a rank keeps silent that only lost another one, whose reason is to be heard first
 LATE = re.compile(r"timed? ?out", re.IGNORECASE)
-LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|communicator was aborted", re.IGNORECASE)
+LOST = re.compile(
+    r"closed by peer|reset by peer|broken pipe|remote process exited|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 class Rank(NamedTuple):
@@ -39,16 +42,24 @@ def join(timeout: float, alone: bool = False) -> Rank:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        device = torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+        )
         torch.cuda.set_device(device)
     joined = (world > 1 or alone) and not dist.is_initialized()
     if joined:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        own: dict[str, Any] = {"store": HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        own: dict[str, Any] = (
+            {"store": HashStore(), "rank": 0, "world_size": 1} if world == 1 else {}
+        )
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **own)
-        if device.type == "cuda":  # whose own watchdog aborts the process, where a timeout of Gloo is an error that can be told
+        if (
+            device.type == "cuda"
+        ):  # whose own watchdog aborts the process, where a timeout of Gloo is an error that can be told
             later = timedelta(seconds=timeout + MARGIN)
-            dist.distributed_c10d._get_default_group()._get_backend(device)._set_default_timeout(later)
+            dist.distributed_c10d._get_default_group()._get_backend(device)._set_default_timeout(
+                later
+            )
     return Rank(rank, world, device, joined)
 
 
@@ -68,6 +79,8 @@ def speaking(timeout: float, work: Callable[[Any], Outcome], config: Any) -> Out
             ) from error
         if LOST.search(said):
             time.sleep(GRACE)
-            raise LostRankError(f"rank {rank} lost another rank, which ended before: its own words say why") from error
+            raise LostRankError(
+                f"rank {rank} lost another rank, which ended before: its own words say why"
+            ) from error
         print(f"rank {rank} failed:", file=sys.stderr, flush=True)
         raise

@@ -29,13 +29,21 @@ log = logging.getLogger(__name__)
 NOTE, LOGPS = "meta.yaml", "logps.safetensors"
 
 
-def take_reference(objective: Comparing, config: Mapping[str, Any], run: RunDirectory, corpora: Sequence[Corpus], engine: Engine) -> None:
+def take_reference(
+    objective: Comparing,
+    config: Mapping[str, Any],
+    run: RunDirectory,
+    corpora: Sequence[Corpus],
+    engine: Engine,
+) -> None:
     """Gives the objective its reference: weights of a run or a file, the same for as long as the run lasts."""
     if not objective.needs_reference:
         return
     source = config["reference"] or config["init_from"]
     if source is None:
-        raise UserError("a preference is measured against a reference: give reference=<an sft run, or a file of weights>")
+        raise UserError(
+            "a preference is measured against a reference: give reference=<an sft run, or a file of weights>"
+        )
     key = cache_key(config, corpora)
     if objective.cache_reference and noted(run).get("cached") == key:
         return hand_out(run, corpora)
@@ -62,9 +70,16 @@ def take_reference(objective: Comparing, config: Mapping[str, Any], run: RunDire
 
 def cache_key(config: Mapping[str, Any], corpora: Sequence[Corpus]) -> str:
     """Of all that the log-probabilities depend on, but for the weights, whose hash stands beside it."""
-    settings = config["network"], config["objective"], config["trainer"]["precision"], config["seed"]
+    settings = (
+        config["network"],
+        config["objective"],
+        config["trainer"]["precision"],
+        config["seed"],
+    )
     sizes = [zlib.crc32(corpus.lengths.tobytes()) for corpus in corpora]
-    return hashlib.blake2b(json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
 
 
 def noted(run: RunDirectory) -> dict[str, str]:
@@ -88,13 +103,27 @@ def keep_identity(run: RunDirectory, path: Path) -> None:
 
 
 @torch.no_grad()
-def logps(objective: Comparing, network: torch.nn.Module, corpus: Corpus, engine: Engine, budget: int, seed: int) -> Tensor:
+def logps(
+    objective: Comparing,
+    network: torch.nn.Module,
+    corpus: Corpus,
+    engine: Engine,
+    budget: int,
+    seed: int,
+) -> Tensor:
     """(pairs, 2) of a whole corpus: log-probability of the chosen and of the rejected answer."""
     found = torch.zeros(len(corpus), 2)
     draws = Draws(seed, 0)
-    for rows in tqdm(Plan(lengths=corpus.lengths, budget=budget, seed=seed).epoch(0, 1), "reference", unit="batch", disable=None):
+    for rows in tqdm(
+        Plan(lengths=corpus.lengths, budget=budget, seed=seed).epoch(0, 1),
+        "reference",
+        unit="batch",
+        disable=None,
+    ):
         with engine.autocast():
-            values = objective.reference(corpus.batch(rows.tolist(), draws).to(engine.device), network)
+            values = objective.reference(
+                corpus.batch(rows.tolist(), draws).to(engine.device), network
+            )
         found[torch.from_numpy(rows)] = values.float().cpu().view(2, -1).T
     return found
 

@@ -15,9 +15,17 @@ from cosyexp.training.engines.base import Engine
 OPTIMIZER = "trainer/optimizer"  # what engines write themselves
 
 
-def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def save(
+    checkpoints: Checkpoints,
+    engine: Engine,
+    players: Iterable[str],
+    state: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> None:
     """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
-    folder = Path(engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0])
+    folder = Path(
+        engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
+    )
     for name in players:
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
     for name, mean in engine.means().items():
@@ -25,7 +33,14 @@ def save(checkpoints: Checkpoints, engine: Engine, players: Iterable[str], state
     engine_state = engine.save_state(folder / OPTIMIZER)
     if engine.rank == 0 or engine_state:
         content = io.BytesIO()
-        torch.save({"engine": engine_state, "layout": engine.layout, **(state if engine.rank == 0 else {})}, content)
+        torch.save(
+            {
+                "engine": engine_state,
+                "layout": engine.layout,
+                **(state if engine.rank == 0 else {}),
+            },
+            content,
+        )
         (folder / "trainer").mkdir(exist_ok=True)
         (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
     engine.gather(None)  # all files are there
@@ -43,16 +58,23 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank:
 
 def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> dict[str, Any]:
     """Gives the engine back its weights and state, and returns the trainer's."""
-    first = torch.load(checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True)
+    first = torch.load(
+        checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True
+    )
     if (layout := first.get("layout", "whole")) != engine.layout:
         raise UserError(
             f"the optimizer state of {checkpoint.path} is {layout}, and this run wants it {engine.layout}: "
             f"resume it as it was begun, or start from its weights by init_from= and another run_dir="
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
-    engine_state = torch.load(own, map_location="cpu", weights_only=True)["engine"] if own.exists() else first["engine"]
+    engine_state = (
+        torch.load(own, map_location="cpu", weights_only=True)["engine"]
+        if own.exists()
+        else first["engine"]
+    )
     networks, means = (
-        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names} for names in (players, engine.means())
+        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names}
+        for names in (players, engine.means())
     )
     engine.load(networks, means, engine_state, checkpoint.path / OPTIMIZER)
     return dict(first)

@@ -19,7 +19,14 @@ def warmup(update: int, lr: float, *, steps: int) -> float:
 
 
 def noam_hold(
-    update: int, lr: float, *, steps: int, warmup: float = 0.0, hold: float = 0.0, decay: float = 0.5, lowest: float = 0.0
+    update: int,
+    lr: float,
+    *,
+    steps: int,
+    warmup: float = 0.0,
+    hold: float = 0.0,
+    decay: float = 0.5,
+    lowest: float = 0.0,
 ) -> float:
     """Linear warm-up, a plateau at `lr`, then down with a power of the update (Squeezeformer, Kim et al. 2022, section 4.1).
 

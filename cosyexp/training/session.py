@@ -49,7 +49,10 @@ def run(config: Mapping[str, Any]) -> Outcome:
 
     `overrides` in it are the words of the command line, kept in the run but no part of its identity.
     """
-    config, overrides = {key: value for key, value in config.items() if key != "overrides"}, config.get("overrides", [])
+    config, overrides = (
+        {key: value for key, value in config.items() if key != "overrides"},
+        config.get("overrides", []),
+    )
     directory = RunDirectory(config["run_dir"])
     before = directory.config() if directory.exists and directory.checkpoints.all() else None
     if before:
@@ -61,7 +64,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
         stack.enter_context(log_file(directory.logs / f"rank_{engine.rank}.log"))
-        if engine.rank == 0:  # before the newest checkpoint is looked for: who trains now may write another
+        if (
+            engine.rank == 0
+        ):  # before the newest checkpoint is looked for: who trains now may write another
             stack.enter_context(directory.lock())
         engine.gather(None)
         checkpoint = directory.checkpoints.latest() if before else None
@@ -77,7 +82,10 @@ def run(config: Mapping[str, Any]) -> Outcome:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)
             if before and before["init_from"] != config["init_from"]:
-                log.warning("init_from=%s is not read: the run goes on from its own checkpoint", config["init_from"])
+                log.warning(
+                    "init_from=%s is not read: the run goes on from its own checkpoint",
+                    config["init_from"],
+                )
         else:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:  # from here on the run directory holds a run
@@ -85,19 +93,35 @@ def run(config: Mapping[str, Any]) -> Outcome:
         engine.gather(None)
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
-            trainer.loggers = [JsonLines(directory.metrics, step), TensorBoard(directory.tensorboard, step, _settings(config, overrides))]
+            trainer.loggers = [
+                JsonLines(directory.metrics, step),
+                TensorBoard(directory.tensorboard, step, _settings(config, overrides)),
+            ]
             for logger in trainer.loggers:
                 stack.callback(logger.close)
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
-        log.info("%s at step %d%s: %s", "done" if trainer.done else "stopped", progress.step, best, directory)
-        return Outcome(progress.best, progress.step, stopped=not trainer.done, preempted=trainer.stop.preempted and not trainer.done)
+        log.info(
+            "%s at step %d%s: %s",
+            "done" if trainer.done else "stopped",
+            progress.step,
+            best,
+            directory,
+        )
+        return Outcome(
+            progress.best,
+            progress.step,
+            stopped=not trainer.done,
+            preempted=trainer.stop.preempted and not trainer.done,
+        )
 
 
 def _engine(config: Mapping[str, Any]) -> Engine:
     settings, trainer = dict(config["engine"]), config["trainer"]
     del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
-    engine: Engine = build(settings)(**{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")})
+    engine: Engine = build(settings)(
+        **{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")}
+    )
     if trainer["deterministic"]:
         torch.use_deterministic_algorithms(True)
     return engine
@@ -117,7 +141,9 @@ def corpora_of(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpu
 
     def load() -> tuple[Corpus, Corpus]:
         shared = {key: data[key] for key in ("max_bad", "processes", "longest", "limit")}
-        train, valid = ([lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"]))
+        train, valid = (
+            [lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"])
+        )
         return Corpus(train, view, weights=data["weights"], **shared), Corpus(valid, view, **shared)
 
     corpora = None
@@ -131,14 +157,25 @@ def corpora_of(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpu
     return corpora or load()
 
 
-def _trainer(config: Mapping[str, Any], engine: Engine, directory: RunDirectory, train: Corpus, valid: Corpus) -> Trainer:
+def _trainer(
+    config: Mapping[str, Any], engine: Engine, directory: RunDirectory, train: Corpus, valid: Corpus
+) -> Trainer:
     seed = config["seed"]
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
-    retention = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"]))
+    retention = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"])
+    )
     assert isinstance(options, Options) and isinstance(retention, Retention)
     plan, shared = _shared(config, train, engine)
-    shown = np.unique(np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)).tolist()
-    log.info("%d utterances to train on, %d to validate on; %.1f %% padding", len(train), len(valid), 100 * plan.padding())
+    shown = np.unique(
+        np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)
+    ).tolist()
+    log.info(
+        "%d utterances to train on, %d to validate on; %.1f %% padding",
+        len(train),
+        len(valid),
+        100 * plan.padding(),
+    )
     return Trainer(
         objective=objective_of(config),
         engine=engine,
@@ -158,10 +195,14 @@ def validation_of(config: Mapping[str, Any], valid: Corpus, engine: Engine) -> V
     return ValidationLoader(valid, plan, **shared)
 
 
-def _shared(config: Mapping[str, Any], corpus: Corpus, engine: Engine) -> tuple[Plan, dict[str, Any]]:
+def _shared(
+    config: Mapping[str, Any], corpus: Corpus, engine: Engine
+) -> tuple[Plan, dict[str, Any]]:
     """What the loaders of training and validation have alike."""
     data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
-    plan = Plan(lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed)
+    plan = Plan(
+        lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed
+    )
     ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
     return plan, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}
 
@@ -178,7 +219,9 @@ def objective_of(config: Mapping[str, Any]) -> Objective:
 
 def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path | None:
     """Loads `init_from`, or else what the network's own `pretrained` names, and returns where it was found."""
-    networks: dict[str, Any] = {name: player.module for name, player in trainer.objective.players.items()}
+    networks: dict[str, Any] = {
+        name: player.module for name, player in trainer.objective.players.items()
+    }
     if config["init_from"]:
         return init_weights(networks, trainer.model, config["init_from"], config["init_strict"])
     if not (folder := config["network"].get("pretrained")):
@@ -186,7 +229,9 @@ def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path 
     try:
         networks[trainer.model].load_pretrained(Path(folder))
     except (OSError, ValueError) as error:
-        raise UserError(f"network.pretrained={folder} cannot be taken over: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"network.pretrained={folder} cannot be taken over: {str(error).splitlines()[0]}"
+        ) from None
     return Path(folder)
 
 
@@ -194,7 +239,11 @@ def _settings(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
     """What the words of the command line set, but for paths, by which runs are told apart: {"model": "llm", "optimizer.lr": 0.001}."""
     words = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     values = {**words, **{key: value for key, value in flat(config) if key in words}}
-    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items() if "/" not in str(value)}
+    return {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in values.items()
+        if "/" not in str(value)
+    }
 
 
 def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

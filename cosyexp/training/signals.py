@@ -43,7 +43,9 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        if number == PREEMPTED:  # comes to every process of a job, perhaps twice, and perhaps with SIGTERM
+        if (
+            number == PREEMPTED
+        ):  # comes to every process of a job, perhaps twice, and perhaps with SIGTERM
             self.preempted = True
         else:
             signal.signal(number, self._previous[self.signal])

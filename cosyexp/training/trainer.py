@@ -75,7 +75,12 @@ class Trainer:
         seed: int,
         fingerprint: str,
     ) -> None:
-        self.objective, self.engine, self.loader, self.validation = objective, engine, loader, validation
+        self.objective, self.engine, self.loader, self.validation = (
+            objective,
+            engine,
+            loader,
+            validation,
+        )
         self.preview, self.run, self.options, self.retention = preview, run, options, retention
         self.seed, self.fingerprint = seed, fingerprint
         self.loggers: Sequence[Logger] = ()
@@ -90,7 +95,15 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Trains until done, or until asked to stop."""
-        with self.stop, tqdm(total=self.options.steps, initial=self.progress.step, unit="step", disable=self._quiet()) as bar:
+        with (
+            self.stop,
+            tqdm(
+                total=self.options.steps,
+                initial=self.progress.step,
+                unit="step",
+                disable=self._quiet(),
+            ) as bar,
+        ):
             while True:
                 stopping = self._stop_requested()
                 if self._due(self.options.log_every):
@@ -108,7 +121,9 @@ class Trainer:
         """One update of every player. A rank without micro-batches, or with idle ones, takes part all the same."""
         began, progress = time.perf_counter(), self.progress
         batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
-        counted = [batch for micro, batch in zip(micro_batches, batches, strict=True) if not micro.idle]
+        counted = [
+            batch for micro, batch in zip(micro_batches, batches, strict=True) if not micro.idle
+        ]
         totals = self._totals(counted)
         games = [self.objective.turns(batch) for batch in batches]
         for turn, name in enumerate(self.objective.players):
@@ -117,24 +132,36 @@ class Trainer:
                 seed_forward(self.seed, progress.step, micro.number, turn)
                 with self.engine.autocast():
                     loss = next(game)
-                self.engine.backward(name, loss.scaled(totals) * (not micro.idle), last=micro is micro_batches[-1])
+                self.engine.backward(
+                    name, loss.scaled(totals) * (not micro.idle), last=micro is micro_batches[-1]
+                )
                 losses += [] if micro.idle else [loss.detach()]
             report = self.engine.step(name, progress.updates[name])
             self._record(name, counted, losses, totals, report)
-        assert all(next(game, None) is None for game in games), "an objective yields once for each player"
+        assert all(next(game, None) is None for game in games), (
+            "an objective yields once for each player"
+        )
         progress.samples += int(totals["utterances"])
         progress.seconds += time.perf_counter() - began
 
     def validate(self) -> bool:
         """Measures the loss on the validation data; False where a request to stop came in between."""
         with evaluating(self.objective):
-            losses = validation_losses(self.objective, self.engine, self.validation, self._stop_requested)
+            losses = validation_losses(
+                self.objective, self.engine, self.validation, self._stop_requested
+            )
             if losses is None:
                 return False
             self._show()
         progress = self.progress
-        progress.validated, progress.losses, self.saved = progress.step, losses, -1  # a checkpoint without them is to be renewed
-        progress.best = losses["loss"] if progress.best is None else min(progress.best, losses["loss"])
+        progress.validated, progress.losses, self.saved = (
+            progress.step,
+            losses,
+            -1,
+        )  # a checkpoint without them is to be renewed
+        progress.best = (
+            losses["loss"] if progress.best is None else min(progress.best, losses["loss"])
+        )
         self._write({f"valid/{name}": value for name, value in losses.items()})
         log.info("step %d: validation loss %.4f", progress.step, losses["loss"])
         return True
@@ -142,7 +169,9 @@ class Trainer:
     @property
     def done(self) -> bool:
         steps, epochs = self.options.steps, self.options.epochs
-        return (steps is not None and self.progress.step >= steps) or (epochs is not None and self.loader.place.epoch >= epochs)
+        return (steps is not None and self.progress.step >= steps) or (
+            epochs is not None and self.loader.place.epoch >= epochs
+        )
 
     # checkpoints ----------------------------------------------------------------------------------------------------
 
@@ -177,11 +206,17 @@ class Trainer:
         place = Place(**state["place"])
         self.loader.seek(place)
         if place.batch and place.block != self.loader.block:
-            log.info("the epoch at hand goes on in steps of %d micro-batches, the next in steps of %d", place.block, self.loader.block)
+            log.info(
+                "the epoch at hand goes on in steps of %d micro-batches, the next in steps of %d",
+                place.block,
+                self.loader.block,
+            )
         self._forget()
         for name, metrics in self.metrics.items():
             own = state["metrics"][name]
-            metrics.load(own if self.engine.rank == 0 else {**own, "loss": {}})  # rank 0 goes on with the sums of all
+            metrics.load(
+                own if self.engine.rank == 0 else {**own, "loss": {}}
+            )  # rank 0 goes on with the sums of all
         self.saved = self.progress.step
 
     # details --------------------------------------------------------------------------------------------------------
@@ -193,7 +228,14 @@ class Trainer:
         sums = self.engine.sum([*own, float(sum(len(batch) for batch in batches))])
         return dict(zip([*self.objective.units, "utterances"], sums, strict=True))
 
-    def _record(self, name: str, batches: Sequence[Batch], losses: Sequence[Loss], totals: Mapping[str, float], report: StepReport) -> None:
+    def _record(
+        self,
+        name: str,
+        batches: Sequence[Batch],
+        losses: Sequence[Loss],
+        totals: Mapping[str, float],
+        report: StepReport,
+    ) -> None:
         """Notes an update of a player. Where an update may be skipped, the host waits to know whether it was."""
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
         self.watch.add(progress.step, name, utts, losses, report)
@@ -216,12 +258,23 @@ class Trainer:
             values[f"{prefix}lr"] = self.engine.learning_rate(name)
             values[f"{prefix}grad_norm"] = state["norm"] / state["updates"]
             values |= {f"train/{key}": value for key, value in losses.items()}
-        seconds, samples = self.progress.seconds - self._since.seconds, self.progress.samples - self._since.samples
+        seconds, samples = (
+            self.progress.seconds - self._since.seconds,
+            self.progress.samples - self._since.samples,
+        )
         values["time/samples_per_second"] = samples / max(seconds, 1e-9)
         self._write(values)
-        told = logging.DEBUG if sys.stderr.isatty() else logging.INFO  # on a terminal the bar says it
+        told = (
+            logging.DEBUG if sys.stderr.isatty() else logging.INFO
+        )  # on a terminal the bar says it
         speed = values["time/samples_per_second"]
-        log.log(told, "step %d: training loss %.4f, %.1f utterances/s", self.progress.step, values["train/loss"], speed)
+        log.log(
+            told,
+            "step %d: training loss %.4f, %.1f utterances/s",
+            self.progress.step,
+            values["train/loss"],
+            speed,
+        )
         self._forget()
         return {"loss": values["train/loss"]}
 
@@ -232,7 +285,9 @@ class Trainer:
 
     def _gathered(self) -> dict[str, dict[str, Any]]:
         """What each player measured since the last log, over all ranks."""
-        ranks = self.engine.gather({name: metrics.state_dict() for name, metrics in self.metrics.items()})
+        ranks = self.engine.gather(
+            {name: metrics.state_dict() for name, metrics in self.metrics.items()}
+        )
         return {name: merged([states[name] for states in ranks]) for name in self.objective.players}
 
     def _write(self, values: Mapping[str, float]) -> None:
@@ -256,7 +311,9 @@ class Trainer:
         return every > 0 and self.loader.epoch_ends and self.loader.place.epoch % every == 0
 
     def _validation_due(self) -> bool:
-        return self.progress.validated != self.progress.step and (self._due(self.options.valid_every) or self._epoch_due())
+        return self.progress.validated != self.progress.step and (
+            self._due(self.options.valid_every) or self._epoch_due()
+        )
 
     def _save_due(self, stopping: bool) -> bool:
         due = stopping or self._due(self.retention.every) or self._epoch_due()

@@ -26,7 +26,10 @@ def evaluating(objective: Objective) -> Iterator[None]:
 
 
 def validation_losses(
-    objective: Objective, engine: Engine, loader: ValidationLoader, stopped: Callable[[], bool] = lambda: False
+    objective: Objective,
+    engine: Engine,
+    loader: ValidationLoader,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """The same for the same weights to the last bit, on any number of ranks; None where a request to stop came in between.
 

@@ -38,8 +38,14 @@ def check_values(config: Mapping[str, Any]) -> None:
             continue
         kinds = (int,) if isinstance(least, int) else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
-            raise UserError(f"{key}={value} makes no sense: give a {'whole ' * isinstance(least, int)}number of at least {least}")
+            raise UserError(
+                f"{key}={value} makes no sense: give a {'whole ' * isinstance(least, int)}number of at least {least}"
+            )
     if config["trainer"]["steps"] is None and config["trainer"]["epochs"] is None:
-        raise UserError("trainer.steps and trainer.epochs are both null, so the run would never end: give one of them")
+        raise UserError(
+            "trainer.steps and trainer.epochs are both null, so the run would never end: give one of them"
+        )
     if "steps" in config["scheduler"] and config["scheduler"]["steps"] is None:
-        raise UserError("scheduler.steps is null, but this schedule follows the length of the run: give trainer.steps=")
+        raise UserError(
+            "scheduler.steps is null, but this schedule follows the length of the run: give trainer.steps="
+        )

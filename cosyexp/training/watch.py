@@ -54,10 +54,19 @@ class Watch:
         self._pending: deque[Update] = deque()
         self._in_a_row: Counter[str] = Counter()  # skipped updates of each player
 
-    def add(self, step: int, player: str, utts: tuple[str, ...], losses: Sequence[Loss], report: StepReport) -> None:
+    def add(
+        self,
+        step: int,
+        player: str,
+        utts: tuple[str, ...],
+        losses: Sequence[Loss],
+        report: StepReport,
+    ) -> None:
         applied, copied = report.applied, None
         if applied.is_cuda:
-            applied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(applied, non_blocking=True)
+            applied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(
+                applied, non_blocking=True
+            )
             copied = torch.cuda.Event()
             copied.record()
         self._pending.append(Update(step, player, utts, losses, report, applied, copied))
@@ -76,13 +85,20 @@ class Watch:
         return sound
 
     def _judge(self, update: Update) -> None:
-        losses = [{name: value for name, (value, *_) in to_host(loss).items()} for loss in update.losses]
+        losses = [
+            {name: value for name, (value, *_) in to_host(loss).items()} for loss in update.losses
+        ]
         finite = all(torch.isfinite(torch.tensor(list(loss.values()))).all() for loss in losses)
         path = self.dumps / f"nonfinite_step_{update.step}.{update.player}.rank_{self.rank}.json"
         norm = float(update.report.grad_norm)
         write_json(path, {"grad_norm": norm, "losses": losses, "utterances": update.utts})
         if (self.skips or (self.scales and finite)) and self._in_a_row[update.player] < PATIENCE:
-            log.warning("step %d: the update of %s was skipped, its gradient norm is %s", update.step, update.player, norm)
+            log.warning(
+                "step %d: the update of %s was skipped, its gradient norm is %s",
+                update.step,
+                update.player,
+                norm,
+            )
             return
         raise UserError(
             f"at step {update.step} the {'gradients' if finite else 'loss'} of {update.player} stopped being finite, the weights "

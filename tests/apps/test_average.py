@@ -11,14 +11,24 @@ from cosyexp.training.evaluate import evaluator
 from tests.support import MODELS, contents, train_words
 
 STEPS = 5
-EACH_STEP = ["checkpoint.every=1", "checkpoint.keep_last=99", "trainer.valid_every=1", "trainer.running_sum=true", "trainer.ema=0.9"]
+EACH_STEP = [
+    "checkpoint.every=1",
+    "checkpoint.keep_last=99",
+    "trainer.valid_every=1",
+    "trainer.running_sum=true",
+    "trainer.ema=0.9",
+]
 
 
 @pytest.fixture(scope="module")
 def stepped(data, warm, tmp_path_factory) -> Path:
     """A folder with a run, `run`."""
     folder = tmp_path_factory.mktemp("stepped")
-    warm("train", *train_words("llm", data, f"trainer.steps={STEPS}", *EACH_STEP, "run_dir=run"), cwd=folder)
+    warm(
+        "train",
+        *train_words("llm", data, f"trainer.steps={STEPS}", *EACH_STEP, "run_dir=run"),
+        cwd=folder,
+    )
     return folder
 
 
@@ -27,12 +37,16 @@ def weights(folder: Path, step: int, name: str = "llm") -> dict[str, torch.Tenso
 
 
 def losses(folder: Path) -> dict[int, float]:
-    metas = [yaml.safe_load(path.read_text()) for path in folder.glob("run/checkpoints/*/meta.yaml")]
+    metas = [
+        yaml.safe_load(path.read_text()) for path in folder.glob("run/checkpoints/*/meta.yaml")
+    ]
     return {meta["step"]: meta["loss_dict"]["loss"] for meta in metas}
 
 
 def test_the_running_mean_is_that_of_all_steps_in_between(stepped, warm):
-    said = warm("average", "run_dir=run", "select=window", "window=[1,4]", "method=running", cwd=stepped).stdout
+    said = warm(
+        "average", "run_dir=run", "select=window", "window=[1,4]", "method=running", cwd=stepped
+    ).stdout
     assert "after each of the steps 2 to 4" in said
     found = read_tensors(stepped / "run/averages/window1-4-running/llm.safetensors")
     parts = [weights(stepped, step) for step in (2, 3, 4)]
@@ -44,8 +58,13 @@ def test_the_running_mean_is_that_of_all_steps_in_between(stepped, warm):
 
 def test_ema_weights_are_those_of_the_newest_checkpoint(stepped, warm):
     warm("average", "run_dir=run", "select=ema", cwd=stepped)
-    found, ema = read_tensors(stepped / "run/averages/ema1/llm.safetensors"), weights(stepped, STEPS, "ema")
-    assert found.keys() == ema.keys() and all(torch.equal(found[name], tensor) for name, tensor in ema.items())
+    found, ema = (
+        read_tensors(stepped / "run/averages/ema1/llm.safetensors"),
+        weights(stepped, STEPS, "ema"),
+    )
+    assert found.keys() == ema.keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in ema.items()
+    )
 
 
 def test_a_soup_is_no_worse_than_its_best_part(stepped, warm):
@@ -63,7 +82,9 @@ def test_weights_are_printed_and_kept(stepped, warm):
     said = warm("average", *words, cwd=stepped).stdout.splitlines()
     path = stepped / "run/averages/last2-weighted0.05/meta.yaml"
     meta, known = yaml.safe_load(path.read_text()), losses(stepped)
-    shares = torch.softmax(torch.tensor([known[4], known[5]], dtype=torch.float64) / -0.05, 0).tolist()
+    shares = torch.softmax(
+        torch.tensor([known[4], known[5]], dtype=torch.float64) / -0.05, 0
+    ).tolist()
     assert [source["weight"] for source in meta["sources"]] == pytest.approx(shares)
     assert [line.split() for line in said[1:3]] == [
         [str(n), "0", f"{known[n]:.4f}", f"{s:.3f}"] for n, s in zip((4, 5), shares, strict=True)
@@ -82,9 +103,16 @@ def test_every_way_can_be_repeated(stepped, warm):
 
 def test_an_average_for_the_original_s_runtime(stepped, warm):
     warm("average", "run_dir=run", "select=last", "num=2", "output=llm.pt", cwd=stepped)
-    found, parts = torch.load(stepped / "llm.pt", weights_only=True), [weights(stepped, step) for step in (5, 4)]
+    found, parts = (
+        torch.load(stepped / "llm.pt", weights_only=True),
+        [weights(stepped, step) for step in (5, 4)],
+    )
     assert list(found) == list(parts[0])
-    assert all(torch.equal(tensor, (parts[0][name] + parts[1][name]) / 2) for name, tensor in found.items() if tensor.is_floating_point())
+    assert all(
+        torch.equal(tensor, (parts[0][name] + parts[1][name]) / 2)
+        for name, tensor in found.items()
+        if tensor.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -15,7 +15,11 @@ from tests.support import QUICK, TINY, sentence, train_words
 
 @pytest.fixture(scope="module")
 def rows(data) -> list[dict[str, Any]]:
-    return [row for shard in read_list(str(data / "train.list")) for row in read_rows(shard, COLUMNS.names)][:12]
+    return [
+        row
+        for shard in read_list(str(data / "train.list"))
+        for row in read_rows(shard, COLUMNS.names)
+    ][:12]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,16 @@ def valid(data, tmp_path_factory) -> Path:
 
 
 def parquet_words(train: object, valid: object, *words: str) -> list[str]:
-    return ["model=llm", "data=parquet", f"data.train={train}", f"data.valid={valid}", *TINY["llm"], *QUICK, "trainer.steps=1", *words]
+    return [
+        "model=llm",
+        "data=parquet",
+        f"data.train={train}",
+        f"data.valid={valid}",
+        *TINY["llm"],
+        *QUICK,
+        "trainer.steps=1",
+        *words,
+    ]
 
 
 def half(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -49,11 +62,23 @@ def without_ids(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 SHARDS = {
     "half written": (half, ["half-written?", "prepare it again"]),
     "damaged": (damaged, ["is damaged", "prepare it again"]),
-    "another kind of file": (lambda path, rows: path.write_text("utt,text\n"), ["no readable parquet file", "prepare it again"]),
-    "no bytes": (lambda path, rows: path.write_bytes(b""), ["no readable parquet file", "prepare it again"]),
-    "no rows": (lambda path, rows: write_shard(path, []), ["holds no utterance", "name another list"]),
+    "another kind of file": (
+        lambda path, rows: path.write_text("utt,text\n"),
+        ["no readable parquet file", "prepare it again"],
+    ),
+    "no bytes": (
+        lambda path, rows: path.write_bytes(b""),
+        ["no readable parquet file", "prepare it again"],
+    ),
+    "no rows": (
+        lambda path, rows: write_shard(path, []),
+        ["holds no utterance", "name another list"],
+    ),
     "no ids": (without_ids, ["no column 'utt'"]),
-    "missing": (lambda path, rows: None, ["there is no data file", "prepare it, or correct its list"]),
+    "missing": (
+        lambda path, rows: None,
+        ["there is no data file", "prepare it, or correct its list"],
+    ),
 }
 
 
@@ -63,7 +88,9 @@ def test_unusable_shards(case, refused, rows, valid, tmp_path):
     write_shard(tmp_path / "good.parquet", rows)
     spoil(tmp_path / "bad.parquet", rows)
     (tmp_path / "a.list").write_text("good.parquet\nbad.parquet\n")
-    words = parquet_words("a.list" if case != "no rows" else "bad.parquet", valid, "data.processes=1")
+    words = parquet_words(
+        "a.list" if case != "no rows" else "bad.parquet", valid, "data.processes=1"
+    )
     refused("train", words, "bad.parquet", *parts)
 
 
@@ -81,7 +108,10 @@ def test_a_half_written_shard_is_named_by_the_process_that_found_it(warm, rows, 
     [
         (lambda path: None, ["there is no data list a.list", "prepare one"]),
         (lambda path: path.write_text("\n"), ["a.list is empty", "one parquet file a line"]),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), ["a.list is no data list", "one parquet path a line"]),
+        (
+            lambda path: path.write_bytes(b"\xff\xfe\x00"),
+            ["a.list is no data list", "one parquet path a line"],
+        ),
         (lambda path: path.mkdir(), ["a.list is no data list", "one parquet path a line"]),
     ],
     ids=["missing", "empty", "binary", "folder"],
@@ -92,7 +122,12 @@ def test_unusable_lists(make, parts, refused, valid, tmp_path):
 
 
 def test_two_ranks_say_it_once(warm, valid, tmp_path):
-    result = warm("train", *parquet_words("a.list", valid, "engine.nproc_per_node=2"), cwd=tmp_path, check=False)
+    result = warm(
+        "train",
+        *parquet_words("a.list", valid, "engine.nproc_per_node=2"),
+        cwd=tmp_path,
+        check=False,
+    )
     assert result.stderr.strip() == sentence(result, "there is no data list a.list")
     assert not list(tmp_path.rglob("config.yaml"))
 
@@ -100,27 +135,52 @@ def test_two_ranks_say_it_once(warm, valid, tmp_path):
 def test_an_empty_validation_set(refused, rows, tmp_path):
     write_shard(tmp_path / "train.parquet", rows)
     write_shard(tmp_path / "valid.parquet", [])
-    refused("train", parquet_words("train.parquet", "valid.parquet"), "valid.parquet holds no utterance", "name another list")
+    refused(
+        "train",
+        parquet_words("train.parquet", "valid.parquet"),
+        "valid.parquet holds no utterance",
+        "name another list",
+    )
 
 
 def test_utterances_without_tokens_are_left_out_counted_and_named(warm, rows, valid, tmp_path):
-    write_shard(tmp_path / "a.parquet", [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)])
-    said = warm("train", *parquet_words("a.parquet", valid, "data.max_bad=0.2", "run_dir=run"), cwd=tmp_path).stdout
+    write_shard(
+        tmp_path / "a.parquet",
+        [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)],
+    )
+    said = warm(
+        "train", *parquet_words("a.parquet", valid, "data.max_bad=0.2", "run_dir=run"), cwd=tmp_path
+    ).stdout
     told = f"2 of 12 utterances left out: {rows[2]['utt']}: it has no speech_token; {rows[5]['utt']}: it has no speech_token"
     assert told in said and "10 utterances to train on" in said
     assert told in (tmp_path / "run/logs/rank_0.log").read_text()
 
 
 def test_more_bad_utterances_than_may_be(warm, rows, valid, tmp_path):
-    write_shard(tmp_path / "a.parquet", [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)])
-    result = warm("train", *parquet_words("a.parquet", valid, "run_dir=run"), cwd=tmp_path, check=False)
-    sentence(result, "2 of 12 utterances in a.parquet", "data.max_bad=0.05", f"the first is {rows[2]['utt']}: it has no speech_token")
+    write_shard(
+        tmp_path / "a.parquet",
+        [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)],
+    )
+    result = warm(
+        "train", *parquet_words("a.parquet", valid, "run_dir=run"), cwd=tmp_path, check=False
+    )
+    sentence(
+        result,
+        "2 of 12 utterances in a.parquet",
+        "data.max_bad=0.05",
+        f"the first is {rows[2]['utt']}: it has no speech_token",
+    )
     assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_nothing_but_bad_utterances(warm, rows, valid, tmp_path):
     write_shard(tmp_path / "a.parquet", [{**row, "speech_token": None} for row in rows])
-    result = warm("train", *parquet_words("a.parquet", valid, "data.max_bad=1", "run_dir=run"), cwd=tmp_path, check=False)
+    result = warm(
+        "train",
+        *parquet_words("a.parquet", valid, "data.max_bad=1", "run_dir=run"),
+        cwd=tmp_path,
+        check=False,
+    )
     sentence(result, "a.parquet holds no utterance")
 
 
@@ -133,7 +193,10 @@ def test_prepared_data_with_unreadable_metadata(text, refused, data, tmp_path):
 
 def test_data_that_were_never_prepared(refused):
     refused(
-        "train", train_words("llm", Path("nowhere"), "trainer.steps=1"), "nowhere is no prepared data set", "cosyexp.prepare out=nowhere"
+        "train",
+        train_words("llm", Path("nowhere"), "trainer.steps=1"),
+        "nowhere is no prepared data set",
+        "cosyexp.prepare out=nowhere",
     )
 
 
@@ -144,12 +207,21 @@ def test_data_of_another_token_rate(refused, data):
 
 def test_missing_speakers(refused, data):
     """Found out before the run directory is made, which would hold the wrong name for ever."""
-    refused("train", train_words("llm", data, "trainer.steps=1", "data.speakers=nowhere.safetensors"), "nowhere.safetensors")
+    refused(
+        "train",
+        train_words("llm", data, "trainer.steps=1", "data.speakers=nowhere.safetensors"),
+        "nowhere.safetensors",
+    )
 
 
 def test_preparing_again_with_other_settings(refused, data, tmp_path):
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("*.fields"))
-    refused("prepare", ["out=data", "corpus.minutes=3"], "data holds a data set of other settings", "give another out=")
+    refused(
+        "prepare",
+        ["out=data", "corpus.minutes=3"],
+        "data holds a data set of other settings",
+        "give another out=",
+    )
 
 
 def test_preparing_where_a_file_is(refused, tmp_path):
@@ -158,11 +230,22 @@ def test_preparing_where_a_file_is(refused, tmp_path):
 
 
 def test_a_corpus_that_is_not_there(refused):
-    refused("prepare", ["corpus=ljspeech", "corpus.root=nowhere"], "nowhere is not LJSpeech's folder", "corpus.root=")
+    refused(
+        "prepare",
+        ["corpus=ljspeech", "corpus.root=nowhere"],
+        "nowhere is not LJSpeech's folder",
+        "corpus.root=",
+    )
 
 
 def test_more_codes_than_there_is_speech_for(refused):
-    words = ["corpus.minutes=0.3", "speech_tokenizer.codes=4000", "family.speech_vocabulary=4000", "out=data", "processes=1"]
+    words = [
+        "corpus.minutes=0.3",
+        "speech_tokenizer.codes=4000",
+        "family.speech_vocabulary=4000",
+        "out=data",
+        "processes=1",
+    ]
     refused("prepare", words, "the speech tokens cannot be fitted", "take fewer, or more speech")
 
 
@@ -174,15 +257,28 @@ def recordings(rows, tmp_path_factory) -> Path:
     for i, row in enumerate(rows):
         (root / f"wavs/{i}.wav").write_bytes(b"no audio" if i == 3 else row["audio_data"])
     (root / "wavs/7.wav").unlink()
-    (root / "metadata.csv").write_text("".join(f"{i}|{row['text']}|{row['text']}\n" for i, row in enumerate(rows)))
+    (root / "metadata.csv").write_text(
+        "".join(f"{i}|{row['text']}|{row['text']}\n" for i, row in enumerate(rows))
+    )
     return root
 
 
 def prepare_words(root: Path, *words: str) -> list[str]:
-    return ["corpus=ljspeech", f"corpus.root={root}", "family.speech_vocabulary=64", "processes=1", "out=data", *words]
+    return [
+        "corpus=ljspeech",
+        f"corpus.root={root}",
+        "family.speech_vocabulary=64",
+        "processes=1",
+        "out=data",
+        *words,
+    ]
 
 
 def test_recordings_that_cannot_be_used_are_left_out_and_named(recordings, warm, tmp_path):
     said = warm("prepare", *prepare_words(recordings, "max_bad=0.2"), cwd=tmp_path).stdout
-    assert "2 of 12 recordings left out: 3: the audio cannot be decoded" in said and "; 7: " in said and "data: 10 utterances" in said
+    assert (
+        "2 of 12 recordings left out: 3: the audio cannot be decoded" in said
+        and "; 7: " in said
+        and "data: 10 utterances" in said
+    )
     assert sum(yaml.safe_load((tmp_path / "data/meta.yaml").read_text())["left_out"].values()) == 2

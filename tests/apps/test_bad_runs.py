@@ -21,7 +21,14 @@ from tests.support import RUNS, environment, metrics, sentence, train_words
 )
 def test_a_run_directory_of_another_config(model, words, parts, refused, runs, data):
     words = train_words(model, data, "trainer.steps=4", "run_dir=runs/demo/llm", *words)
-    refused("train", words, "runs/demo/llm was begun with", *parts, "repeat the old value", "another run_dir=")
+    refused(
+        "train",
+        words,
+        "runs/demo/llm was begun with",
+        *parts,
+        "repeat the old value",
+        "another run_dir=",
+    )
 
 
 @pytest.mark.parametrize("path", ["file", "file/run"])
@@ -31,7 +38,14 @@ def test_a_run_directory_that_is_a_file(path, refused, data, tmp_path):
 
 
 def test_two_trainings_in_one_run_directory(warm, data, tmp_path):
-    words = train_words("llm", data, "trainer.steps=100000", "trainer.valid_every=0", "checkpoint.every=0", "run_dir=run")
+    words = train_words(
+        "llm",
+        data,
+        "trainer.steps=100000",
+        "trainer.valid_every=0",
+        "checkpoint.every=0",
+        "run_dir=run",
+    )
     first = subprocess.Popen(
         [sys.executable, "-m", "cosyexp.train", *words],
         cwd=tmp_path,
@@ -44,10 +58,14 @@ def test_two_trainings_in_one_run_directory(warm, data, tmp_path):
     while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit:
         time.sleep(0.05)
     result = warm("train", *words, cwd=tmp_path, check=False)
-    assert result.stderr.strip() == sentence(result, "another process is training in run", "another run_dir=")
+    assert result.stderr.strip() == sentence(
+        result, "another process is training in run", "another run_dir="
+    )
     first.terminate()
     assert (first.wait(60), first.stderr.read()) == (0, "")
-    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, len(metrics(tmp_path / "run")) + 1))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(
+        range(1, len(metrics(tmp_path / "run")) + 1)
+    )
 
 
 CONTENTS = {"no YAML": b"{{{", "empty": b"", "no text": b"\xff\xfe\x00\x80", "another": b"a: 1\n"}
@@ -59,7 +77,10 @@ COMMANDS = {
 }
 
 
-WHERE = [*(("average", content) for content in CONTENTS), *((app, "another") for app in ("train", "export", "synthesize"))]
+WHERE = [
+    *(("average", content) for content in CONTENTS),
+    *((app, "another") for app in ("train", "export", "synthesize")),
+]
 
 
 @pytest.mark.parametrize(("app", "content"), WHERE)
@@ -71,7 +92,12 @@ def test_an_unreadable_config(app, content, refused, runs, data):
 @pytest.mark.parametrize("app", ["average", "export", "synthesize"])
 def test_a_folder_that_is_no_run(app, refused, runs, data):
     (runs / "llm/config.yaml").unlink()
-    refused(app, COMMANDS[app](data), "runs/demo/llm is no run directory", "name one that cosyexp.train wrote")
+    refused(
+        app,
+        COMMANDS[app](data),
+        "runs/demo/llm is no run directory",
+        "name one that cosyexp.train wrote",
+    )
 
 
 @pytest.mark.parametrize("app", ["average", "export", "synthesize"])
@@ -94,39 +120,102 @@ def test_a_checkpoint_that_was_cut_short_is_not_averaged(warm, runs, tmp_path):
 # average, export, synthesize ----------------------------------------------------------------------------------------
 
 ON_RUNS = {
-    "too few checkpoints": ("average", ["run_dir=runs/demo/llm", "num=9"], ["has 3 checkpoints", "num=9", "smaller num, or strict=false"]),
+    "too few checkpoints": (
+        "average",
+        ["run_dir=runs/demo/llm", "num=9"],
+        ["has 3 checkpoints", "num=9", "smaller num, or strict=false"],
+    ),
     "no checkpoints at all": ("average", ["run_dir=runs/demo/llm", "num=0"], ["num=0", "num=1"]),
-    "unknown metric": ("average", ["run_dir=runs/demo/llm", "metric=wer"], ["validation wer", "select=last"]),
-    "no window": ("average", ["run_dir=runs/demo/llm", "select=window"], ["select=window", "window=[from,to]"]),
-    "nothing in the window": ("average", ["run_dir=runs/demo/llm", "window=[5,9]"], ["from step 5 to 9", "has those of steps 0 to 4"]),
-    "no temperature": ("average", ["run_dir=runs/demo/llm", "num=2", "method=weighted", "temperature=0"], ["temperature=0", "above 0"]),
-    "no running sums": ("average", ["run_dir=runs/demo/llm", "method=running"], ["sum.safetensors", "trainer.running_sum=true"]),
-    "no running means": ("average", ["run_dir=runs/demo/llm", "select=ema"], ["ema.safetensors", "trainer.ema="]),
-    "two means of their own": ("average", ["run_dir=runs/demo/llm", "select=ema", "method=running"], ["select=ema", "method=running"]),
-    "output of another kind": ("average", ["run_dir=runs/demo/llm", "num=1", "output=a.bin"], ["output=a.bin", ".pt or .safetensors"]),
+    "unknown metric": (
+        "average",
+        ["run_dir=runs/demo/llm", "metric=wer"],
+        ["validation wer", "select=last"],
+    ),
+    "no window": (
+        "average",
+        ["run_dir=runs/demo/llm", "select=window"],
+        ["select=window", "window=[from,to]"],
+    ),
+    "nothing in the window": (
+        "average",
+        ["run_dir=runs/demo/llm", "window=[5,9]"],
+        ["from step 5 to 9", "has those of steps 0 to 4"],
+    ),
+    "no temperature": (
+        "average",
+        ["run_dir=runs/demo/llm", "num=2", "method=weighted", "temperature=0"],
+        ["temperature=0", "above 0"],
+    ),
+    "no running sums": (
+        "average",
+        ["run_dir=runs/demo/llm", "method=running"],
+        ["sum.safetensors", "trainer.running_sum=true"],
+    ),
+    "no running means": (
+        "average",
+        ["run_dir=runs/demo/llm", "select=ema"],
+        ["ema.safetensors", "trainer.ema="],
+    ),
+    "two means of their own": (
+        "average",
+        ["run_dir=runs/demo/llm", "select=ema", "method=running"],
+        ["select=ema", "method=running"],
+    ),
+    "output of another kind": (
+        "average",
+        ["run_dir=runs/demo/llm", "num=1", "output=a.bin"],
+        ["output=a.bin", ".pt or .safetensors"],
+    ),
     "output is a folder": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs"], ["runs"]),
-    "output below a file": ("average", ["run_dir=runs/demo/llm", "num=1", "output=runs/demo/llm/config.yaml/x"], ["config.yaml"]),
+    "output below a file": (
+        "average",
+        ["run_dir=runs/demo/llm", "num=1", "output=runs/demo/llm/config.yaml/x"],
+        ["config.yaml"],
+    ),
     "unknown component": (
         "export",
         ["run_dir=runs/demo/llm", "components=llm.prefil"],
         ["no component llm.prefil", "it has llm.prefill, llm.decode"],
     ),
-    "unknown weights": ("export", ["run_dir=runs/demo/llm", "weights=worst"], ["weights=worst", "best, last, ema, average"]),
-    "no average yet": ("export", ["run_dir=runs/demo/llm", "weights=average"], ["no average yet", "cosyexp.average run_dir=runs/demo/llm"]),
+    "unknown weights": (
+        "export",
+        ["run_dir=runs/demo/llm", "weights=worst"],
+        ["weights=worst", "best, last, ema, average"],
+    ),
+    "no average yet": (
+        "export",
+        ["run_dir=runs/demo/llm", "weights=average"],
+        ["no average yet", "cosyexp.average run_dir=runs/demo/llm"],
+    ),
     "weights of another model": (
         "export",
-        ["run_dir=runs/demo/llm", "weights=runs/demo/flow/checkpoints/step_00000000/flow.safetensors"],
+        [
+            "run_dir=runs/demo/llm",
+            "weights=runs/demo/flow/checkpoints/step_00000000/flow.safetensors",
+        ],
         ["flow.safetensors do not fit", "missing", "unknown"],
     ),
-    "out is a file": ("export", ["run_dir=runs/demo/llm", "format=jit", "out=runs/demo/llm/config.yaml"], ["config.yaml"]),
+    "out is a file": (
+        "export",
+        ["run_dir=runs/demo/llm", "format=jit", "out=runs/demo/llm/config.yaml"],
+        ["config.yaml"],
+    ),
     "runs swapped": (
         "synthesize",
         ["text=hello", "llm=runs/demo/flow", "flow=runs/demo/llm", RUNS[2]],
         ["runs/demo/flow is a run of flow", "one of llm as llm="],
     ),
     "no text": ("synthesize", ["text=", *RUNS], ["text=''", "has nothing to say"]),
-    "text outside the alphabet": ("synthesize", ["text=你好42", *RUNS], ["你好42", "has nothing to say", "alphabet"]),
-    "unknown speaker": ("synthesize", ["text=hello", *RUNS, "speaker=bob"], ["no speaker bob", "anna, ben, carl, dora"]),
+    "text outside the alphabet": (
+        "synthesize",
+        ["text=你好42", *RUNS],
+        ["你好42", "has nothing to say", "alphabet"],
+    ),
+    "unknown speaker": (
+        "synthesize",
+        ["text=hello", *RUNS, "speaker=bob"],
+        ["no speaker bob", "anna, ben, carl, dora"],
+    ),
     "nothing exported": (
         "synthesize",
         ["text=hello", *RUNS, "backend=onnx"],
@@ -134,14 +223,20 @@ ON_RUNS = {
     ),
     "wav is a folder": ("synthesize", ["text=hello", *RUNS, "out=runs"], ["runs"]),
     "weights to start from are missing": ("train", ["init_from=nowhere.pt"], ["nowhere.pt"]),
-    "weights to start from are another model's": ("train", ["init_from=runs/demo/flow"], ["flow.safetensors do not fit"]),
+    "weights to start from are another model's": (
+        "train",
+        ["init_from=runs/demo/flow"],
+        ["flow.safetensors do not fit"],
+    ),
 }
 
 
 @pytest.mark.parametrize("case", ON_RUNS)
 def test_words_about_runs(case, refused, runs, data):
     app, words, parts = ON_RUNS[case]
-    refused(app, train_words("llm", data, "run_dir=new", *words) if app == "train" else words, *parts)
+    refused(
+        app, train_words("llm", data, "run_dir=new", *words) if app == "train" else words, *parts
+    )
 
 
 def test_a_run_without_speakers(refused, runs):
@@ -155,11 +250,19 @@ def test_a_file_of_a_run_that_is_damaged(name, refused, runs, warm, tmp_path):
     if name.startswith("exports"):
         warm("export", "run_dir=runs/demo/llm", "format=jit", cwd=tmp_path)
     (runs / "llm" / name).write_text("nonsense")
-    refused("synthesize", ["text=hello", *RUNS, "backend=jit" if "jit" in name else "backend=torch"], name)
+    refused(
+        "synthesize",
+        ["text=hello", *RUNS, "backend=jit" if "jit" in name else "backend=torch"],
+        name,
+    )
 
 
 def test_a_run_may_not_name_code_of_others(refused, runs):
     config = runs / "llm/config.yaml"
-    config.write_text(config.read_text().replace("cosyexp.models.llm.transformer_lm.TransformerLM", "os.system"))
+    config.write_text(
+        config.read_text().replace("cosyexp.models.llm.transformer_lm.TransformerLM", "os.system")
+    )
     refused("export", ["run_dir=runs/demo/llm", "format=jit"], "os.system", "may be built")
-    refused("average", ["run_dir=runs/demo/llm", "num=2", "method=greedy"], "os.system", "may be built")
+    refused(
+        "average", ["run_dir=runs/demo/llm", "num=2", "method=greedy"], "os.system", "may be built"
+    )

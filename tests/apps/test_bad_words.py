@@ -7,26 +7,58 @@ from tests.support import RUNS, train_words
 WORDS = {
     "misspelled option": ("train", ["trainer.stepz=1"], ["trainer.stepz", "Did you mean steps?"]),
     "misspelled section": ("train", ["trianer.steps=1"], ["trianer", "Did you mean trainer?"]),
-    "misspelled option of a network": ("train", ["network.widht=1"], ["network.widht", "--cfg job"]),
+    "misspelled option of a network": (
+        "train",
+        ["network.widht=1"],
+        ["network.widht", "--cfg job"],
+    ),
     "added option": ("train", ["+typo=1"], ["+typo", "--cfg job"]),
     "misspelled group": ("train", ["modle=flow"], ["modle", "Did you mean mode or model?"]),
-    "misspelled model": ("train", ["model=flwo"], ["model/flwo", "Available options", "flow hifigan llm"]),
+    "misspelled model": (
+        "train",
+        ["model=flwo"],
+        ["model/flwo", "Available options", "flow hifigan llm"],
+    ),
     "misspelled family": ("train", ["family=demmo"], ["family/demmo", "Available options", "demo"]),
-    "misspelled format": ("export", ["format=onx"], ["format/onx", "Available options", "jit official onnx pt2"]),
+    "misspelled format": (
+        "export",
+        ["format=onx"],
+        ["format/onx", "Available options", "jit official onnx pt2"],
+    ),
     "wrong type": ("train", ["trainer.steps=abc"], ["trainer.steps=abc", "Integer"]),
-    "wrong choice": ("train", ["trainer.precision=fp8"], ["trainer.precision=fp8", "[fp32, bf16, fp16]"]),
+    "wrong choice": (
+        "train",
+        ["trainer.precision=fp8"],
+        ["trainer.precision=fp8", "[fp32, bf16, fp16]"],
+    ),
     "several values": ("train", ["model=llm,flow"], ["model=llm,flow", "--multirun"]),
     "no value": ("train", ["trainer.steps"], ["trainer.steps has no value", "trainer.steps=..."]),
     "sign in a value": ("train", ["run_dir=a=b"], ["run_dir=a=b cannot be read", 'run_dir="..."']),
-    "data without a list": ("train", ["data=parquet"], ["data.train, data.valid must be given", "data.train=..."]),
-    "data without a folder": ("train", ["data=prepared"], ["data.dir must be given", "data.dir=..."]),
+    "data without a list": (
+        "train",
+        ["data=parquet"],
+        ["data.train, data.valid must be given", "data.train=..."],
+    ),
+    "data without a folder": (
+        "train",
+        ["data=prepared"],
+        ["data.dir must be given", "data.dir=..."],
+    ),
     "average of nothing": ("average", [], ["run_dir must be given", "run_dir=..."]),
-    "average by a misspelled rule": ("average", ["run_dir=x", "select=worst"], ["select=worst", "[best, last, window, ema]"]),
+    "average by a misspelled rule": (
+        "average",
+        ["run_dir=x", "select=worst"],
+        ["select=worst", "[best, last, window, ema]"],
+    ),
     "export of nothing": ("export", [], ["there is no run under runs/", "run_dir="]),
     "export in another precision": ("export", ["precision=fp8"], ["fp8", "expected one of"]),
     "nothing to say": ("synthesize", RUNS, ["text must be given", "text=..."]),
     "nobody to say it": ("synthesize", ["text=hello"], ["llm", "flow", "hifigan", "must be given"]),
-    "unknown backend": ("synthesize", ["text=hello", *RUNS, "backend=tvm"], ["backend=tvm", "[torch, onnx, jit, pt2]"]),
+    "unknown backend": (
+        "synthesize",
+        ["text=hello", *RUNS, "backend=tvm"],
+        ["backend=tvm", "[torch, onnx, jit, pt2]"],
+    ),
     "corpus without a root": ("prepare", ["corpus=ljspeech"], ["corpus.root must be given"]),
 }
 
@@ -54,5 +86,9 @@ VALUES = {
 
 @pytest.mark.parametrize("value", VALUES)
 def test_values_that_make_no_sense(value, refused, data):
-    words = [value, "trainer.steps=null", "trainer.epochs=1"] if value == "scheduler=noam_hold" else ["trainer.steps=1", value]
+    words = (
+        [value, "trainer.steps=null", "trainer.epochs=1"]
+        if value == "scheduler=noam_hold"
+        else ["trainer.steps=1", value]
+    )
     refused("train", train_words("llm", data, *words), *VALUES[value])

@@ -24,8 +24,13 @@ from cosyexp.face.door import CONFIGS, register
 from cosyexp.run.targets import build
 from tests.support import MODELS, ROOT, config, environment
 
-NOT_THE_ENGINES = {"nproc_per_node", "threads"}  # they stand in its node, and are read by the launcher and the session
-ALL = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+NOT_THE_ENGINES = {
+    "nproc_per_node",
+    "threads",
+}  # they stand in its node, and are read by the launcher and the session
+ALL = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")
+)
 FILES = [file for file in ALL if not file.startswith("door/")]
 
 
@@ -78,7 +83,9 @@ def leaves(node: Any) -> Iterator[str]:
 
 def own_keys(file: str) -> set[str]:
     own = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text()) or {}
-    return set(leaves({key: value for key, value in own.items() if key not in ("defaults", "hydra")}))
+    return set(
+        leaves({key: value for key, value in own.items() if key not in ("defaults", "hydra")})
+    )
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -100,7 +107,9 @@ def test_launchers_and_sweepers_compose_with_every_app(file, app):
     assert set(own) - {"defaults"} <= set(cfg.hydra[group])
 
 
-@pytest.mark.parametrize(("family", "mode", "model"), product(options("family"), options("mode"), MODELS))
+@pytest.mark.parametrize(
+    ("family", "mode", "model"), product(options("family"), options("mode"), MODELS)
+)
 def test_axes_compose_or_hydra_names_the_options(family, mode, model):
     words = [f"family={family}", f"mode={mode}", f"model={model}"]
     if f"{model}_{family}" in options("network") and f"{mode}_{model}" in options("objective"):
@@ -110,7 +119,9 @@ def test_axes_compose_or_hydra_names_the_options(family, mode, model):
             composed("train", *words)
 
 
-@pytest.mark.parametrize("group", ["family", "model", "mode", "engine", "data", "optimizer", "scheduler", "experiment"])
+@pytest.mark.parametrize(
+    "group", ["family", "model", "mode", "engine", "data", "optimizer", "scheduler", "experiment"]
+)
 def test_a_misspelled_option_is_answered_with_the_available_ones(group):
     with pytest.raises(MissingConfigException) as told:
         composed("train", f"{group}=nothing")
@@ -126,7 +137,9 @@ def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_p
         player = objective.players[model]
         rates = [player.scheduler(update, 1.0) for update in range(300)]
         assert max(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
-        weight = next(parameter for parameter in player.module.parameters() if parameter.requires_grad)
+        weight = next(
+            parameter for parameter in player.module.parameters() if parameter.requires_grad
+        )
         before = weight.detach().clone()
         weight.grad = torch.ones_like(weight)
         player.optimizer(player.module.parameters()).step()
@@ -140,14 +153,21 @@ def test_views_components_and_engines_build(model, tmp_path):
     network = build(cfg["network"])
     assert all(build(node, network).inputs for node in cfg["components"].values())
     for engine in options("engine"):
-        node = {k: v for k, v in config(model, tmp_path, f"engine={engine}")["engine"].items() if k not in ("nproc_per_node", "threads")}
+        node = {
+            k: v
+            for k, v in config(model, tmp_path, f"engine={engine}")["engine"].items()
+            if k not in ("nproc_per_node", "threads")
+        }
         assert callable(build(node))
 
 
 def test_the_text_vocabulary_of_the_demo_is_the_tokenizer_s():
     """Those of the others: tests/parity/test_tokenizers.py."""
     cfg = composed("train", "family=demo")["family"]
-    assert max(build(cfg["tokenizer"]).encode(cfg["tokenizer"]["alphabet"])) + 1 == cfg["text_vocabulary"]
+    assert (
+        max(build(cfg["tokenizer"]).encode(cfg["tokenizer"]["alphabet"])) + 1
+        == cfg["text_vocabulary"]
+    )
 
 
 # every key is read --------------------------------------------------------------------------------------------------
@@ -198,7 +218,9 @@ def unread(node: Any, path: str = "") -> Iterator[str]:
         return
     taken: set[str] = set()
     if "_target_" in node:
-        taken = parameters(get_object(node["_target_"])) | {"_target_", "_partial_"} | NOT_THE_ENGINES
+        taken = (
+            parameters(get_object(node["_target_"])) | {"_target_", "_partial_"} | NOT_THE_ENGINES
+        )
     for key, value in node.items():
         here = f"{path}.{key}" if path else key
         if path != "components" and not (key in taken if taken else is_read(key, here)):
@@ -209,7 +231,9 @@ def unread(node: Any, path: str = "") -> Iterator[str]:
 @pytest.mark.parametrize("file", FILES)
 def test_every_key_is_read(file):
     app, words = choice(file)
-    assert [path for path in unread(composed(app, *words)) if path.split(".")[-1] in own_keys(file)] == []
+    assert [
+        path for path in unread(composed(app, *words)) if path.split(".")[-1] in own_keys(file)
+    ] == []
 
 
 # the wheel ----------------------------------------------------------------------------------------------------------
@@ -221,7 +245,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     made = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", *isolation, "-w", out, ROOT], cwd=out, capture_output=True, text=True
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", *isolation, "-w", out, ROOT],
+        cwd=out,
+        capture_output=True,
+        text=True,
     )
     assert made.returncode == 0, made.stdout + made.stderr
     with zipfile.ZipFile(next(out.glob("cosyexp-*.whl"))) as archive:
@@ -231,7 +258,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_configs_license_and_notice(wheel):
     files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
-    assert {f"cosyexp/conf/{file}.yaml" for file in ALL} == {file for file in files if file.startswith("cosyexp/conf/")}
+    assert {f"cosyexp/conf/{file}.yaml" for file in ALL} == {
+        file for file in files if file.startswith("cosyexp/conf/")
+    }
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp").rglob("*.py")}
     assert code == {file for file in files if file.endswith(".py")}
     marks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp/data/marks").iterdir()}
@@ -243,8 +272,18 @@ def test_apps_of_the_wheel_run_from_any_folder(wheel, tmp_path):
     env = {**environment(), "PYTHONPATH": str(wheel)}
 
     def said(*words: str) -> str:
-        return subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
 
-    assert said("-c", "from cosyexp.face.door import CONFIGS; print(CONFIGS)") == f"{wheel}/cosyexp/conf\n"
+    assert (
+        said("-c", "from cosyexp.face.door import CONFIGS; print(CONFIGS)")
+        == f"{wheel}/cosyexp/conf\n"
+    )
     assert yaml.safe_load(said("-m", "cosyexp.train", "--cfg", "job"))["model"]["name"] == "llm"
     assert yaml.safe_load(said("-m", "cosyexp.export", "--cfg", "job"))["weights"] == "best"

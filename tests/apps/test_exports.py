@@ -19,33 +19,71 @@ SIZES = ",".join(word for word in TINY["hifigan"] if word.startswith("network.")
 
 def test_every_combination_is_there_and_repeating_changes_nothing(runs, warm, tmp_path):
     folder = runs / "llm/exports"
-    warm("export", "-m", "run_dir=runs/demo/llm", "format=onnx,jit", "precision=fp32,fp16", QUICK, cwd=tmp_path)
+    warm(
+        "export",
+        "-m",
+        "run_dir=runs/demo/llm",
+        "format=onnx,jit",
+        "precision=fp32,fp16",
+        QUICK,
+        cwd=tmp_path,
+    )
     ours, original = {"llm.prefill", "llm.decode"}, {"llm.text_encoder", "llm.llm"}
     beside = {"llm.yaml", "speakers.safetensors", "report.fp32.json", "report.fp16.json"}
-    files = {"onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}}
-    files["jit"] = {f"{name}.fp32.zip" for name in ours | original} | {f"{name}.fp16.zip" for name in original}
+    files = {
+        "onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}
+    }
+    files["jit"] = {f"{name}.fp32.zip" for name in ours | original} | {
+        f"{name}.fp16.zip" for name in original
+    }
     for form, names in files.items():
         assert {path.name for path in (folder / form).iterdir()} == names | beside
     before = contents(folder)
-    warm("export", "run_dir=runs/demo/llm", "format=jit", "precision=fp32,fp16", QUICK, cwd=tmp_path)
+    warm(
+        "export", "run_dir=runs/demo/llm", "format=jit", "precision=fp32,fp16", QUICK, cwd=tmp_path
+    )
     warm("export", "run_dir=runs/demo/llm", "components=llm.decode", QUICK, cwd=tmp_path)
     assert contents(folder) == before
 
 
 def test_what_was_exported_in_fp16_speaks(runs, warm, tmp_path):
     for model in ("llm", "flow", "hifigan"):
-        warm("export", f"run_dir=runs/demo/{model}", "precision=fp16", "out=voice", QUICK, cwd=tmp_path)
-    warm("synthesize", "text=hello", "backend=onnx", "precision=fp16", "exports=voice", cwd=tmp_path)
+        warm(
+            "export",
+            f"run_dir=runs/demo/{model}",
+            "precision=fp16",
+            "out=voice",
+            QUICK,
+            cwd=tmp_path,
+        )
+    warm(
+        "synthesize", "text=hello", "backend=onnx", "precision=fp16", "exports=voice", cwd=tmp_path
+    )
     assert (tmp_path / "out.wav").stat().st_size > 1000
 
 
 def test_an_official_file_is_exported_without_a_run(runs, warm, tmp_path):
     warm("export", "run_dir=runs/demo/hifigan", "format=official", "out=official", cwd=tmp_path)
     warm("export", "run_dir=runs/demo/hifigan", "format=jit", QUICK, cwd=tmp_path)
-    said = warm("export", "family=demo", "weights=official/hift.pt", f"settings={SIZES}", "format=jit", "out=voice", QUICK, cwd=tmp_path)
+    said = warm(
+        "export",
+        "family=demo",
+        "weights=official/hift.pt",
+        f"settings={SIZES}",
+        "format=jit",
+        "out=voice",
+        QUICK,
+        cwd=tmp_path,
+    )
     assert "exporting official/hift.pt" in said.stdout
-    assert {path.name for path in (tmp_path / "voice").iterdir()} == {"hift.fp32.zip", "hifigan.yaml", "report.fp32.json"}
-    assert (tmp_path / "voice/hift.fp32.zip").read_bytes() == (runs / "hifigan/exports/jit/hift.fp32.zip").read_bytes()
+    assert {path.name for path in (tmp_path / "voice").iterdir()} == {
+        "hift.fp32.zip",
+        "hifigan.yaml",
+        "report.fp32.json",
+    }
+    assert (tmp_path / "voice/hift.fp32.zip").read_bytes() == (
+        runs / "hifigan/exports/jit/hift.fp32.zip"
+    ).read_bytes()
 
 
 def test_a_killed_export_leaves_the_earlier_one(runs, warm, tmp_path):
@@ -53,7 +91,12 @@ def test_a_killed_export_leaves_the_earlier_one(runs, warm, tmp_path):
     warm("export", *order, cwd=tmp_path)
     folder = runs / "llm/exports/jit"
     before, part = contents(folder), folder / ".llm.fp32.part"
-    child = subprocess.Popen([sys.executable, "-m", "cosyexp.export", *order], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "cosyexp.export", *order],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while not part.exists():
         assert child.poll() is None and time.monotonic() < deadline
@@ -74,27 +117,57 @@ def flip(path, at=-100):
 def test_a_flipped_byte_is_noticed(runs, warm, refused, tmp_path):
     warm("average", "run_dir=runs/demo/llm", "num=2", cwd=tmp_path)
     flip(next(runs.glob("llm/averages/*/llm.safetensors")))
-    refused("export", ["run_dir=runs/demo/llm", "format=jit", "weights=average"], "llm.safetensors is not what was written")
+    refused(
+        "export",
+        ["run_dir=runs/demo/llm", "format=jit", "weights=average"],
+        "llm.safetensors is not what was written",
+    )
     flip(runs / "llm/checkpoints/step_00000004/llm.safetensors")
-    said = warm("export", "run_dir=runs/demo/llm", "format=jit", "weights=last", QUICK, cwd=tmp_path).stdout
-    assert "step_00000004 is passed over" in said and "exporting runs/demo/llm/checkpoints/step_00000002/llm.safetensors" in said
+    said = warm(
+        "export", "run_dir=runs/demo/llm", "format=jit", "weights=last", QUICK, cwd=tmp_path
+    ).stdout
+    assert (
+        "step_00000004 is passed over" in said
+        and "exporting runs/demo/llm/checkpoints/step_00000002/llm.safetensors" in said
+    )
 
 
 @pytest.mark.parametrize("form", ["official", "jit"])
 def test_weights_that_are_no_numbers_are_refused(runs, refused, tmp_path, form):
-    tensors = {name: tensor.clone() for name, tensor in read_tensors(runs / "llm/checkpoints/step_00000004/llm.safetensors").items()}
+    tensors = {
+        name: tensor.clone()
+        for name, tensor in read_tensors(
+            runs / "llm/checkpoints/step_00000004/llm.safetensors"
+        ).items()
+    }
     tensors["llm_decoder.bias"][0] = torch.nan
     save_tensors(tmp_path / "nan.safetensors", tensors)
-    refused("export", ["run_dir=runs/demo/llm", f"format={form}", "weights=nan.safetensors"], "not finite (in llm_decoder.bias)")
+    refused(
+        "export",
+        ["run_dir=runs/demo/llm", f"format={form}", "weights=nan.safetensors"],
+        "not finite (in llm_decoder.bias)",
+    )
 
 
 REFUSED = {
     "no file": (["family=demo", "weights=flow.pt", "out=voice"], ["weights=flow.pt is no file"]),
     "no folder": (["family=demo", "weights=hift.pt"], ["out=<folder>"]),
-    "no name that tells": (["family=demo", "weights=best.pt", "out=voice"], ["best.pt", "model=flow|hifigan|llm"]),
-    "no such family": (["family=demi", "weights=hift.pt", "out=voice"], ["family/demi", "Available options"]),
-    "a run too": (["family=demo", "run_dir=runs/demo/llm", "weights=hift.pt", "out=voice"], ["leave family=demo out"]),
-    "jit in int8": (["run_dir=runs/demo/flow", "format=jit", "precision=int8"], ["cannot be exported as format=jit precision=int8"]),
+    "no name that tells": (
+        ["family=demo", "weights=best.pt", "out=voice"],
+        ["best.pt", "model=flow|hifigan|llm"],
+    ),
+    "no such family": (
+        ["family=demi", "weights=hift.pt", "out=voice"],
+        ["family/demi", "Available options"],
+    ),
+    "a run too": (
+        ["family=demo", "run_dir=runs/demo/llm", "weights=hift.pt", "out=voice"],
+        ["leave family=demo out"],
+    ),
+    "jit in int8": (
+        ["run_dir=runs/demo/flow", "format=jit", "precision=int8"],
+        ["cannot be exported as format=jit precision=int8"],
+    ),
 }
 
 
@@ -106,14 +179,26 @@ def test_words_about_exports(case, runs, refused):
 def test_a_run_without_checkpoints(runs, refused):
     for path in (runs / "llm/checkpoints").rglob("meta.yaml"):
         path.unlink()
-    assert refused("export", ["run_dir=runs/demo/llm", "format=jit"], "no checkpoint for weights=best")
+    assert refused(
+        "export", ["run_dir=runs/demo/llm", "format=jit"], "no checkpoint for weights=best"
+    )
 
 
 def test_a_qwen_in_torchscript_is_refused_before_anything_is_made(warm, tmp_path):
     sizes = [word for word in words("cosyvoice2", "llm") if word.startswith("network.")]
     torch.save({"weight": torch.zeros(1)}, tmp_path / "llm.pt")
-    order = ["family=cosyvoice2", "weights=llm.pt", f"settings={','.join(sizes)}", "format=jit", "out=voice"]
-    sentence(warm("export", *order, cwd=tmp_path, check=False), "llm.prefill of llm.pt cannot be exported as format=jit", "format=onnx")
+    order = [
+        "family=cosyvoice2",
+        "weights=llm.pt",
+        f"settings={','.join(sizes)}",
+        "format=jit",
+        "out=voice",
+    ]
+    sentence(
+        warm("export", *order, cwd=tmp_path, check=False),
+        "llm.prefill of llm.pt cannot be exported as format=jit",
+        "format=onnx",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["llm.pt"]
 
 

@@ -16,7 +16,10 @@ def words(family, model, *more):
 
 
 def hashes(tensors):
-    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    return {
+        name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -44,7 +47,14 @@ def test_training_goes_on_and_its_losses_are_numbers(walked):
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
 def test_the_three_models_of_a_family_speak(walked, warm, tmp_path, backend):
     runs = [f"{model}={walked / model}" for model in MODELS]
-    said = warm("synthesize", "text=hello there", f"backend={backend}", "weights=average", *runs, cwd=tmp_path)
+    said = warm(
+        "synthesize",
+        "text=hello there",
+        f"backend={backend}",
+        "weights=average",
+        *runs,
+        cwd=tmp_path,
+    )
     wave, rate = soundfile.read(tmp_path / "out.wav")
     assert rate == {"cosyvoice": 22050}.get(walked.name, 24000)
     assert len(wave) > rate / 10 and abs(wave).max() > 0
@@ -54,13 +64,31 @@ def test_the_three_models_of_a_family_speak(walked, warm, tmp_path, backend):
 def test_both_backends_say_the_same(walked, warm, tmp_path):
     runs = [f"{model}={walked / model}" for model in MODELS]
     for backend in ("torch", "onnx"):
-        warm("synthesize", "text=hello there", f"backend={backend}", "weights=average", f"out={backend}.wav", *runs, cwd=tmp_path)
-    waves = torch.stack([torch.from_numpy(soundfile.read(tmp_path / f"{backend}.wav")[0]) for backend in ("torch", "onnx")])
+        warm(
+            "synthesize",
+            "text=hello there",
+            f"backend={backend}",
+            "weights=average",
+            f"out={backend}.wav",
+            *runs,
+            cwd=tmp_path,
+        )
+    waves = torch.stack(
+        [
+            torch.from_numpy(soundfile.read(tmp_path / f"{backend}.wav")[0])
+            for backend in ("torch", "onnx")
+        ]
+    )
     assert (waves[0] - waves[1]).abs().max() < 1e-3 < waves.abs().max()
 
 
 def test_the_llm_of_a_family_makes_preference_pairs(walked, warm, tmp_path):
-    words = [f"run_dir={walked}/llm", f"data.dir={next(walked.parents[1].glob('data/*'))}", "data.corpus.minutes=0.8", "limit=2"]
+    words = [
+        f"run_dir={walked}/llm",
+        f"data.dir={next(walked.parents[1].glob('data/*'))}",
+        "data.corpus.minutes=0.8",
+        "limit=2",
+    ]
     said = warm("prefer", *words, cwd=tmp_path).stdout.splitlines()[-1]
     assert said.startswith(f"data/{walked.name}_pairs: 4 pairs, 0 skipped")
 
@@ -71,7 +99,11 @@ def test_official_weights_come_back_as_they_went(walked, warm, tmp_path, model):
     name = {"hifigan": "hift"}.get(model, model)
     official = walked / model / "exports" / "official" / f"{name}.pt"
     family, data = walked.name, f"data.dir={next(walked.parents[1].glob('data/*'))}"
-    again = warm("train", *words(family, model, data, f"init_from={official}", "trainer.steps=0", "run_dir=again"), cwd=tmp_path)
+    again = warm(
+        "train",
+        *words(family, model, data, f"init_from={official}", "trainer.steps=0", "run_dir=again"),
+        cwd=tmp_path,
+    )
     (average,) = (walked / model / "averages").glob("*/")
     wanted = read_tensors(average / f"{model}.safetensors")
     found = read_tensors(tmp_path / f"again/checkpoints/step_00000000/{model}.safetensors")

@@ -14,12 +14,16 @@ from tests.support import RUNS, contents, sentence, train_words
 FULL = "the disk is full"
 
 
-def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_costs_nothing(trained, data, warm, tmp_path):
+def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_costs_nothing(
+    trained, data, warm, tmp_path
+):
     words = train_words("llm", data, "trainer.steps=4", "run_dir=run")
     at_the_second_checkpoint = [("tensors", 2), ("state", 1), ("files", 4)]
     for where, times in at_the_second_checkpoint:
         result = warm.module("tests.apps.full_disk", where, times, "train", *words, cwd=tmp_path)
-        assert result.stderr.strip() == sentence(result, FULL, "free some space and repeat the command")
+        assert result.stderr.strip() == sentence(
+            result, FULL, "free some space and repeat the command"
+        )
         newest = Checkpoints(tmp_path / "run/checkpoints").latest()
         assert newest is not None and newest.step == 0
     config = (tmp_path / "run/config.yaml").read_bytes()
@@ -35,7 +39,15 @@ def test_a_disk_that_is_full_keeps_the_older_average(warm, runs, tmp_path):
     warm("average", "run_dir=runs/demo/llm", "num=2", cwd=tmp_path)
     before = path.read_bytes()
     for where in ("tensors", "files"):
-        result = warm.module("tests.apps.full_disk", where, 1, "average", "run_dir=runs/demo/llm", "num=2", cwd=tmp_path)
+        result = warm.module(
+            "tests.apps.full_disk",
+            where,
+            1,
+            "average",
+            "run_dir=runs/demo/llm",
+            "num=2",
+            cwd=tmp_path,
+        )
         assert result.stderr.strip() == sentence(result, FULL)
         assert path.read_bytes() == before
     warm("average", "run_dir=runs/demo/llm", "num=2", cwd=tmp_path)
@@ -44,12 +56,18 @@ def test_a_disk_that_is_full_keeps_the_older_average(warm, runs, tmp_path):
 
 def test_a_disk_that_is_full_keeps_the_older_sound(warm, runs, tmp_path):
     (tmp_path / "out.wav").write_text("precious")
-    result = warm.module("tests.apps.full_disk", "files", 1, "synthesize", "text=hello", *RUNS, cwd=tmp_path)
+    result = warm.module(
+        "tests.apps.full_disk", "files", 1, "synthesize", "text=hello", *RUNS, cwd=tmp_path
+    )
     assert result.stderr.strip() == sentence(result, FULL)
     assert (tmp_path / "out.wav").read_text() == "precious"
 
 
-@pytest.mark.parametrize(("where", "times"), [("files", 1), ("files", 3), ("tensors", 1)], ids=["shard", "list", "front end"])
+@pytest.mark.parametrize(
+    ("where", "times"),
+    [("files", 1), ("files", 3), ("tensors", 1)],
+    ids=["shard", "list", "front end"],
+)
 def test_a_disk_that_is_full_leaves_data_unprepared(where, times, warm, tmp_path):
     words = ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=1", "out=data"]
     result = warm.module("tests.apps.full_disk", where, times, "prepare", *words, cwd=tmp_path)
@@ -63,7 +81,12 @@ def small_disk(tmp_path) -> Iterator[Path]:
     """Four megabytes; skips where this process may not mount a file system."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True
+        ).returncode
+    ):
         pytest.skip("no file system can be mounted here, so no disk can be filled")
     try:
         yield disk
@@ -78,11 +101,24 @@ def leave(disk: Path, size: int) -> None:
 
 
 ON_A_SMALL_DISK = {
-    "train": (300_000, lambda data: train_words("llm", data, "trainer.steps=4", "checkpoint.keep_best=0", "run_dir=disk/new")),
+    "train": (
+        300_000,
+        lambda data: train_words(
+            "llm", data, "trainer.steps=4", "checkpoint.keep_best=0", "run_dir=disk/new"
+        ),
+    ),
     "average": (30_000, lambda data: ["run_dir=disk/llm", "num=2"]),
     "export": (30_000, lambda data: ["run_dir=disk/llm", "format=jit", "latency=false"]),
     "synthesize": (8_192, lambda data: ["text=hello", *RUNS, "out=disk/hello.wav"]),
-    "prepare": (100_000, lambda data: ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=1", "out=disk/data"]),
+    "prepare": (
+        100_000,
+        lambda data: [
+            "corpus.minutes=0.3",
+            "family.speech_vocabulary=64",
+            "processes=1",
+            "out=disk/data",
+        ],
+    ),
 }
 
 
@@ -99,4 +135,6 @@ def test_a_disk_that_is_really_full(app, warm, trained, runs, data, small_disk, 
         (small_disk / "filler").unlink()
         last = "checkpoints/step_00000004/llm.safetensors"
         warm(app, *words(data), cwd=tmp_path)
-        assert (small_disk / "new" / last).read_bytes() == (trained / "runs/demo/llm" / last).read_bytes()
+        assert (small_disk / "new" / last).read_bytes() == (
+            trained / "runs/demo/llm" / last
+        ).read_bytes()

@@ -13,12 +13,54 @@ from tests.support import ROOT, command, environment
 
 # the groups and keys that a help must name
 APPS = {
-    "train": ["family=", "model=llm|flow|hifigan", "mode=", "engine=ddp|fsdp|deepspeed", "data=", "run_dir=", "init_from="],
-    "prepare": ["corpus=demo|ljspeech|libritts|kaldi|table", "speech_tokenizer=", "speaker_encoder=", "family=", "out=", "inspect="],
+    "train": [
+        "family=",
+        "model=llm|flow|hifigan",
+        "mode=",
+        "engine=ddp|fsdp|deepspeed",
+        "data=",
+        "run_dir=",
+        "init_from=",
+    ],
+    "prepare": [
+        "corpus=demo|ljspeech|libritts|kaldi|table",
+        "speech_tokenizer=",
+        "speaker_encoder=",
+        "family=",
+        "out=",
+        "inspect=",
+    ],
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "output="],
-    "export": ["format=onnx|jit|pt2", "run_dir=", "weights=", "precision=", "components=", "out=", "family="],
-    "synthesize": ["text=", "llm=", "flow=", "hifigan=", "exports=", "out=", "speaker=", "backend=", "seed="],
-    "prefer": ["run_dir=", "data=demo|prepared|parquet", "out=", "candidates=", "score=none|edit", "weights=", "limit=", "seed="],
+    "export": [
+        "format=onnx|jit|pt2",
+        "run_dir=",
+        "weights=",
+        "precision=",
+        "components=",
+        "out=",
+        "family=",
+    ],
+    "synthesize": [
+        "text=",
+        "llm=",
+        "flow=",
+        "hifigan=",
+        "exports=",
+        "out=",
+        "speaker=",
+        "backend=",
+        "seed=",
+    ],
+    "prefer": [
+        "run_dir=",
+        "data=demo|prepared|parquet",
+        "out=",
+        "candidates=",
+        "score=none|edit",
+        "weights=",
+        "limit=",
+        "seed=",
+    ],
 }
 WITHOUT_TORCH = """
 import sys
@@ -43,7 +85,10 @@ def test_help_names_the_keys_gives_examples_and_answers_within_a_second(app, tmp
         seconds.append(time.monotonic() - began)
     assert min(seconds) < 1
     assert [word for word in APPS[app] if word not in said] == []
-    assert len([line for line in said.splitlines() if line.startswith(f"  python -m cosyexp.{app}")]) == 3
+    assert (
+        len([line for line in said.splitlines() if line.startswith(f"  python -m cosyexp.{app}")])
+        == 3
+    )
     assert max(map(len, said.splitlines())) <= 140
     assert list(tmp_path.iterdir()) == []
 
@@ -51,7 +96,11 @@ def test_help_names_the_keys_gives_examples_and_answers_within_a_second(app, tmp
 @pytest.mark.parametrize("app", APPS)
 def test_help_needs_no_torch(app, tmp_path):
     said = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH.format(app=app), "--help"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_TORCH.format(app=app), "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert (said.returncode, said.stderr) == (0, "False\n")
 
@@ -73,7 +122,11 @@ def test_the_composed_config_is_shown_without_torch(app, tmp_path):
 @pytest.mark.parametrize("words", [["trainer.stepz=1"], ["data=parquet"]])
 def test_a_wrong_word_is_refused_without_torch(words, tmp_path):
     said = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH.format(app="train"), *words], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", WITHOUT_TORCH.format(app="train"), *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     first, second = said.stderr.splitlines()
     assert said.returncode == 1 and first == "False" and second.startswith("cosyexp: ")
@@ -87,8 +140,18 @@ def test_every_app_has_a_console_script():
 
 
 def test_a_console_script_installs_tab_completion(tmp_path):
-    said = subprocess.run([script("train"), "-sc", "install=bash"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert said.returncode == 0 and "complete " in said.stdout and said.stdout.rstrip().endswith("cosyexp-train")
+    said = subprocess.run(
+        [script("train"), "-sc", "install=bash"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        said.returncode == 0
+        and "complete " in said.stdout
+        and said.stdout.rstrip().endswith("cosyexp-train")
+    )
     checked = subprocess.run(["bash", "-n"], input=said.stdout, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -104,5 +167,11 @@ def test_a_console_script_installs_tab_completion(tmp_path):
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):
     line = f"cosyexp-{typed}"
     env = {**environment(), "COMP_LINE": line, "COMP_POINT": str(len(line))}
-    said = subprocess.run([script(typed.split()[0]), "-sc", "query=bash"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    said = subprocess.run(
+        [script(typed.split()[0]), "-sc", "query=bash"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert said.stdout.split() == offered.split()

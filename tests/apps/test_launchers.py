@@ -14,7 +14,13 @@ WEIGHTS = "run/checkpoints/step_00000003/flow.safetensors"
 BIN = Path(sys.executable).parent
 LAUNCHERS = {
     "torchrun": [BIN / "torchrun", "--standalone", "--nproc_per_node=2", "-m"],
-    "deepspeed": [BIN / "deepspeed", "--no_local_rank", "--num_accelerators=2", "--master_port={port}", "--module"],
+    "deepspeed": [
+        BIN / "deepspeed",
+        "--no_local_rank",
+        "--num_accelerators=2",
+        "--master_port={port}",
+        "--module",
+    ],
 }
 
 
@@ -30,8 +36,14 @@ def test_ranks_of_another_launcher(launcher, own, data, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [*(str(word).format(port=port) for word in LAUNCHERS[launcher]), "cosyexp.train", *train_words("flow", data, *WORDS)]
-    result = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    words = [
+        *(str(word).format(port=port) for word in LAUNCHERS[launcher]),
+        "cosyexp.train",
+        *train_words("flow", data, *WORDS),
+    ]
+    result = subprocess.run(
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("done at step 3") == 1
     assert {path.name for path in (tmp_path / "run/logs").iterdir()} == {"rank_0.log", "rank_1.log"}

@@ -20,21 +20,44 @@ def corpus() -> Path:
 @pytest.fixture(scope="module")
 def prepared(corpus, warm, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    said = warm("prepare", "corpus=ljspeech", f"corpus.root={corpus}", "shard_size=50", "processes=1", "out=lj", cwd=folder).stdout
+    said = warm(
+        "prepare",
+        "corpus=ljspeech",
+        f"corpus.root={corpus}",
+        "shard_size=50",
+        "processes=1",
+        "out=lj",
+        cwd=folder,
+    ).stdout
     assert "lj: 120 utterances" in said and "1 speakers" in said
     return folder / "lj"
 
 
 def test_shards_have_the_original_s_columns(prepared, corpus):
     shards = {split: read_list(str(prepared / f"{split}.list")) for split in ("train", "valid")}
-    rows = {split: [row for shard in shards[split] for row in pq.read_table(shard).to_pylist()] for split in shards}
-    assert all(pq.read_schema(shard).equals(COLUMNS) for split in shards.values() for shard in split)
+    rows = {
+        split: [row for shard in shards[split] for row in pq.read_table(shard).to_pylist()]
+        for split in shards
+    }
+    assert all(
+        pq.read_schema(shard).equals(COLUMNS) for split in shards.values() for shard in split
+    )
     assert [len(shards["train"]), len(rows["train"]), len(rows["valid"])] == [3, 114, 6]
-    texts = dict(line.split("|")[::2] for line in (corpus / "metadata.csv").read_text(encoding="utf-8").splitlines())
+    texts = dict(
+        line.split("|")[::2]
+        for line in (corpus / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    )
     for row in rows["train"] + rows["valid"]:
         assert row["text"] == texts[row["utt"]] and row["spk"] == "ljspeech"
-        assert row["audio_data"] == (corpus / "wavs" / f"{row['utt']}.wav").read_bytes() == Path(row["wav"]).read_bytes()
-        assert len(row["utt_embedding"]) == 192 and row["spk_embedding"] == rows["train"][0]["spk_embedding"]
+        assert (
+            row["audio_data"]
+            == (corpus / "wavs" / f"{row['utt']}.wav").read_bytes()
+            == Path(row["wav"]).read_bytes()
+        )
+        assert (
+            len(row["utt_embedding"]) == 192
+            and row["spk_embedding"] == rows["train"][0]["spk_embedding"]
+        )
         assert abs(len(row["speech_token"]) - 50 * soundfile.info(row["wav"]).duration) <= 2
         assert min(row["speech_token"]) >= 0 and max(row["speech_token"]) < 512
     assert len({token for row in rows["train"] for token in row["speech_token"]}) > 450
@@ -45,7 +68,13 @@ def test_shards_have_the_original_s_columns(prepared, corpus):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_each_demo_model_learns_on_it(model, prepared, warm, tmp_path):
-    words = [f"model={model}", "data=prepared", f"data.dir={prepared}", "run_dir=run", "engine.threads=1"]
+    words = [
+        f"model={model}",
+        "data=prepared",
+        f"data.dir={prepared}",
+        "run_dir=run",
+        "engine.threads=1",
+    ]
     more = ["trainer.steps=200", "trainer.valid_every=100", "trainer.previews=0"]
     result = warm.module("cosyexp.train", *words, *more, cwd=tmp_path, seconds=1500)
     assert result.returncode == 0, result.stdout + result.stderr

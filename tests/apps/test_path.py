@@ -22,13 +22,25 @@ from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.tensors import read_tensors
 from tests.support import MODELS, RUNS, checkpoints, command, environment, metrics, train_words
 
-COMPONENTS = {"llm": {"llm.prefill", "llm.decode"}, "flow": {"flow.conditions", "flow.decoder.estimator"}, "hifigan": {"hift"}}
-ORIGINAL = {"llm": {"llm.text_encoder", "llm.llm"}, "flow": {"flow.encoder"}, "hifigan": set()}  # what the original's runtime takes
+COMPONENTS = {
+    "llm": {"llm.prefill", "llm.decode"},
+    "flow": {"flow.conditions", "flow.decoder.estimator"},
+    "hifigan": {"hift"},
+}
+ORIGINAL = {
+    "llm": {"llm.text_encoder", "llm.llm"},
+    "flow": {"flow.encoder"},
+    "hifigan": set(),
+}  # what the original's runtime takes
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     """The files below a folder, with their size and time of writing."""
-    return {str(path.relative_to(folder)): path.stat()[6:9:2] for path in sorted(folder.rglob("*")) if path.is_file()}  # type: ignore[misc]
+    return {
+        str(path.relative_to(folder)): path.stat()[6:9:2]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,13 @@ def walked(trained, warm, tmp_path_factory) -> Path:
         for words in (["select=best", "num=2"], ["select=last", "num=3"]):
             warm("average", f"run_dir=runs/demo/{model}", *words, cwd=folder)
         for form in ("onnx", "jit"):
-            warm("export", f"run_dir=runs/demo/{model}", f"format={form}", "latency=false", cwd=folder)
+            warm(
+                "export",
+                f"run_dir=runs/demo/{model}",
+                f"format={form}",
+                "latency=false",
+                cwd=folder,
+            )
     return folder
 
 
@@ -50,7 +68,13 @@ def walked(trained, warm, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("prepared")
-    words = ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=2", "shard_size=3", "out=data/small"]
+    words = [
+        "corpus.minutes=0.3",
+        "family.speech_vocabulary=64",
+        "processes=2",
+        "shard_size=3",
+        "out=data/small",
+    ]
     return folder, command("prepare", *words, cwd=folder).stdout
 
 
@@ -58,14 +82,22 @@ def test_prepare_writes_shards_front_ends_and_says_what_it_made(prepared):
     folder, said = prepared
     out = folder / "data/small"
     meta = yaml.safe_load((out / "meta.yaml").read_text())
-    assert f"data/small: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers" in said
+    assert (
+        f"data/small: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers"
+        in said
+    )
     shards = {split: read_list(str(out / f"{split}.list")) for split in ("train", "valid")}
     tables = {split: [pq.read_table(shard) for shard in shards[split]] for split in shards}
     assert all(table.schema.equals(COLUMNS) for split in tables.values() for table in split)
     assert sum(map(len, tables["train"] + tables["valid"])) == meta["utterances"] == 8
-    texts = {split: {text.as_py() for table in tables[split] for text in table["text"]} for split in tables}
+    texts = {
+        split: {text.as_py() for table in tables[split] for text in table["text"]}
+        for split in tables
+    }
     assert texts["valid"] and not texts["valid"] & texts["train"]
-    tokens = {token.as_py() for table in tables["train"] for row in table["speech_token"] for token in row}
+    tokens = {
+        token.as_py() for table in tables["train"] for row in table["speech_token"] for token in row
+    }
     assert max(tokens) < 64 and len(tokens) > 32
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         "meta.yaml",
@@ -91,7 +123,13 @@ def test_speech_tokens_and_embeddings_fit_their_audio(prepared):
 def test_what_is_prepared_is_left_alone(prepared, warm):
     folder, _ = prepared
     before = tree(folder)
-    words = ["corpus.minutes=0.3", "family.speech_vocabulary=64", "processes=1", "shard_size=3", "out=data/small"]
+    words = [
+        "corpus.minutes=0.3",
+        "family.speech_vocabulary=64",
+        "processes=1",
+        "shard_size=3",
+        "out=data/small",
+    ]
     said = warm("prepare", *words, cwd=folder).stdout
     assert tree(folder) == before and "preparing" not in said
 
@@ -104,7 +142,9 @@ def test_train_prepares_the_demo_by_itself_once_and_shows_it(tmp_path, warm):
     assert "preparing 20 recordings in" in shown and "starting from scratch" in shown
     assert "prepare: 100%" in shown and "2/2" in shown and "loss=" in shown
     before = tree(tmp_path / "data")
-    said = warm("train", *train_words("flow", tmp_path / "data/demo_50hz", *words), cwd=tmp_path).stdout
+    said = warm(
+        "train", *train_words("flow", tmp_path / "data/demo_50hz", *words), cwd=tmp_path
+    ).stdout
     assert "preparing" not in said
     assert before.items() <= tree(tmp_path / "data").items()
 
@@ -113,7 +153,9 @@ def on_a_terminal(words: list[str], cwd: Path) -> str:
     """What a command shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
-    child = subprocess.Popen(words, cwd=cwd, env=environment(), stdout=theirs, stderr=theirs, stdin=theirs)
+    child = subprocess.Popen(
+        words, cwd=cwd, env=environment(), stdout=theirs, stderr=theirs, stdin=theirs
+    )
     os.close(theirs)
     shown = b""
     try:
@@ -150,9 +192,17 @@ def test_a_run_directory_holds_the_whole_run_and_nothing_lies_beside_it(model, t
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_checkpoint_names_its_files_and_losses(model, trained):
-    players = {"hifigan.safetensors", "discriminator.safetensors"} if model == "hifigan" else {f"{model}.safetensors"}
+    players = (
+        {"hifigan.safetensors", "discriminator.safetensors"}
+        if model == "hifigan"
+        else {f"{model}.safetensors"}
+    )
     found = Checkpoints(trained / "runs/demo" / model / "checkpoints").all()
-    valid = {line["step"]: line["valid/loss"] for line in metrics(trained / "runs/demo" / model) if "valid/loss" in line}
+    valid = {
+        line["step"]: line["valid/loss"]
+        for line in metrics(trained / "runs/demo" / model)
+        if "valid/loss" in line
+    }
     for checkpoint in found:
         assert set(checkpoint.meta["sha256"]) == {*players, "trainer/rank_0.pt"}
         assert checkpoint.damage() is None
@@ -163,24 +213,49 @@ def test_a_checkpoint_names_its_files_and_losses(model, trained):
 
 def test_a_run_keeps_its_config_words_and_surroundings(trained, data):
     run = trained / "runs/demo/llm"
-    assert yaml.safe_load((run / "overrides.yaml").read_text()) == train_words("llm", data, "trainer.steps=4")
+    assert yaml.safe_load((run / "overrides.yaml").read_text()) == train_words(
+        "llm", data, "trainer.steps=4"
+    )
     text = (run / "config.yaml").read_text()
     config = yaml.safe_load(text)
-    assert "${" not in text and config["network"]["llm"]["width"] == 16 and config["data"]["train"] == f"{data}/train.list"
+    assert (
+        "${" not in text
+        and config["network"]["llm"]["width"] == 16
+        and config["data"]["train"] == f"{data}/train.list"
+    )
     environment = json.loads((run / "environment.json").read_text())
     assert {"argv", "git", "versions", "host", "cpus", "threads"} <= set(environment)
-    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"] == torch.__version__
+    assert (
+        environment["versions"]["torch"] == torch.__version__.split("+")[0]
+        or environment["versions"]["torch"] == torch.__version__
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_metrics_have_flat_keys_and_the_last_step_logs_and_validates(model, trained):
-    lines = [json.loads(line) for line in (trained / "runs/demo" / model / "metrics.jsonl").read_text().splitlines()]
-    trains, valids = ([line for line in lines if f"{kind}/loss" in line] for kind in ("train", "valid"))
+    lines = [
+        json.loads(line)
+        for line in (trained / "runs/demo" / model / "metrics.jsonl").read_text().splitlines()
+    ]
+    trains, valids = (
+        [line for line in lines if f"{kind}/loss" in line] for kind in ("train", "valid")
+    )
     assert [line["step"] for line in trains] == [1, 2, 3, 4]
     assert [line["step"] for line in valids] == [0, 2, 4]
-    wanted = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "time/samples_per_second"}
+    wanted = {
+        "step",
+        "epoch",
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "time/samples_per_second",
+    }
     if model == "hifigan":
-        wanted |= {"train/discriminator_loss", "train/discriminator_lr", "train/discriminator_grad_norm"}
+        wanted |= {
+            "train/discriminator_loss",
+            "train/discriminator_lr",
+            "train/discriminator_grad_norm",
+        }
     assert all(wanted <= set(line) for line in trains)
     assert all(np.isfinite(value) for line in lines for value in line.values())
     if model == "llm":
@@ -190,50 +265,86 @@ def test_metrics_have_flat_keys_and_the_last_step_logs_and_validates(model, trai
 @pytest.mark.parametrize("model", MODELS)
 def test_tensorboard_holds_scalars_pictures_and_sounds(model, trained):
     run = trained / "runs/demo" / model
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "audio": 0}).Reload()
+    events = EventAccumulator(
+        str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "audio": 0}
+    ).Reload()
     tags = events.Tags()
     losses = {line["step"]: line["valid/loss"] for line in metrics(run) if "valid/loss" in line}
-    assert {event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("valid/loss")} == losses
+    assert {
+        event.step: pytest.approx(event.value, rel=1e-6) for event in events.Scalars("valid/loss")
+    } == losses
     assert {"train/loss", "train/lr", "train/grad_norm"} <= set(tags["scalars"])
-    kind, made = {"llm": ("", []), "flow": ("images", events.Images), "hifigan": ("audio", events.Audio)}[model]
+    kind, made = {
+        "llm": ("", []),
+        "flow": ("images", events.Images),
+        "hifigan": ("audio", events.Audio),
+    }[model]
     if kind:
         names = {tag.split("/")[-1]: tag for tag in tags[kind]}
         assert set(names) == {"real", "generated"}
         assert all([event.step for event in made(tag)] == [0, 2, 4] for tag in names.values())
     if model == "hifigan":
-        assert all(event.sample_rate == 16000 and event.length_frames == 2048 for event in made(names["generated"]))
+        assert all(
+            event.sample_rate == 16000 and event.length_frames == 2048
+            for event in made(names["generated"])
+        )
 
 
 def test_a_run_starts_from_the_weights_of_another(trained, data, warm, tmp_path):
     source = trained / "runs/demo/llm"
-    said = warm("train", *train_words("llm", data, "trainer.steps=1", f"init_from={source}", "run_dir=second"), cwd=tmp_path).stdout
+    said = warm(
+        "train",
+        *train_words("llm", data, "trainer.steps=1", f"init_from={source}", "run_dir=second"),
+        cwd=tmp_path,
+    ).stdout
     last = source / "checkpoints/step_00000004/llm.safetensors"
     assert f"second: starting from {last}" in said
-    wanted, found = read_tensors(last), read_tensors(tmp_path / "second/checkpoints/step_00000000/llm.safetensors")
-    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+    wanted, found = (
+        read_tensors(last),
+        read_tensors(tmp_path / "second/checkpoints/step_00000000/llm.safetensors"),
+    )
+    assert wanted.keys() == found.keys() and all(
+        torch.equal(wanted[name], found[name]) for name in wanted
+    )
 
 
 def test_a_run_that_has_begun_says_that_it_reads_no_other_weights(trained, data, warm, tmp_path):
     words = train_words("llm", data, f"init_from={trained}/runs/demo/llm", "run_dir=run")
     assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
     assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
-    assert "init_from=other.pt is not read" in warm("train", *words, "trainer.steps=2", "init_from=other.pt", cwd=tmp_path).stdout
+    assert (
+        "init_from=other.pt is not read"
+        in warm("train", *words, "trainer.steps=2", "init_from=other.pt", cwd=tmp_path).stdout
+    )
 
 
 def test_a_run_without_a_checkpoint_takes_the_corrected_command(trained, data, warm, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    shutil.copy(trained / "runs/demo/llm/config.yaml", run / "config.yaml")  # what a first step that failed leaves
-    warm("train", *train_words("llm", data, "trainer.steps=1", "seed=3", "run_dir=run"), cwd=tmp_path)
-    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3 and (run / "checkpoints/step_00000001").exists()
+    shutil.copy(
+        trained / "runs/demo/llm/config.yaml", run / "config.yaml"
+    )  # what a first step that failed leaves
+    warm(
+        "train", *train_words("llm", data, "trainer.steps=1", "seed=3", "run_dir=run"), cwd=tmp_path
+    )
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
+        and (run / "checkpoints/step_00000001").exists()
+    )
 
 
 def test_a_run_starts_from_a_file_of_weights(trained, data, warm, tmp_path):
     weights = read_tensors(trained / "runs/demo/llm/checkpoints/step_00000002/llm.safetensors")
     torch.save({**weights, "epoch": 3, "step": 7}, tmp_path / "llm.pt")
-    said = warm("train", *train_words("llm", data, "trainer.steps=1", "init_from=llm.pt", "run_dir=run"), cwd=tmp_path).stdout
+    said = warm(
+        "train",
+        *train_words("llm", data, "trainer.steps=1", "init_from=llm.pt", "run_dir=run"),
+        cwd=tmp_path,
+    ).stdout
     found = read_tensors(tmp_path / "run/checkpoints/step_00000000/llm.safetensors")
-    assert "starting from llm.pt" in said and all(torch.equal(weights[name], found[name]) for name in weights)
+    assert "starting from llm.pt" in said and all(
+        torch.equal(weights[name], found[name]) for name in weights
+    )
 
 
 def test_a_finished_run_has_nothing_left_to_do(trained, data, warm, tmp_path):
@@ -241,7 +352,9 @@ def test_a_finished_run_has_nothing_left_to_do(trained, data, warm, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(trained / "runs/demo/llm" / name, tmp_path / "run" / name)
     before = tree(tmp_path / "run/checkpoints")
-    said = warm("train", *train_words("llm", data, "trainer.steps=4", "run_dir=run"), cwd=tmp_path).stdout
+    said = warm(
+        "train", *train_words("llm", data, "trainer.steps=4", "run_dir=run"), cwd=tmp_path
+    ).stdout
     assert "resuming at step 4" in said and "done at step 4" in said
     assert tree(tmp_path / "run/checkpoints") == before
     assert metrics(tmp_path / "run") == metrics(trained / "runs/demo/llm")
@@ -255,25 +368,42 @@ def test_a_finished_run_has_nothing_left_to_do(trained, data, warm, tmp_path):
 def test_an_average_is_the_mean_of_what_its_meta_names(model, name, steps, walked):
     run = walked / "runs/demo" / model
     meta = yaml.safe_load((run / "averages" / name / "meta.yaml").read_text())
-    assert [source["step"] for source in meta["sources"]] == steps  # the loss falls, so the last are the best
-    assert {path.name for path in (run / "averages" / name).iterdir()} == {f"{model}.safetensors", "meta.yaml"}
+    assert [
+        source["step"] for source in meta["sources"]
+    ] == steps  # the loss falls, so the last are the best
+    assert {path.name for path in (run / "averages" / name).iterdir()} == {
+        f"{model}.safetensors",
+        "meta.yaml",
+    }
     found = read_tensors(run / "averages" / name / f"{model}.safetensors")
-    parts = [read_tensors(run / f"checkpoints/step_{step:08d}/{model}.safetensors") for step in steps]
+    parts = [
+        read_tensors(run / f"checkpoints/step_{step:08d}/{model}.safetensors") for step in steps
+    ]
     for tensor, tensors in ((found[key], [part[key] for part in parts]) for key in parts[0]):
-        wanted = torch.stack(tensors).double().mean(0) if tensor.is_floating_point() else tensors[-1]
+        wanted = (
+            torch.stack(tensors).double().mean(0) if tensor.is_floating_point() else tensors[-1]
+        )
         assert torch.allclose(tensor.double(), wanted.double(), rtol=1e-6, atol=1e-7)
 
 
 def test_average_says_what_went_in(walked, warm):
-    said = warm("average", "run_dir=runs/demo/llm", "num=2", "output=elsewhere/llm.safetensors", cwd=walked).stdout.splitlines()
-    losses = {line["step"]: f"{line['valid/loss']:.4f}" for line in metrics(walked / "runs/demo/llm") if "valid/loss" in line}
+    said = warm(
+        "average", "run_dir=runs/demo/llm", "num=2", "output=elsewhere/llm.safetensors", cwd=walked
+    ).stdout.splitlines()
+    losses = {
+        line["step"]: f"{line['valid/loss']:.4f}"
+        for line in metrics(walked / "runs/demo/llm")
+        if "valid/loss" in line
+    }
     assert [line.split() for line in said] == [
         ["step", "epoch", "loss", "weight"],
         ["2", "0", losses[2], "0.500"],
         ["4", "0", losses[4], "0.500"],
         ["elsewhere/llm.safetensors"],
     ]
-    assert (walked / said[-1]).read_bytes() == (walked / "runs/demo/llm/averages/best2/llm.safetensors").read_bytes()
+    assert (walked / said[-1]).read_bytes() == (
+        walked / "runs/demo/llm/averages/best2/llm.safetensors"
+    ).read_bytes()
 
 
 # export -------------------------------------------------------------------------------------------------------------
@@ -286,7 +416,12 @@ def test_an_export_writes_the_components_and_a_report(model, form, suffix, walke
     report = json.loads((folder / "report.fp32.json").read_text())
     names = COMPONENTS[model] | (ORIGINAL[model] if form == "jit" else set())
     files = {f"{name}.fp32.{suffix}" for name in names}
-    assert {path.name for path in folder.iterdir()} == {*files, "report.fp32.json", f"{model}.yaml", "speakers.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        *files,
+        "report.fp32.json",
+        f"{model}.yaml",
+        "speakers.safetensors",
+    }
     assert set(report["components"]) == names
     assert report["weights"] == f"runs/demo/{model}/checkpoints/step_00000004/{model}.safetensors"
     for name, component in report["components"].items():
@@ -298,33 +433,69 @@ def test_export_takes_the_newest_run_and_says_so(walked, warm):
     now = (walked / "runs/demo/llm/checkpoints").stat().st_mtime
     for model in MODELS:
         os.utime(walked / "runs/demo" / model / "checkpoints", (now, now + (model == "llm")))
-    said = warm("export", "format=jit", "components=llm.decode", "weights=average", "out=only", cwd=walked).stdout
-    assert "the newest run, runs/demo/llm" in said and "exporting runs/demo/llm/averages/last3/llm.safetensors" in said
+    said = warm(
+        "export", "format=jit", "components=llm.decode", "weights=average", "out=only", cwd=walked
+    ).stdout
+    assert (
+        "the newest run, runs/demo/llm" in said
+        and "exporting runs/demo/llm/averages/last3/llm.safetensors" in said
+    )
     assert {path.name for path in (walked / "only").iterdir()} == {
         "llm.decode.fp32.zip",
         "report.fp32.json",
         "llm.yaml",
         "speakers.safetensors",
     }
-    table = [line.split() for line in said.splitlines() if line.startswith(("component", "llm.decode"))]
-    assert table[0] == ["component", "precision", "MB", "error", "ms", "at", "200", "ms", "at", "500", "ms", "at", "1000"]
-    assert table[1][:3] == ["llm.decode", "fp32", "0.1"] and float(table[1][3]) < 1e-4 and len(table[1]) == 13
+    table = [
+        line.split() for line in said.splitlines() if line.startswith(("component", "llm.decode"))
+    ]
+    assert table[0] == [
+        "component",
+        "precision",
+        "MB",
+        "error",
+        "ms",
+        "at",
+        "200",
+        "ms",
+        "at",
+        "500",
+        "ms",
+        "at",
+        "1000",
+    ]
+    assert (
+        table[1][:3] == ["llm.decode", "fp32", "0.1"]
+        and float(table[1][3]) < 1e-4
+        and len(table[1]) == 13
+    )
 
 
 def test_what_was_exported_speaks_alone(walked, warm, tmp_path):
     """Where no run is, and says what the trained weights say."""
     for model in MODELS:
         shutil.copytree(walked / "runs/demo" / model / "exports/onnx", tmp_path / model)
-    warm("synthesize", "text=hello", "backend=onnx", f"exports={','.join(MODELS)}", "out=exported.wav", cwd=tmp_path)
+    warm(
+        "synthesize",
+        "text=hello",
+        "backend=onnx",
+        f"exports={','.join(MODELS)}",
+        "out=exported.wav",
+        cwd=tmp_path,
+    )
     warm("synthesize", "text=hello", *RUNS, f"out={tmp_path}/trained.wav", cwd=walked)
-    found, wanted = (samples((tmp_path / f"{name}.wav").read_bytes()) / 32768 for name in ("exported", "trained"))
+    found, wanted = (
+        samples((tmp_path / f"{name}.wav").read_bytes()) / 32768 for name in ("exported", "trained")
+    )
     assert len(found) == len(wanted) and abs(found - wanted).max() < 1e-3 < abs(wanted).max()
 
 
 def test_a_folder_of_all_models_speaks(walked, warm, tmp_path):
     (tmp_path / "voice").mkdir()
     for model in MODELS:
-        shutil.copytree(walked / "runs/demo" / model / "exports/onnx", tmp_path / "voice", dirs_exist_ok=True)
+        shutil.copytree(
+            walked / "runs/demo" / model / "exports/onnx", tmp_path / "voice", dirs_exist_ok=True
+        )
     warm("synthesize", "text=hello", "backend=onnx", "exports=voice", cwd=tmp_path)
     assert samples((tmp_path / "out.wav").read_bytes()).any()
 
@@ -337,7 +508,9 @@ def say(walked, warm):
     """Speaks, and returns the file's bytes."""
 
     def say(*words: str) -> bytes:
-        said = warm("synthesize", "text=hello, you!", *RUNS, "out=said/it.wav", *words, cwd=walked).stdout
+        said = warm(
+            "synthesize", "text=hello, you!", *RUNS, "out=said/it.wav", *words, cwd=walked
+        ).stdout
         content = (walked / "said/it.wav").read_bytes()
         info = soundfile.info(str(walked / "said/it.wav"))
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
@@ -387,11 +560,15 @@ def test_characters_without_a_sound_are_named(walked, warm):
 
 
 def test_text_with_commas_quotes_and_equal_signs_is_one_sentence(walked, warm):
-    said = warm("synthesize", 'text=no, "it\'s" a=b', *RUNS, "out=said/odd=name.wav", cwd=walked).stdout
+    said = warm(
+        "synthesize", 'text=no, "it\'s" a=b', *RUNS, "out=said/odd=name.wav", cwd=walked
+    ).stdout
     assert "left out: '\"' '='" in said
     assert (walked / "said/odd=name.wav").exists()
 
 
 def test_a_dollar_in_a_text_is_only_a_character(walked, warm):
-    said = warm("synthesize", "text=the ${red} door", *RUNS, "out=said/dollar.wav", cwd=walked).stdout
+    said = warm(
+        "synthesize", "text=the ${red} door", *RUNS, "out=said/dollar.wav", cwd=walked
+    ).stdout
     assert "left out: '$' '{' '}'" in said

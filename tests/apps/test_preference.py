@@ -23,14 +23,22 @@ def folder(data, warm, tmp_path_factory):
     for path in (folder / "pairs").rglob("*.parquet"):
         table = pq.read_table(path)
         answers = table["speech_token"].to_pylist()
-        rejected = [None if i % 5 == 4 else draw.permutation(answer)[draw.integers(4) :].tolist() for i, answer in enumerate(answers)]
-        pq.write_table(table.append_column("reject_speech_token", pa.array(rejected, pa.list_(pa.int32()))), path)
+        rejected = [
+            None if i % 5 == 4 else draw.permutation(answer)[draw.integers(4) :].tolist()
+            for i, answer in enumerate(answers)
+        ]
+        pq.write_table(
+            table.append_column("reject_speech_token", pa.array(rejected, pa.list_(pa.int32()))),
+            path,
+        )
     warm("train", *train_words("llm", data, "trainer.steps=4", "run_dir=sft"), cwd=folder)
     return folder
 
 
 def words(folder, *more):
-    return train_words("llm", folder / "pairs", "mode=dpo", f"init_from={folder}/sft", *EVERY, *more)
+    return train_words(
+        "llm", folder / "pairs", "mode=dpo", f"init_from={folder}/sft", *EVERY, *more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +57,49 @@ def test_a_run_begins_as_its_own_reference(straight):
     first = metrics(straight)[0]
     assert first["step"] == 0
     assert abs(first["valid/dpo_loss"] - np.log(2)) < 1e-7 and first["valid/accuracy"] == 0.5
-    assert first["valid/chosen_reward"] == first["valid/rejected_reward"] == first["valid/margin"] == 0
-    names = {"loss", "dpo_loss", "sft_loss", "acc", "accuracy", "chosen_reward", "rejected_reward", "margin"}
+    assert (
+        first["valid/chosen_reward"] == first["valid/rejected_reward"] == first["valid/margin"] == 0
+    )
+    names = {
+        "loss",
+        "dpo_loss",
+        "sft_loss",
+        "acc",
+        "accuracy",
+        "chosen_reward",
+        "rejected_reward",
+        "margin",
+    }
     assert {f"train/{name}" for name in names} <= metrics(straight)[1].keys()
 
 
-@pytest.mark.parametrize("engine", [["engine=fsdp"], ["engine=deepspeed", "engine.stage=3"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "engine", [["engine=fsdp"], ["engine=deepspeed", "engine.stage=3"]], ids=lambda words: words[0]
+)
 def test_a_live_reference_stands_beside_a_sharded_policy(folder, straight, warm, tmp_path, engine):
     warm("train", *words(folder, *engine, "run_dir=sharded"), cwd=tmp_path)
     for ours, theirs in zip(metrics(tmp_path / "sharded"), metrics(straight), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)  # rewards are 5 times a difference of log-probabilities
+        assert ours == pytest.approx(
+            theirs, rel=1e-4, abs=1e-5
+        )  # rewards are 5 times a difference of log-probabilities
 
 
 def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_path):
     cache = ["objective.cache_reference=true", "run_dir=cached"]
     warm("train", *words(folder, *cache), cwd=tmp_path)
-    assert metrics(tmp_path / "cached") == metrics(straight) and last(tmp_path / "cached") == last(straight)
-    more = ["trainer.steps=9", "init_from=null", "reference=gone"]  # it is not needed any more, nor looked for
+    assert metrics(tmp_path / "cached") == metrics(straight) and last(tmp_path / "cached") == last(
+        straight
+    )
+    more = [
+        "trainer.steps=9",
+        "init_from=null",
+        "reference=gone",
+    ]  # it is not needed any more, nor looked for
     with pytest.raises(AssertionError, match="was begun with reference"):
         warm("train", *words(folder, *cache, *more), cwd=tmp_path)
-    said = warm("train", *words(folder, *cache, "trainer.steps=9", "init_from=gone"), cwd=tmp_path).stdout
+    said = warm(
+        "train", *words(folder, *cache, "trainer.steps=9", "init_from=gone"), cwd=tmp_path
+    ).stdout
     assert "done at step 9" in said
 
 
@@ -82,13 +113,19 @@ def test_what_was_cached_for_another_objective_is_not_taken(folder, straight, wa
     assert metrics(tmp_path / "cached")[0] == metrics(straight)[0]
 
 
-@pytest.mark.parametrize("variant", [[], ["objective.cache_reference=true", "data.workers=2"]], ids=["live", "cached"])
+@pytest.mark.parametrize(
+    "variant", [[], ["objective.cache_reference=true", "data.workers=2"]], ids=["live", "cached"]
+)
 def test_killed_and_started_again(folder, straight, warm, tmp_path, variant):
     for point in (("update", 3), ("weights", 2), ("rename", 2)):
-        killed = warm.module("tests.resume.killer", *point, *words(folder, "run_dir=killed", *variant), cwd=tmp_path)
+        killed = warm.module(
+            "tests.resume.killer", *point, *words(folder, "run_dir=killed", *variant), cwd=tmp_path
+        )
         assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     warm("train", *words(folder, "run_dir=killed", *variant), cwd=tmp_path)
-    assert metrics(tmp_path / "killed") == metrics(straight) and last(tmp_path / "killed") == last(straight)
+    assert metrics(tmp_path / "killed") == metrics(straight) and last(tmp_path / "killed") == last(
+        straight
+    )
     assert checkpoints(tmp_path / "killed") == checkpoints(straight)
 
 
@@ -97,12 +134,17 @@ def test_two_ranks_are_two_micro_batches(folder, warm, tmp_path):
     warm("train", *words(folder, "engine.nproc_per_node=2", "run_dir=two"), cwd=tmp_path)
     for ours, theirs in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert ours.keys() == theirs.keys()
-        assert all(abs(ours[name] - theirs[name]) <= 1e-5 * max(1, abs(ours[name])) for name in ours), (ours, theirs)
+        assert all(
+            abs(ours[name] - theirs[name]) <= 1e-5 * max(1, abs(ours[name])) for name in ours
+        ), (ours, theirs)
 
 
 def test_weights_are_measured_against_the_reference_as_in_training(straight):
     checkpoint = straight / "checkpoints/step_00000008"
-    assert evaluator(straight)(checkpoint / "llm.safetensors") == yaml.safe_load((checkpoint / "meta.yaml").read_text())["loss_dict"]
+    assert (
+        evaluator(straight)(checkpoint / "llm.safetensors")
+        == yaml.safe_load((checkpoint / "meta.yaml").read_text())["loss_dict"]
+    )
 
 
 def test_average_and_export_take_it_as_any_run(straight, warm):
@@ -113,7 +155,12 @@ def test_average_and_export_take_it_as_any_run(straight, warm):
 
 def test_other_losses_train(folder, warm, tmp_path):
     for loss in ("cdpo", "ipo", "hinge", "simpo"):
-        more = [f"objective.loss={loss}", "trainer.steps=2", f"run_dir={loss}", *(["init_from=null"] if loss == "simpo" else [])]
+        more = [
+            f"objective.loss={loss}",
+            "trainer.steps=2",
+            f"run_dir={loss}",
+            *(["init_from=null"] if loss == "simpo" else []),
+        ]
         warm("train", *words(folder, *more), cwd=tmp_path)
         assert np.isfinite(metrics(tmp_path / loss)[-1]["valid/loss"])
 
@@ -133,6 +180,8 @@ def test_a_run_goes_on_with_its_own_reference_alone(folder, straight, warm, tmp_
     shutil.copytree(folder / "sft", tmp_path / "sft")
     begin = words(folder, f"init_from={tmp_path}/sft", "run_dir=run", "trainer.steps=2")
     warm("train", *begin, cwd=tmp_path)
-    shutil.copytree(straight / "checkpoints/step_00000008", tmp_path / "sft/checkpoints/step_00000099")
+    shutil.copytree(
+        straight / "checkpoints/step_00000008", tmp_path / "sft/checkpoints/step_00000099"
+    )
     said = warm("train", *begin, "trainer.steps=4", cwd=tmp_path, check=False)
     sentence(said, "was begun with the reference", "step_00000004")

@@ -50,13 +50,22 @@ def waves(data) -> list[np.ndarray]:
 
 def write_table(path: Path, rows: list[dict[str, str]], encoding: str = "utf-8") -> None:
     with open(path, "w", encoding=encoding, errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, ["utt", "wav", "text", "speaker"], delimiter="," if path.suffix == ".csv" else "\t")
+        writer = csv.DictWriter(
+            file,
+            ["utt", "wav", "text", "speaker"],
+            delimiter="," if path.suffix == ".csv" else "\t",
+        )
         writer.writeheader()
         writer.writerows(rows)
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    shards = [shard for split in ("train", "valid") if (out / f"{split}.list").stat().st_size for shard in read_list(f"{out}/{split}.list")]
+    shards = [
+        shard
+        for split in ("train", "valid")
+        if (out / f"{split}.list").stat().st_size
+        for shard in read_list(f"{out}/{split}.list")
+    ]
     return {row["utt"]: row for shard in shards for row in pq.read_table(shard).to_pylist()}
 
 
@@ -73,12 +82,28 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "cut_flac": (flac[: len(flac) // 2], {}, "the audio"),
         "cut_ogg": (encoded(wave, form="OGG")[:300], {}, "the audio"),
         "telephone": (encoded(soxr.resample(wave, 16000, 8000), 8000), {}, "8000 Hz, below 16000"),
-        "long": (encoded(np.tile(wave, 1 + 45 * 16000 // len(wave))[: 45 * 16000], form="FLAC"), {}, "45.0 s is longer than 30 s"),
+        "long": (
+            encoded(np.tile(wave, 1 + 45 * 16000 // len(wave))[: 45 * 16000], form="FLAC"),
+            {},
+            "45.0 s is longer than 30 s",
+        ),
         "click": (encoded(wave[8000:9000]), {}, "0.06 s is shorter than 0.2 s"),
-        "nan": (encoded(np.where(np.arange(len(wave)) == 99, np.nan, wave), subtype="FLOAT"), {}, "samples that are no numbers"),
-        "infinite": (encoded(np.where(np.arange(len(wave)) == 99, np.inf, wave), subtype="FLOAT"), {}, "samples that are no numbers"),
+        "nan": (
+            encoded(np.where(np.arange(len(wave)) == 99, np.nan, wave), subtype="FLOAT"),
+            {},
+            "samples that are no numbers",
+        ),
+        "infinite": (
+            encoded(np.where(np.arange(len(wave)) == 99, np.inf, wave), subtype="FLOAT"),
+            {},
+            "samples that are no numbers",
+        ),
         "silent": (encoded(np.zeros(32000)), {}, "empty or silent"),
-        "whisper": (encoded(wave * 1e-4 / np.abs(wave).max(), subtype="FLOAT"), {}, "is silent (its peak is at -80 dB)"),
+        "whisper": (
+            encoded(wave * 1e-4 / np.abs(wave).max(), subtype="FLOAT"),
+            {},
+            "is silent (its peak is at -80 dB)",
+        ),
         "no_samples": (encoded(wave[:0]), {}, "empty or silent"),
         "lying": (bytes(lying), {}, "cut short"),
         "prose": (b"this is no sound at all\n" * 100, {}, "cannot be decoded"),
@@ -86,14 +111,20 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "folder": (None, {"wav": "."}, "cannot be read (Is a directory)"),
         "unnamed": (None, {"wav": ""}, "names no audio"),
         "mute": (wav, {"text": "  "}, "it has no text"),
-        "latin": (wav, {"text": b"caf\xe9".decode("utf-8", "surrogateescape")}, "its text is not UTF-8"),
+        "latin": (
+            wav,
+            {"text": b"caf\xe9".decode("utf-8", "surrogateescape")},
+            "its text is not UTF-8",
+        ),
         "nobody": (wav, {"speaker": ""}, "it has no speaker"),
         "again": (wav, {"utt": "good 0"}, "its id occurs twice"),
     }
     good: dict[str, bytes] = {
         "good 0": encoded(waves[1]),
         "with spaces in its name": encoded(waves[2]),
-        "stereo": encoded(np.stack([soxr.resample(waves[3], 16000, 96000)] * 2, 1), 96000, subtype="PCM_24"),
+        "stereo": encoded(
+            np.stack([soxr.resample(waves[3], 16000, 96000)] * 2, 1), 96000, subtype="PCM_24"
+        ),
         "flac": encoded(waves[4], form="FLAC"),
         "ogg": encoded(waves[5], form="OGG"),
         "mp3": encoded(waves[6], form="MP3"),
@@ -103,11 +134,20 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     rows = []
     for utt, content in good.items():
         (folder / f"{utt}.wav").write_bytes(content)
-        rows.append({"utt": utt, "wav": f"{utt}.wav", "text": "hello 😀" if utt == "emoji" else "hello there", "speaker": "anna"})
+        rows.append(
+            {
+                "utt": utt,
+                "wav": f"{utt}.wav",
+                "text": "hello 😀" if utt == "emoji" else "hello there",
+                "speaker": "anna",
+            }
+        )
     for utt, (audio, row, _) in bad.items():
         if audio is not None:
             (folder / f"{utt}.wav").write_bytes(audio)
-        rows.append({"utt": utt, "wav": f"{utt}.wav", "text": "hello there", "speaker": "anna", **row})
+        rows.append(
+            {"utt": utt, "wav": f"{utt}.wav", "text": "hello there", "speaker": "anna", **row}
+        )
     write_table(folder / "all.tsv", rows)
     return folder, {row.get("utt", utt): reason for utt, (_, row, reason) in bad.items()}
 
@@ -115,17 +155,36 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
 @pytest.fixture(scope="module")
 def prepared(hostile, warm, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("prepared")
-    words = ("corpus=table", f"corpus.path={hostile[0]}/all.tsv", *WORDS, "shard_size=3", "max_bad=0.9", "cache=mel,f0", "out=data")
+    words = (
+        "corpus=table",
+        f"corpus.path={hostile[0]}/all.tsv",
+        *WORDS,
+        "shard_size=3",
+        "max_bad=0.9",
+        "cache=mel,f0",
+        "out=data",
+    )
     return folder / "data", warm("prepare", *words, cwd=folder).stdout
 
 
 def test_every_hostile_input_is_named_and_the_rest_prepared(hostile, prepared):
     reasons, (out, said) = hostile[1], prepared
-    dropped = dict(line.split("\t")[:2] for line in (out / "dropped.tsv").read_text().splitlines()[1:])
+    dropped = dict(
+        line.split("\t")[:2] for line in (out / "dropped.tsv").read_text().splitlines()[1:]
+    )
     assert len(reasons) == 20 and dropped.keys() == reasons.keys()
     assert {utt: reason for utt, reason in dropped.items() if reasons[utt] not in reason} == {}
     rows = rows_of(out)
-    assert set(rows) == {"good 0", "with spaces in its name", "stereo", "flac", "ogg", "mp3", "emoji", "whole"}
+    assert set(rows) == {
+        "good 0",
+        "with spaces in its name",
+        "stereo",
+        "flac",
+        "ogg",
+        "mp3",
+        "emoji",
+        "whole",
+    }
     for row in rows.values():
         seconds = soundfile.info(io.BytesIO(row["audio_data"])).duration
         assert abs(len(row["speech_token"]) - 50 * seconds) <= 2
@@ -137,43 +196,76 @@ def test_the_report_has_a_picture_and_the_asked_for_fields(prepared):
     out, _ = prepared
     assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     for shard in read_list(f"{out}/train.list"):
-        assert sorted(path.name.split("-")[0] for path in shard.with_suffix(".fields").iterdir()) == ["f0", "mel"]
+        assert sorted(
+            path.name.split("-")[0] for path in shard.with_suffix(".fields").iterdir()
+        ) == ["f0", "mel"]
     assert not (out / "parts").exists() and not (out / "preparing.yaml").exists()
 
 
 def test_inspect_says_what_a_list_holds(prepared, warm):
     out, _ = prepared
     said = warm("prepare", f"inspect={out}/train.list", cwd=out).stdout
-    for part in ("8 utterances in 3 shards, 1 speakers", "a second; ", "audio_data binary", "example    good 0: 'hello there'", "'😀'"):
+    for part in (
+        "8 utterances in 3 shards, 1 speakers",
+        "a second; ",
+        "audio_data binary",
+        "example    good 0: 'hello there'",
+        "'😀'",
+    ):
         assert part in said
-    sentence(warm("prepare", "inspect=nothing.list", cwd=out, check=False), "there is no data list nothing.list")
+    sentence(
+        warm("prepare", "inspect=nothing.list", cwd=out, check=False),
+        "there is no data list nothing.list",
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("a.tsv", "utt\twav\ttext\n", r"a\.tsv has no column 'speaker', but .* corpus\.columns\."),
-        ("a.tsv", "utt,wav,text,speaker\n", r"has no column 'wav', but 'utt,wav,text,speaker': .* corpus\.delimiter="),
+        (
+            "a.tsv",
+            "utt,wav,text,speaker\n",
+            r"has no column 'wav', but 'utt,wav,text,speaker': .* corpus\.delimiter=",
+        ),
         ("a.csv", "", "has no column 'wav', but nothing"),
-        ("a.txt", "utt|wav|text|speaker\n", r"neither \.csv, \.tsv nor \.jsonl: .* corpus\.delimiter="),
+        (
+            "a.txt",
+            "utt|wav|text|speaker\n",
+            r"neither \.csv, \.tsv nor \.jsonl: .* corpus\.delimiter=",
+        ),
         (None, "", r"there is no file .*a\.csv: .* corpus\.path="),
     ],
 )
 def test_unusable_tables(name, content, told, tmp_path):
     if name:
         (tmp_path / name).write_text(content)
-    table = Table(name="t", path=str(tmp_path / (name or "a.csv")), columns=COLUMNS, delimiter=None, held_out=0.1)
+    table = Table(
+        name="t",
+        path=str(tmp_path / (name or "a.csv")),
+        columns=COLUMNS,
+        delimiter=None,
+        held_out=0.1,
+    )
     with pytest.raises(UserError, match=told):
         list(table.recordings())
 
 
 def test_a_field_that_is_none(refused):
-    refused("prepare", ["cache=mel,pitch", *WORDS, "out=data"], "cache=pitch is no field: choose of mel, f0, wave")
+    refused(
+        "prepare",
+        ["cache=mel,pitch", *WORDS, "out=data"],
+        "cache=pitch is no field: choose of mel, f0, wave",
+    )
 
 
 def test_a_table_without_rows(refused, tmp_path):
     (tmp_path / "a.csv").write_text("utt,wav,text,speaker\n")
-    refused("prepare", ["corpus=table", "corpus.path=a.csv", *WORDS, "out=data"], "the corpus holds no recording")
+    refused(
+        "prepare",
+        ["corpus=table", "corpus.path=a.csv", *WORDS, "out=data"],
+        "the corpus holds no recording",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +280,13 @@ def test_a_table_has_a_bom_columns_of_other_names_and_no_ids(spoken, warm, tmp_p
     lines = "".join(f'{spoken}/{i}.wav,"hello, {i}"\n' for i in range(8))
     (tmp_path / "a.csv").write_text("file,said\n" + lines, encoding="utf-8-sig")
     columns = ("audio=file", "text=said", "utt=null", "speaker=null")
-    words = ("corpus=table", "corpus.path=a.csv", *(f"corpus.columns.{column}" for column in columns), *WORDS, "out=data")
+    words = (
+        "corpus=table",
+        "corpus.path=a.csv",
+        *(f"corpus.columns.{column}" for column in columns),
+        *WORDS,
+        "out=data",
+    )
     assert "8 utterances" in warm("prepare", *words, cwd=tmp_path).stdout
     rows = rows_of(tmp_path / "data")
     assert {row["text"] for row in rows.values()} == {f"hello, {i}" for i in range(8)}
@@ -196,10 +294,23 @@ def test_a_table_has_a_bom_columns_of_other_names_and_no_ids(spoken, warm, tmp_p
 
 
 def test_json_lines(spoken, warm, tmp_path):
-    lines = [f'{{"utt": "u{i}", "wav": "{spoken}/{i}.wav", "text": "hello", "speaker": "s", "how": "gently"}}' for i in range(7)]
+    lines = [
+        f'{{"utt": "u{i}", "wav": "{spoken}/{i}.wav", "text": "hello", "speaker": "s", "how": "gently"}}'
+        for i in range(7)
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{cut"]))
-    words = ("corpus=table", "corpus.path=a.jsonl", "corpus.columns.instruct=how", *WORDS, "max_bad=0.2", "out=data")
-    assert "1 of 8 recordings left out: line 8: line 8 of a.jsonl names no audio" in warm("prepare", *words, cwd=tmp_path).stdout
+    words = (
+        "corpus=table",
+        "corpus.path=a.jsonl",
+        "corpus.columns.instruct=how",
+        *WORDS,
+        "max_bad=0.2",
+        "out=data",
+    )
+    assert (
+        "1 of 8 recordings left out: line 8: line 8 of a.jsonl names no audio"
+        in warm("prepare", *words, cwd=tmp_path).stdout
+    )
     assert {row["instruct"] for row in rows_of(tmp_path / "data").values()} == {"gently"}
 
 
@@ -215,11 +326,25 @@ def kaldi(spoken, tmp_path) -> Path:
 
 
 def test_kaldi_s_layout(kaldi, warm, tmp_path):
-    said = warm("prepare", "corpus=kaldi", "corpus.root=kaldi", *WORDS, "max_bad=0.2", "out=data", cwd=tmp_path).stdout
-    assert "left out: u7: kaldi/text has no line for it" in said and "7 utterances" in said and "2 speakers" in said
+    said = warm(
+        "prepare",
+        "corpus=kaldi",
+        "corpus.root=kaldi",
+        *WORDS,
+        "max_bad=0.2",
+        "out=data",
+        cwd=tmp_path,
+    ).stdout
+    assert (
+        "left out: u7: kaldi/text has no line for it" in said
+        and "7 utterances" in said
+        and "2 speakers" in said
+    )
     rows = rows_of(tmp_path / "data")
     assert rows["u3"]["text"] == "number 3, please" and rows["u3"]["spk"] == "s1"
-    assert {utt: row.get("instruct") for utt, row in rows.items() if row.get("instruct")} == {"u3": "Speak slowly.<|endofprompt|>"}
+    assert {utt: row.get("instruct") for utt, row in rows.items() if row.get("instruct")} == {
+        "u3": "Speak slowly.<|endofprompt|>"
+    }
     assert "instruct string" in warm("prepare", "inspect=data", cwd=tmp_path).stdout
 
 
@@ -241,8 +366,15 @@ def test_libritts_layout(spoken, warm, refused, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(spoken / f"{i}.wav", folder / f"{speaker}_1_{i}.wav")
         (folder / f"{speaker}_1_{i}.normalized.txt").write_text(f"Text {i}.\n")
-    refused("prepare", ["corpus=libritts", "corpus.root=tts", "corpus.train=[gone]", *WORDS], "tts has no folder gone", "corpus.train=")
-    said = warm("prepare", "corpus=libritts", "corpus.root=tts", *WORDS, "out=data", cwd=tmp_path).stdout
+    refused(
+        "prepare",
+        ["corpus=libritts", "corpus.root=tts", "corpus.train=[gone]", *WORDS],
+        "tts has no folder gone",
+        "corpus.train=",
+    )
+    said = warm(
+        "prepare", "corpus=libritts", "corpus.root=tts", *WORDS, "out=data", cwd=tmp_path
+    ).stdout
     assert "8 utterances" in said and "3 speakers" in said
     (held_out,) = read_rows(tmp_path / "data/valid/00000.parquet", ["utt", "text", "spk"])
     assert held_out == {"utt": "9_1_7", "text": "Text 7.", "spk": "9"}
@@ -252,24 +384,55 @@ def test_libritts_layout(spoken, warm, refused, tmp_path):
 
 
 def onnx_words(folder: Path, tokenizer: str, speaker: str, *words: str) -> list[str]:
-    kinds = ("speech_tokenizer=onnx", f"speech_tokenizer.path={tokenizer}", "speaker_encoder=onnx", f"speaker_encoder.path={speaker}")
-    return ["corpus=table", f"corpus.path={folder}/all.tsv", *kinds, "family.speech_vocabulary=4096", "processes=1", "max_bad=0.9", *words]
+    kinds = (
+        "speech_tokenizer=onnx",
+        f"speech_tokenizer.path={tokenizer}",
+        "speaker_encoder=onnx",
+        f"speaker_encoder.path={speaker}",
+    )
+    return [
+        "corpus=table",
+        f"corpus.path={folder}/all.tsv",
+        *kinds,
+        "family.speech_vocabulary=4096",
+        "processes=1",
+        "max_bad=0.9",
+        *words,
+    ]
 
 
 def test_onnx_front_ends_one_by_one_and_in_batches(hostile, warm, tmp_path):
     speaker = speaker_encoder(tmp_path / "campplus.onnx")
     found = []
     for batch in (1, "B"):
-        words = onnx_words(hostile[0], tokenizer(tmp_path / f"{batch}.onnx", 2, batch), speaker, "max_seconds=60", f"out={batch}")
+        words = onnx_words(
+            hostile[0],
+            tokenizer(tmp_path / f"{batch}.onnx", 2, batch),
+            speaker,
+            "max_seconds=60",
+            f"out={batch}",
+        )
         warm("prepare", *words, cwd=tmp_path)
-        assert "45.0 s is longer than 30 s" in (tmp_path / f"{batch}/dropped.tsv").read_text(), "the tokenizers know no more"
+        assert "45.0 s is longer than 30 s" in (tmp_path / f"{batch}/dropped.tsv").read_text(), (
+            "the tokenizers know no more"
+        )
         found.append(rows_of(tmp_path / str(batch)))
     one, many = found
     assert one.keys() == many.keys() and len(one) == 8
     for utt, row in one.items():
-        assert abs(len(row["speech_token"]) - 50 * soundfile.info(io.BytesIO(row["audio_data"])).duration) <= 1
-        assert row["speech_token"] == many[utt]["speech_token"] and len(set(row["speech_token"])) > 5
-        assert len(row["utt_embedding"]) == 192 and row["utt_embedding"] == many[utt]["utt_embedding"]
+        assert (
+            abs(
+                len(row["speech_token"])
+                - 50 * soundfile.info(io.BytesIO(row["audio_data"])).duration
+            )
+            <= 1
+        )
+        assert (
+            row["speech_token"] == many[utt]["speech_token"] and len(set(row["speech_token"])) > 5
+        )
+        assert (
+            len(row["utt_embedding"]) == 192 and row["utt_embedding"] == many[utt]["utt_embedding"]
+        )
     assert not list((tmp_path / "1").glob("*_*.safetensors"))
 
 
@@ -282,8 +445,16 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
     for recipe, path, told in (
         (OnnxTokenizer, speaker, r"campplus\.onnx takes bank .* speech_tokenizer\.path="),
         (OnnxSpeaker, good, r"v1\.onnx takes mel .* speaker_encoder\.path="),
-        (OnnxTokenizer, tokenizer(folder / "v2.onnx", 4), r"v2\.onnx gives 25 tokens a second, the family wants 50"),
-        (OnnxSpeaker, speaker_encoder(folder / "e.onnx", 256), r"e\.onnx gives 256 numbers for a speaker, the family wants 192"),
+        (
+            OnnxTokenizer,
+            tokenizer(folder / "v2.onnx", 4),
+            r"v2\.onnx gives 25 tokens a second, the family wants 50",
+        ),
+        (
+            OnnxSpeaker,
+            speaker_encoder(folder / "e.onnx", 256),
+            r"e\.onnx gives 256 numbers for a speaker, the family wants 192",
+        ),
         (OnnxTokenizer, f"{folder}/prose.onnx", r"prose\.onnx cannot be opened as an ONNX model"),
         (OnnxTokenizer, f"{folder}/gone.onnx", r"there is no file .*gone\.onnx"),
     ):
@@ -291,16 +462,32 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
             recipe(path=path).fit([], wanted)
     with pytest.raises(UserError, match="the family knows 9"):
         OnnxTokenizer(path=good).fit([], replace(wanted, codes=9))
-    refused("prepare", onnx_words(hostile[0], speaker, good, "out=data"), "campplus.onnx takes bank")
+    refused(
+        "prepare", onnx_words(hostile[0], speaker, good, "out=data"), "campplus.onnx takes bank"
+    )
 
 
 # resuming ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
-    rows = [{"utt": f"u{i}", "wav": f"{spoken}/{i % 8}.wav", "text": f"text {i}", "speaker": f"s{i % 3}"} for i in range(200)]
+    rows = [
+        {
+            "utt": f"u{i}",
+            "wav": f"{spoken}/{i % 8}.wav",
+            "text": f"text {i}",
+            "speaker": f"s{i % 3}",
+        }
+        for i in range(200)
+    ]
     write_table(tmp_path / "a.csv", rows)
-    words = ("corpus=table", "corpus.path=a.csv", "speech_tokenizer.codes=32", "fit_on=16", "shard_size=40")
+    words = (
+        "corpus=table",
+        "corpus.path=a.csv",
+        "speech_tokenizer.codes=32",
+        "fit_on=16",
+        "shard_size=40",
+    )
     warm("prepare", *words, "processes=1", "out=whole", cwd=tmp_path)
     child = subprocess.Popen(
         [sys.executable, "-m", "cosyexp.prepare", *words, "out=killed"],
@@ -312,14 +499,24 @@ def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
     child.wait()
     first, *others = sorted(tmp_path.glob("killed/parts/*.arrow"))
     assert len(others) < 3 and not (tmp_path / "killed/meta.yaml").exists()
-    (tmp_path / "killed/parts/000003.arrow").write_bytes(first.read_bytes()[:9000])  # as a disk may leave it
+    (tmp_path / "killed/parts/000003.arrow").write_bytes(
+        first.read_bytes()[:9000]
+    )  # as a disk may leave it
     warm("prepare", *words, "out=killed", cwd=tmp_path)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
-    source = Table(name="t", path=str(tmp_path / "a.csv"), columns=COLUMNS, delimiter=None, held_out=0.1)
-    write_table(tmp_path / "a.csv", [{"utt": f"u{i}", "wav": f"{spoken}/{i}.wav", "text": "hello", "speaker": "s"} for i in range(6)])
+    source = Table(
+        name="t", path=str(tmp_path / "a.csv"), columns=COLUMNS, delimiter=None, held_out=0.1
+    )
+    write_table(
+        tmp_path / "a.csv",
+        [
+            {"utt": f"u{i}", "wav": f"{spoken}/{i}.wav", "text": "hello", "speaker": "s"}
+            for i in range(6)
+        ],
+    )
     options = Options(token_rate=50, codes=16, speaker_dim=8, processes=1)
     made = []
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, wave: made.append(1) or [1, 2, 3])
@@ -338,10 +535,15 @@ def raises(job):
 def test_more_bad_recordings_than_may_be_lose_no_work(hostile, warm, tmp_path):
     words = ("corpus=table", f"corpus.path={hostile[0]}/all.tsv", *WORDS, "out=data")
     result = warm("prepare", *words, cwd=tmp_path, check=False)
-    sentence(result, "20 of 28 recordings cannot be used", "max_bad=0.05", "data/dropped.tsv names all")
+    sentence(
+        result, "20 of 28 recordings cannot be used", "max_bad=0.05", "data/dropped.tsv names all"
+    )
     before = (tmp_path / "data/parts/000000.arrow").stat().st_mtime_ns
     assert not (tmp_path / "data/meta.yaml").exists()
-    sentence(warm("prepare", *words, "seed=7", cwd=tmp_path, check=False), "data holds the beginning of a data set of other settings")
+    sentence(
+        warm("prepare", *words, "seed=7", cwd=tmp_path, check=False),
+        "data holds the beginning of a data set of other settings",
+    )
     assert (tmp_path / "data/parts/000000.arrow").stat().st_mtime_ns == before
     assert "8 utterances" in warm("prepare", *words, "max_bad=1", cwd=tmp_path).stdout
     assert yaml.safe_load((tmp_path / "data/meta.yaml").read_text())["utterances"] == 8

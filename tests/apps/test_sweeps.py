@@ -15,7 +15,16 @@ from hydra.errors import HydraException
 from tensorboard import program
 
 from cosyexp.face.sentences import explain
-from tests.support import MODELS, RUNS, checkpoints, command, contents, metrics, sentence, train_words
+from tests.support import (
+    MODELS,
+    RUNS,
+    checkpoints,
+    command,
+    contents,
+    metrics,
+    sentence,
+    train_words,
+)
 
 
 def table(said: str) -> list[dict[str, str]]:
@@ -24,7 +33,10 @@ def table(said: str) -> list[dict[str, str]]:
     start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["job", "status"])
     names = lines[start].split()
     edges = [*(lines[start].index(name) for name in names), None]
-    return [{name: line[a:b].strip() for name, a, b in zip(names, edges, edges[1:], strict=False)} for line in lines[start + 1 :]]
+    return [
+        {name: line[a:b].strip() for name, a, b in zip(names, edges, edges[1:], strict=False)}
+        for line in lines[start + 1 :]
+    ]
 
 
 def folders(root: Path) -> set[str]:
@@ -35,23 +47,35 @@ def folders(root: Path) -> set[str]:
 def swept(data, warm, tmp_path_factory):
     """Two learning rates."""
     folder = tmp_path_factory.mktemp("swept")
-    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3"), cwd=folder)
+    said = warm(
+        "train",
+        "-m",
+        *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3"),
+        cwd=folder,
+    )
     return folder, table(said.stdout)
 
 
 def test_runs_are_named_by_what_is_swept(swept):
     folder, _ = swept
-    assert folders(folder / "runs") == {"demo/llm+optimizer.lr-0.001", "demo/llm+optimizer.lr-0.003"}
+    assert folders(folder / "runs") == {
+        "demo/llm+optimizer.lr-0.001",
+        "demo/llm+optimizer.lr-0.003",
+    }
 
 
 def test_the_table_has_overrides_result_and_run_directory(swept):
     folder, rows = swept
     assert list(rows[0]) == ["job", "status", "overrides", "valid_loss", "steps", "time", "run_dir"]
     assert [row["job"] for row in rows] == ["0", "1"]
-    assert {row["status"] for row in rows} == {"completed"} and {row["steps"] for row in rows} == {"1"}
+    assert {row["status"] for row in rows} == {"completed"} and {row["steps"] for row in rows} == {
+        "1"
+    }
     for row in rows:
         assert row["overrides"] == f"optimizer.lr={row['run_dir'].split('lr-')[1]}"
-        best = min(line["valid/loss"] for line in metrics(folder / row["run_dir"]) if "valid/loss" in line)
+        best = min(
+            line["valid/loss"] for line in metrics(folder / row["run_dir"]) if "valid/loss" in line
+        )
         assert row["valid_loss"] == f"{best:.6g}" and float(row["time"]) > 0
 
 
@@ -61,7 +85,9 @@ def test_the_table_is_kept_as_csv_with_all_digits(swept):
     kept = list(csv.DictReader(path.read_text().splitlines()))
     assert [{**row, "valid_loss": f"{float(row['valid_loss']):.6g}"} for row in kept] == rows
     for row in kept:
-        assert float(row["valid_loss"]) in [line.get("valid/loss") for line in metrics(folder / row["run_dir"])]
+        assert float(row["valid_loss"]) in [
+            line.get("valid/loss") for line in metrics(folder / row["run_dir"])
+        ]
 
 
 def test_tensorboard_tells_the_runs_apart_by_their_settings_and_losses(swept):
@@ -72,7 +98,9 @@ def test_tensorboard_tells_the_runs_apart_by_their_settings_and_losses(swept):
     page = f"{board.launch()}data/plugin/hparams/"
 
     def ask(what: str, **question: object) -> dict[str, Any]:
-        asked = urllib.request.Request(page + what, json.dumps(question).encode(), {"Content-Type": "application/json"})
+        asked = urllib.request.Request(
+            page + what, json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(asked, timeout=30) as answer:
             return json.load(answer)
 
@@ -80,13 +108,21 @@ def test_tensorboard_tells_the_runs_apart_by_their_settings_and_losses(swept):
     limit = time.monotonic() + 60
     while len(groups) < 2 and time.monotonic() < limit:
         time.sleep(0.2)
-        metrics_there = [{"metric": info["name"]} for info in ask("experiment").get("metricInfos", [])]
-        question = {"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"]}
+        metrics_there = [
+            {"metric": info["name"]} for info in ask("experiment").get("metricInfos", [])
+        ]
+        question = {
+            "startIndex": 0,
+            "sliceSize": 10,
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_RUNNING"],
+        }
         groups = ask("session_groups", **question, colParams=metrics_there).get("sessionGroups", [])
     shown = {group["hparams"]["optimizer.lr"]: metrics_of(group)["valid/loss"] for group in groups}
     assert set(shown) == {0.001, 0.003}
     for row in rows:
-        assert shown[float(row["overrides"].split("=")[1])] == pytest.approx(float(row["valid_loss"]), rel=1e-5)
+        assert shown[float(row["overrides"].split("=")[1])] == pytest.approx(
+            float(row["valid_loss"]), rel=1e-5
+        )
 
 
 def metrics_of(group: dict[str, Any]) -> dict[str, float]:
@@ -96,13 +132,24 @@ def metrics_of(group: dict[str, Any]) -> dict[str, float]:
 def test_the_same_sweep_goes_on_in_the_same_folders(swept, data, warm):
     folder, _ = swept
     before = folders(folder / "runs")
-    said = warm("train", "-m", *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3"), cwd=folder).stdout
+    said = warm(
+        "train",
+        "-m",
+        *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3"),
+        cwd=folder,
+    ).stdout
     assert said.count("resuming at step 1") == 2
     assert folders(folder / "runs") == before
 
 
 def test_models_of_a_sweep_take_the_names_of_single_runs(data, warm, tmp_path):
-    words = ["data=prepared", f"data.dir={data}", "data.processes=1", "trainer.steps=0", "trainer.previews=0"]
+    words = [
+        "data=prepared",
+        f"data.dir={data}",
+        "data.processes=1",
+        "trainer.steps=0",
+        "trainer.previews=0",
+    ]
     said = warm("train", "-m", "model=llm,hifigan", *words, cwd=tmp_path).stdout
     assert [row["run_dir"] for row in table(said)] == ["runs/demo/llm", "runs/demo/hifigan"]
     assert folders(tmp_path / "runs") == {"demo/llm", "demo/hifigan"}
@@ -122,12 +169,16 @@ def test_a_failed_job_hides_no_other(data, warm, tmp_path):
     sentence(said, "nowhere is no prepared data set")
     rows = table(said.stdout)
     assert [row["status"] for row in rows] == ["failed", "completed"]
-    assert "nowhere is no prepared data set" in rows[0]["error"] and float(rows[1]["valid_loss"]) > 0
+    assert (
+        "nowhere is no prepared data set" in rows[0]["error"] and float(rows[1]["valid_loss"]) > 0
+    )
     assert checkpoints(tmp_path / rows[1]["run_dir"])[-1] == "step_00000001"
 
 
 def test_a_sweeper_finds_settings_by_the_validation_loss(data, warm, tmp_path):
-    words = train_words("llm", data, "trainer.steps=1", "hydra/sweeper=search", "hydra.sweeper.n_trials=3")
+    words = train_words(
+        "llm", data, "trainer.steps=1", "hydra/sweeper=search", "hydra.sweeper.n_trials=3"
+    )
     rows = table(warm("train", "-m", *words, cwd=tmp_path).stdout)
     assert len({row["run_dir"] for row in rows}) == 3
     (path,) = tmp_path.glob("multirun/train/*/optimization_results.yaml")
@@ -139,26 +190,40 @@ def test_a_sweeper_finds_settings_by_the_validation_loss(data, warm, tmp_path):
 
 def test_jobs_side_by_side_on_this_machine(data, warm, tmp_path):
     """Each in a process of its own, with a log of its own; of two ranks each."""
-    words = train_words("llm", f"nowhere,{data}", "trainer.steps=1", "hydra/launcher=local", "hydra.launcher.tasks_per_node=2")
+    words = train_words(
+        "llm",
+        f"nowhere,{data}",
+        "trainer.steps=1",
+        "hydra/launcher=local",
+        "hydra.launcher.tasks_per_node=2",
+    )
     said = warm("train", "-m", *words, cwd=tmp_path, check=False)
     sentence(said, "nowhere is no prepared data set")
     rows = table(said.stdout)
     assert [row["status"] for row in rows] == ["failed", "completed"]
     assert "nowhere is no prepared data set" in rows[0]["error"]
     assert len(list((tmp_path / rows[1]["run_dir"] / "logs").glob("rank_*.log"))) == 2
-    named = re.findall(r"^job \d, data.dir=.*: local job \d+, whose log is (\S+)$", said.stdout, re.MULTILINE)
+    named = re.findall(
+        r"^job \d, data.dir=.*: local job \d+, whose log is (\S+)$", said.stdout, re.MULTILINE
+    )
     assert ["nowhere is no" in (tmp_path / log).read_text() for log in named] == [True, False]
     assert "done at step 1" in (tmp_path / named[1]).read_text()
 
 
 def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    sentence(command("train", "-m", "seed=1,2", cwd=tmp_path, check=False), "a sweep (-m) starts its ranks itself")
+    sentence(
+        command("train", "-m", "seed=1,2", cwd=tmp_path, check=False),
+        "a sweep (-m) starts its ranks itself",
+    )
 
 
 def test_a_launcher_whose_package_is_missing_says_how_to_get_it():
     said = "In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'"
-    assert explain(HydraException(said)) == "hydra/launcher= needs a package that is not installed: pip install 'cosyexp[slurm]'"
+    assert (
+        explain(HydraException(said))
+        == "hydra/launcher= needs a package that is not installed: pip install 'cosyexp[slurm]'"
+    )
 
 
 def test_two_jobs_in_one_run_directory_are_refused(data, warm, tmp_path):
@@ -170,7 +235,9 @@ def test_two_jobs_in_one_run_directory_are_refused(data, warm, tmp_path):
 
 
 def test_a_misspelled_word_ends_a_sweep_before_its_first_job(data, warm, tmp_path):
-    said = warm("train", "-m", *train_words("llm", data, "trainer.stepz=1,2"), cwd=tmp_path, check=False)
+    said = warm(
+        "train", "-m", *train_words("llm", data, "trainer.stepz=1,2"), cwd=tmp_path, check=False
+    )
     sentence(said, "trainer.stepz", "Did you mean steps?")
     assert not (tmp_path / "runs").exists()
 
@@ -184,11 +251,18 @@ def copies(trained, tmp_path_factory) -> Path:
 
 def test_average_sweeps_over_runs_choices_and_numbers(copies, warm):
     runs = ",".join(f"runs/demo/{model}" for model in MODELS)
-    rows = table(warm("average", "-m", f"run_dir={runs}", "select=best,last", "num=1,2", cwd=copies).stdout)
+    rows = table(
+        warm("average", "-m", f"run_dir={runs}", "select=best,last", "num=1,2", cwd=copies).stdout
+    )
     assert len(rows) == 12 and {row["status"] for row in rows} == {"completed"}
     assert len({row["result"] for row in rows}) == 12
     for model in MODELS:
-        assert {path.name for path in (copies / "runs/demo" / model / "averages").glob("*/")} == {"best1", "best2", "last1", "last2"}
+        assert {path.name for path in (copies / "runs/demo" / model / "averages").glob("*/")} == {
+            "best1",
+            "best2",
+            "last1",
+            "last2",
+        }
     assert all((copies / row["result"]).is_file() for row in rows)
     before = contents(copies / "runs/demo")
     warm("average", "-m", f"run_dir={runs}", "select=best,last", "num=1,2", cwd=copies)
@@ -196,23 +270,46 @@ def test_average_sweeps_over_runs_choices_and_numbers(copies, warm):
 
 
 def test_a_failed_average_hides_no_other(copies, warm):
-    said = warm("average", "-m", "run_dir=runs/demo/llm,nowhere,runs/demo/flow", "num=3", cwd=copies, check=False)
+    said = warm(
+        "average",
+        "-m",
+        "run_dir=runs/demo/llm,nowhere,runs/demo/flow",
+        "num=3",
+        cwd=copies,
+        check=False,
+    )
     sentence(said, "nowhere is no run directory")
     assert [row["status"] for row in table(said.stdout)] == ["completed", "failed", "completed"]
 
 
 def test_a_list_is_one_job_and_a_sweep_over_it_several(copies, warm):
-    words = ["run_dir=runs/demo/llm", "format=jit", "latency=false", "components=llm.prefill,llm.decode"]
+    words = [
+        "run_dir=runs/demo/llm",
+        "format=jit",
+        "latency=false",
+        "components=llm.prefill,llm.decode",
+    ]
     assert "job " not in warm("export", *words, cwd=copies).stdout
     assert len(list((copies / "runs/demo/llm/exports/jit").glob("*.zip"))) == 2
     rows = table(warm("export", "-m", *words, "out=each", cwd=copies).stdout)
-    assert [row["overrides"] for row in rows] == ["components=[llm.prefill]", "components=[llm.decode]"]
+    assert [row["overrides"] for row in rows] == [
+        "components=[llm.prefill]",
+        "components=[llm.decode]",
+    ]
 
 
 def test_exports_of_other_weights_do_not_overwrite_one_another(copies, warm):
     first = "runs/demo/hifigan/checkpoints/step_00000000/hifigan.safetensors"
     rows = table(
-        warm("export", "-m", "run_dir=runs/demo/hifigan", "format=jit", "latency=false", f"weights=best,{first}", cwd=copies).stdout
+        warm(
+            "export",
+            "-m",
+            "run_dir=runs/demo/hifigan",
+            "format=jit",
+            "latency=false",
+            f"weights=best,{first}",
+            cwd=copies,
+        ).stdout
     )
     assert len({row["result"] for row in rows}) == 2
 

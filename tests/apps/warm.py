@@ -42,27 +42,47 @@ class Warm:
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self.server = server
 
-    def __call__(self, app: str, *words: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, app: str, *words: str, cwd: Path, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         result = self.module(f"cosyexp.{app}", *words, cwd=cwd)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
 
-    def module(self, name: str, *words: object, cwd: Path, seconds: int = 300) -> subprocess.CompletedProcess[str]:
+    def module(
+        self, name: str, *words: object, cwd: Path, seconds: int = 300
+    ) -> subprocess.CompletedProcess[str]:
         assert self.server.stdin and self.server.stdout
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            order = {"module": name, "words": list(map(str, words)), "cwd": str(cwd), "seconds": seconds, "out": str(out), "err": str(err)}
+            order = {
+                "module": name,
+                "words": list(map(str, words)),
+                "cwd": str(cwd),
+                "seconds": seconds,
+                "out": str(out),
+                "err": str(err),
+            }
             self.server.stdin.write(json.dumps(order) + "\n")
             self.server.stdin.flush()
             status = int(self.server.stdout.readline())
-            return subprocess.CompletedProcess(order["words"], status, out.read_text(), err.read_text())
+            return subprocess.CompletedProcess(
+                order["words"], status, out.read_text(), err.read_text()
+            )
 
 
 @contextmanager
 def warm_process() -> Iterator[Warm]:
     command = [sys.executable, "-m", "tests.apps.warm"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
         yield Warm(server)
 
 

@@ -26,8 +26,17 @@ HERE = Path(__file__).parent
 STEPS = 30
 TASKS = (("sft", "llm"), ("sft", "flow"), ("sft", "hifigan"), ("dpo", "llm"))
 RATES = {"demo": 50, "cosyvoice": 50, "cosyvoice2": 25, "cosyvoice3": 25}  # speech tokens a second
-RATE_OF = {"llm": "1e-3", "flow": "1e-3", "hifigan": "1e-5"}  # a vocoder of random weights learns chaotically at more
-NAMES = ("train/loss", "train/grad_norm", "train/discriminator_loss", "train/discriminator_grad_norm")
+RATE_OF = {
+    "llm": "1e-3",
+    "flow": "1e-3",
+    "hifigan": "1e-5",
+}  # a vocoder of random weights learns chaotically at more
+NAMES = (
+    "train/loss",
+    "train/grad_norm",
+    "train/discriminator_loss",
+    "train/discriminator_grad_norm",
+)
 SAMPLE_RATE = 24000
 
 
@@ -38,7 +47,11 @@ TOLERANCES_HIFIGAN = {"loss": 1e-2, "norm": 1.0}
 
 def machine() -> str:
     """The processor and the torch by which the numbers come out the same to the last digit."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    found = (
+        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if Path("/proc/cpuinfo").exists()
+        else None
+    )
     return f"{found[1] if found else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
@@ -47,7 +60,9 @@ def tone(seconds: float, draw: np.random.Generator) -> bytes:
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     f0 = draw.uniform(100, 200) * (1 + 0.2 * np.sin(2 * math.pi * draw.uniform(1, 3) * time))
     phase = 2 * math.pi * np.cumsum(f0) / SAMPLE_RATE
-    wave = sum(np.sin(n * phase) / n for n in range(1, 12)) * (0.6 + 0.4 * np.sin(2 * math.pi * 3 * time))
+    wave = sum(np.sin(n * phase) / n for n in range(1, 12)) * (
+        0.6 + 0.4 * np.sin(2 * math.pi * 3 * time)
+    )
     file = io.BytesIO()
     wave = 0.2 * wave + 0.005 * draw.standard_normal(len(time))
     soundfile.write(file, wave, SAMPLE_RATE, format="WAV", subtype="PCM_16")
@@ -63,7 +78,10 @@ def rows(count: int, rate: int, split: str) -> Iterator[dict[str, Any]]:
         embedding = draw.standard_normal(192).astype(np.float32)
         yield {
             "utt": f"{split}{i}",
-            "text": "".join(draw.choice(list("abcdefgh ,"), size=int(draw.integers(5, 15)))).strip(", ") or "a",
+            "text": "".join(draw.choice(list("abcdefgh ,"), size=int(draw.integers(5, 15)))).strip(
+                ", "
+            )
+            or "a",
             "spk": "one",
             "audio_data": tone(seconds, draw),
             "utt_embedding": embedding,
@@ -88,18 +106,49 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.mark.parametrize("family", RATES)
 @pytest.mark.parametrize(("mode", "model"), TASKS)
-def test_losses_and_gradient_norms_are_what_they_were(mode, model, family, lists, warm, tmp_path, request):
+def test_losses_and_gradient_norms_are_what_they_were(
+    mode, model, family, lists, warm, tmp_path, request
+):
     folder = lists[RATES[family]]
-    network = family_words(family, model) if family in FAMILIES else [f"model={model}", *TINY[model]]
-    words = [*network, f"mode={mode}", "data=parquet", f"data.train={folder}/train.list", f"data.valid={folder}/valid.list"]
-    words += ["run_dir=run", f"trainer.steps={STEPS}", "trainer.log_every=1", "trainer.valid_every=0", "trainer.valid_epochs=0"]
-    words += ["trainer.previews=0", "data.processes=1", f"optimizer.lr={RATE_OF[model]}", "model.warmup=10", "data.max_frames=300"]
+    network = (
+        family_words(family, model) if family in FAMILIES else [f"model={model}", *TINY[model]]
+    )
+    words = [
+        *network,
+        f"mode={mode}",
+        "data=parquet",
+        f"data.train={folder}/train.list",
+        f"data.valid={folder}/valid.list",
+    ]
+    words += [
+        "run_dir=run",
+        f"trainer.steps={STEPS}",
+        "trainer.log_every=1",
+        "trainer.valid_every=0",
+        "trainer.valid_epochs=0",
+    ]
+    words += [
+        "trainer.previews=0",
+        "data.processes=1",
+        f"optimizer.lr={RATE_OF[model]}",
+        "model.warmup=10",
+        "data.max_frames=300",
+    ]
     if mode == "dpo":
-        warm("train", *network, *words[len(network) + 1 :], "run_dir=sft", "trainer.steps=0", cwd=tmp_path)
+        warm(
+            "train",
+            *network,
+            *words[len(network) + 1 :],
+            "run_dir=sft",
+            "trainer.steps=0",
+            cwd=tmp_path,
+        )
         words.append("init_from=sft")
     warm("train", *words, cwd=tmp_path)
     lines = [line for line in metrics(tmp_path / "run") if "train/loss" in line]
-    found = {"machine": machine()} | {name: [line[name] for line in lines] for name in NAMES if name in lines[0]}
+    found = {"machine": machine()} | {
+        name: [line[name] for line in lines] for name in NAMES if name in lines[0]
+    }
     path = HERE / f"{mode}_{model}_{family}.json"
     if request.config.getoption("--refresh"):
         path.write_text(json.dumps(found, indent=0) + "\n")
@@ -110,4 +159,6 @@ def test_losses_and_gradient_norms_are_what_they_were(mode, model, family, lists
         return
     tolerances = TOLERANCES_HIFIGAN if model == "hifigan" and family != "demo" else TOLERANCES
     for name in wanted.keys() - {"machine"}:
-        assert found[name] == pytest.approx(wanted[name], rel=tolerances["norm" if "norm" in name else "loss"]), name
+        assert found[name] == pytest.approx(
+            wanted[name], rel=tolerances["norm" if "norm" in name else "loss"]
+        ), name

@@ -24,7 +24,9 @@ def per_rank_mean() -> Iterator[None]:
     totals = Trainer._totals
 
     def own(self: Trainer, batches: Any) -> dict[str, float]:
-        with patch.object(self.engine, "sum", lambda values: [value * self.engine.world for value in values]):
+        with patch.object(
+            self.engine, "sum", lambda values: [value * self.engine.world for value in values]
+        ):
             return totals(self, batches)
 
     with patch.object(Trainer, "_totals", own):
@@ -38,7 +40,13 @@ def mean_of_means() -> Iterator[None]:
 
     def own(self: Trainer, micro_batches: Any) -> None:
         shares = iter(
-            [{unit: len(micro_batches) * count for unit, count in self.objective.weights(micro.batch).items()} for micro in micro_batches]
+            [
+                {
+                    unit: len(micro_batches) * count
+                    for unit, count in self.objective.weights(micro.batch).items()
+                }
+                for micro in micro_batches
+            ]
             * len(self.objective.players)
         )
         from cosyexp.objectives.base import Loss
@@ -101,7 +109,11 @@ def clip_left_out() -> Iterator[None]:
 def mean_over_ranks() -> Iterator[None]:
     """Shares of a loss are averaged over the ranks, not summed. Adam does not see it; the norm does."""
     backward = FSDP.backward
-    with patch.object(FSDP, "backward", lambda self, name, loss, last: backward(self, name, loss / self.world, last)):
+    with patch.object(
+        FSDP,
+        "backward",
+        lambda self, name, loss, last: backward(self, name, loss / self.world, last),
+    ):
         yield
 
 
@@ -109,7 +121,9 @@ def mean_over_ranks() -> Iterator[None]:
 def reduced_too_early() -> Iterator[None]:
     """Gradients leave with a step's first micro-batch."""
     backward = DDP.backward
-    with patch.object(DDP, "backward", lambda self, name, loss, last: backward(self, name, loss, True)):
+    with patch.object(
+        DDP, "backward", lambda self, name, loss, last: backward(self, name, loss, True)
+    ):
         yield
 
 
@@ -126,7 +140,11 @@ def bare_backward() -> Iterator[None]:
 def unmasked_pad() -> Iterator[None]:
     """Padding counts in the group norms."""
     forward = MaskedGroupNorm.forward
-    with patch.object(MaskedGroupNorm, "forward", lambda self, x, mask: forward(self, x, mask.new_ones(mask.shape))):
+    with patch.object(
+        MaskedGroupNorm,
+        "forward",
+        lambda self, x, mask: forward(self, x, mask.new_ones(mask.shape)),
+    ):
         yield
 
 
@@ -143,5 +161,7 @@ def padding_is_answer() -> Iterator[None]:
 @contextmanager
 def batch_median() -> Iterator[None]:
     """The TPR loss takes its median over all segments of the batch."""
-    with patch.object(adversarial, "tpr_loss", lambda a, b, tau, over: tpr_loss(a, b, tau, "batch")):
+    with patch.object(
+        adversarial, "tpr_loss", lambda a, b, tau, over: tpr_loss(a, b, tau, "batch")
+    ):
         yield

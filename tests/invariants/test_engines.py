@@ -12,9 +12,21 @@ from tests.invariants import faults
 from tests.invariants.trajectory import STEPS, Trajectory, assert_same, by_plans
 from tests.support import MODELS, config
 
-ENGINES = {"ddp": ["engine=ddp"], "fsdp": ["engine=fsdp"]} | {f"zero{n}": ["engine=deepspeed", f"engine.stage={n}"] for n in range(4)}
-PAIRS = [(engine, model) for engine in ENGINES for model in MODELS if (engine, model) != ("fsdp", "hifigan")]
-FOUR = [(engine, "llm") for engine in ENGINES] + [("ddp", "hifigan"), ("zero1", "hifigan"), ("zero3", "hifigan"), ("fsdp", "flow")]
+ENGINES = {"ddp": ["engine=ddp"], "fsdp": ["engine=fsdp"]} | {
+    f"zero{n}": ["engine=deepspeed", f"engine.stage={n}"] for n in range(4)
+}
+PAIRS = [
+    (engine, model)
+    for engine in ENGINES
+    for model in MODELS
+    if (engine, model) != ("fsdp", "hifigan")
+]
+FOUR = [(engine, "llm") for engine in ENGINES] + [
+    ("ddp", "hifigan"),
+    ("zero1", "hifigan"),
+    ("zero3", "hifigan"),
+    ("fsdp", "flow"),
+]
 UNCLIPPED = ("trainer.clip=null",)
 MUTANTS = {  # how a training is divided: ranks, micro-batches of each
     faults.clip_left_out: (1, 2, "zero2", "hifigan", UNCLIPPED),
@@ -41,11 +53,22 @@ def found(data: Path) -> dict[Key, Trajectory]:
     settings: dict[int, dict[Key, Any]] = {1: {}, 2: {}}
     for key in runs():
         ranks, accumulate, engine, model, words, fault = key
-        words = (f"engine.nproc_per_node={ranks}", f"trainer.accumulate={accumulate}", f"run_dir={data}/unused", *words)
-        settings[ranks][key] = {**config(model, data, *ENGINES[engine], *words), "double": False, "fault": fault}
+        words = (
+            f"engine.nproc_per_node={ranks}",
+            f"trainer.accumulate={accumulate}",
+            f"run_dir={data}/unused",
+            *words,
+        )
+        settings[ranks][key] = {
+            **config(model, data, *ENGINES[engine], *words),
+            "double": False,
+            "fault": fault,
+        }
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         one = alone.submit(by_plans, {"runs": settings[1]}).result()
-    return one | launch(by_plans, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": settings[2]})
+    return one | launch(
+        by_plans, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": settings[2]}
+    )
 
 
 def assert_same_training(found: dict[Key, Trajectory], key: Key) -> None:
@@ -63,7 +86,11 @@ def id_of(key: Key) -> str:
     return "-".join([engine, model, f"{ranks}x{accumulate}", *words])
 
 
-@pytest.mark.parametrize("key", [key for key in runs() if not key[-1] and key[:3] not in ((1, 2, "ddp"), (1, 4, "ddp"))], ids=id_of)
+@pytest.mark.parametrize(
+    "key",
+    [key for key in runs() if not key[-1] and key[:3] not in ((1, 2, "ddp"), (1, 4, "ddp"))],
+    ids=id_of,
+)
 def test_every_engine_trains_the_same(found, key):
     assert len(found[key].losses) == STEPS[key[3]]
     assert_same_training(found, key)

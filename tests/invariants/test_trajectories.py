@@ -11,22 +11,30 @@ from tests.support import MODELS
 EIGHT = [3, 11, 0, 7, 5, 2, 9, 1]
 
 
-def check_accumulation(model: str, data: Path, fault: faults.Any = None, double: bool = True) -> None:
+def check_accumulation(
+    model: str, data: Path, fault: faults.Any = None, double: bool = True
+) -> None:
     """n micro-batches are one batch of n times the size."""
     whole = by_rows(model, data, [EIGHT], double=double)
-    parts = by_rows(model, data, [EIGHT[:2], EIGHT[2:4], EIGHT[4:6], EIGHT[6:]], double=double, fault=fault)
+    parts = by_rows(
+        model, data, [EIGHT[:2], EIGHT[2:4], EIGHT[4:6], EIGHT[6:]], double=double, fault=fault
+    )
     assert_same(whole, parts, double)
 
 
 def check_uneven(model: str, data: Path, fault: faults.Any = None) -> None:
     """Micro-batches of different sizes weigh by what they hold."""
-    assert_same(by_rows(model, data, [EIGHT]), by_rows(model, data, [EIGHT[:1], EIGHT[1:]], fault=fault))
+    assert_same(
+        by_rows(model, data, [EIGHT]), by_rows(model, data, [EIGHT[:1], EIGHT[1:]], fault=fault)
+    )
 
 
 def check_ranks(model: str, data: Path, fault: faults.Any = None, double: bool = True) -> None:
     """2 ranks are 1 rank with 2 micro-batches, with dropout; the plan's last step has too few micro-batches for all."""
     one = by_plan(model, data, ranks=1, accumulate=2, double=double)
-    assert_same(one, by_plan(model, data, ranks=2, accumulate=1, double=double, fault=fault), double)
+    assert_same(
+        one, by_plan(model, data, ranks=2, accumulate=1, double=double, fault=fault), double
+    )
 
 
 def check_rows(model: str, data: Path, fault: faults.Any = None) -> None:
@@ -79,7 +87,9 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("check", "model", "fault"), MUTANTS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("check", "model", "fault"), MUTANTS, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_a_planted_fault_is_noticed(check, model, fault, data):
     with pytest.raises((AssertionError, RuntimeError)):
         check(model, data, fault=fault)

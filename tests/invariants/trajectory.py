@@ -40,9 +40,14 @@ class Trajectory:
 def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
     """What `session.run` would train, placed but not started."""
     engine = session._engine(settings)
-    trainer = session._trainer(settings, engine, RunDirectory(settings["run_dir"]), *session.corpora_of(settings, engine))
+    trainer = session._trainer(
+        settings, engine, RunDirectory(settings["run_dir"]), *session.corpora_of(settings, engine)
+    )
     if double:
-        for module in [*(player.module for player in trainer.objective.players.values()), *trainer.objective.helpers]:
+        for module in [
+            *(player.module for player in trainer.objective.players.values()),
+            *trainer.objective.helpers,
+        ]:
             module.double()
     engine.place(trainer.objective.players, trainer.objective.helpers)
     return trainer
@@ -52,12 +57,17 @@ def step(trainer: Trainer, micro_batches: list[MicroBatch], found: Trajectory) -
     trainer._forget()
     trainer.step(micro_batches)
     states = trainer._gathered()
-    found.losses.append({name: means([state["loss"]], state["units"])["loss"] for name, state in states.items()})
+    found.losses.append(
+        {name: means([state["loss"]], state["units"])["loss"] for name, state in states.items()}
+    )
     found.norms.append({name: state["norm"] for name, state in states.items()})
 
 
 def finish(trainer: Trainer, found: Trajectory) -> Trajectory:
-    found.weights = {name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)} for name in trainer.objective.players}
+    found.weights = {
+        name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)}
+        for name in trainer.objective.players
+    }
     trainer.engine.close()
     return found
 
@@ -83,31 +93,64 @@ def _by_plan(settings: dict[str, Any]) -> Trajectory:
 
 def by_plans(config: dict[str, Any]) -> dict[str, Trajectory]:
     """Several trainings, one after the other, in the same ranks; `runs` are their settings by name."""
-    alone: dict[str, Any] = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    alone: dict[str, Any] = (
+        {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    )  # type: ignore[attr-defined]
     dist.init_process_group("gloo", **alone)
     return {name: _by_plan(dict(settings)) for name, settings in config["runs"].items()}
 
 
 def by_plan(
-    model: str, data: Path, *words: str, ranks: int, accumulate: int, double: bool = True, fault: Fault | None = None
+    model: str,
+    data: Path,
+    *words: str,
+    ranks: int,
+    accumulate: int,
+    double: bool = True,
+    fault: Fault | None = None,
 ) -> Trajectory:
     """A training as the plan has it, over some ranks."""
-    words = (f"engine.nproc_per_node={ranks}", f"trainer.accumulate={accumulate}", f"run_dir={data}/unused", *words)
+    words = (
+        f"engine.nproc_per_node={ranks}",
+        f"trainer.accumulate={accumulate}",
+        f"run_dir={data}/unused",
+        *words,
+    )
     return launch(_by_plan, {**config(model, data, *words), "double": double, "fault": fault})
 
 
 def by_rows(
-    model: str, data: Path, rows: list[list[int]], *words: str, double: bool = True, fault: Fault | None = None, steps: int | None = None
+    model: str,
+    data: Path,
+    rows: list[list[int]],
+    *words: str,
+    double: bool = True,
+    fault: Fault | None = None,
+    steps: int | None = None,
 ) -> Trajectory:
     """A training in which every step has the micro-batches `rows`, without dropout, with new draws at each step."""
     from cosyexp.data.draws import Draws
 
-    settings = config(model, data, *no_dropout(model), f"trainer.accumulate={len(rows)}", f"run_dir={data}/unused", *words)
+    settings = config(
+        model,
+        data,
+        *no_dropout(model),
+        f"trainer.accumulate={len(rows)}",
+        f"run_dir={data}/unused",
+        *words,
+    )
     with in_double() if double else nullcontext(), fault() if fault else nullcontext():
         trainer, found = trainer_of(settings, double), Trajectory([], [], {})
         for number in range(steps or STEPS[model]):
             corpus = trainer.loader.corpus
-            step(trainer, [MicroBatch(i, corpus.batch(part, Draws(0, number))) for i, part in enumerate(rows)], found)
+            step(
+                trainer,
+                [
+                    MicroBatch(i, corpus.batch(part, Draws(0, number)))
+                    for i, part in enumerate(rows)
+                ],
+                found,
+            )
         return finish(trainer, found)
 
 
@@ -120,8 +163,13 @@ def assert_same(one: Trajectory, two: Trajectory, double: bool = True) -> None:
         assert abs(sum(residuals) / len(residuals)) < (1e-10 if double else 3e-6), (name, residuals)
         ours, theirs = ([found[name] for found in trajectory.norms] for trajectory in (one, two))
         assert all(norm > 0 for norm in [*ours, *theirs]), (name, "does not learn")
-        assert max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)) < (1e-8 if double else 1e-3), (name, ours, theirs)
-        whole, other = (np.concatenate([w.ravel() for w in found.weights[name].values()]) for found in (one, two))
+        assert max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)) < (
+            1e-8 if double else 1e-3
+        ), (name, ours, theirs)
+        whole, other = (
+            np.concatenate([w.ravel() for w in found.weights[name].values()])
+            for found in (one, two)
+        )
         if double:
             assert np.abs(whole - other).max() < 1e-9, (name, np.abs(whole - other).max())
         norms = np.linalg.norm(whole - other), np.linalg.norm(whole)

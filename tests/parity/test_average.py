@@ -35,7 +35,9 @@ def add(models, name, source, loss=None, **noted):
     """Another checkpoint, with the weights of one that is there, and a score of its own."""
     shutil.copyfile(models / f"epoch_{source}_whole.pt", models / f"{name}.pt")
     if loss is not None:
-        (models / f"{name}.yaml").write_text(yaml.safe_dump({**noted, "loss_dict": {"loss": loss, "acc": 0.0}}))
+        (models / f"{name}.yaml").write_text(
+            yaml.safe_dump({**noted, "loss_dict": {"loss": loss, "acc": 0.0}})
+        )
 
 
 class Executes:
@@ -47,7 +49,10 @@ class Executes:
 
 
 def chosen(models, how="best", num=1, **options):
-    return [candidate.path.name for candidate in select(candidates_in(models), Choice(how, num, **options))]
+    return [
+        candidate.path.name
+        for candidate in select(candidates_in(models), Choice(how, num, **options))
+    ]
 
 
 @pytest.mark.parametrize("num", [1, 3, 5])
@@ -56,13 +61,17 @@ def test_the_best_are_averaged_as_the_original_did(recorded, models, num):
     ours = torch.load(write_file(mixture, models.parent / "ours.pt"), weights_only=True)
     theirs = torch.load(recorded / f"avg_best{num}.pt", weights_only=True)
     epochs = sorted(LOSSES, key=LOSSES.__getitem__)[:num]
-    parts = [torch.load(recorded / f"ckpt/epoch_{epoch}_whole.pt", weights_only=True) for epoch in epochs]
+    parts = [
+        torch.load(recorded / f"ckpt/epoch_{epoch}_whole.pt", weights_only=True) for epoch in epochs
+    ]
     assert list(ours) == list(theirs)  # neither epoch nor step
     for name, tensor in ours.items():
         mean = torch.stack([part[name].double() for part in parts]).mean(0)
         if tensor.dtype == torch.float32:
             assert torch.equal(tensor, theirs[name])
-        elif tensor.is_floating_point():  # the original adds in half precision: a rounding for each term, ours has one
+        elif (
+            tensor.is_floating_point()
+        ):  # the original adds in half precision: a rounding for each term, ours has one
             rounding = torch.finfo(tensor.dtype).eps * mean.abs().max()
             assert tensor.dtype == parts[0][name].dtype
             assert (tensor.double() - mean).abs().max() <= rounding / 2 + 1e-9
@@ -75,14 +84,23 @@ def test_a_score_belongs_to_the_file_of_its_own_name(recorded, models):
     """The original looks up whole files for the scores of steps, and so took epoch_3, epoch_0, epoch_3 of these."""
     add(models, "epoch_3_step_250", 4, 0.5, epoch=3, step=250)
     add(models, "epoch_0_step_50", 2, 0.7, epoch=0, step=50)
-    assert chosen(models, num=3) == ["epoch_3_step_250.pt", "epoch_0_step_50.pt", "epoch_3_whole.pt"]
+    assert chosen(models, num=3) == [
+        "epoch_3_step_250.pt",
+        "epoch_0_step_50.pt",
+        "epoch_3_whole.pt",
+    ]
     candidates = candidates_in(models)
     path = write_folder(uniform(select(candidates, Choice("best", 3))), candidates, "best3", {})
     assert path == models / "averages/best3/model.pt"
     ours = torch.load(path, weights_only=True)
     wrong = torch.load(recorded / "avg_stepyamls_best3.pt", weights_only=True)
-    parts = [torch.load(recorded / f"ckpt/epoch_{epoch}_whole.pt", weights_only=True)["a.weight"] for epoch in (4, 2, 3)]
-    assert torch.equal(ours["a.weight"], (parts[0] + parts[1] + parts[2]) / 3) and not torch.equal(ours["a.weight"], wrong["a.weight"])
+    parts = [
+        torch.load(recorded / f"ckpt/epoch_{epoch}_whole.pt", weights_only=True)["a.weight"]
+        for epoch in (4, 2, 3)
+    ]
+    assert torch.equal(ours["a.weight"], (parts[0] + parts[1] + parts[2]) / 3) and not torch.equal(
+        ours["a.weight"], wrong["a.weight"]
+    )
     sources = yaml.safe_load((models / "averages/best3/meta.yaml").read_text())["sources"]
     assert [(s["file"], s["step"], s["epoch"]) for s in sources] == [
         ("epoch_0_step_50.pt", 50, 0),
@@ -101,7 +119,11 @@ def test_checkpoints_without_scores_can_be_the_last_but_not_the_best(models, sai
     add(models, "epoch_6_whole", 5)
     add(models, "epoch_6_step_490", 5)
     (models / "epoch_7_whole.yaml").write_text("loss_dict: {loss: 0.1}\n")
-    assert chosen(models, "last", 3) == ["epoch_6_whole.pt", "epoch_6_step_490.pt", "epoch_5_whole.pt"]
+    assert chosen(models, "last", 3) == [
+        "epoch_6_whole.pt",
+        "epoch_6_step_490.pt",
+        "epoch_5_whole.pt",
+    ]
     assert chosen(models) == ["epoch_3_whole.pt"]
     assert "epoch_7_whole.yaml is passed over: there is no epoch_7_whole.pt" in said.text
 
@@ -112,7 +134,9 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(models, said):
     weight = torch.load(path, weights_only=True)["a.weight"].numpy().tobytes()
     at = content.index(weight)
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    assert torch.load(path, weights_only=True)["a.weight"].numpy().tobytes() != weight  # which torch does not notice
+    assert (
+        torch.load(path, weights_only=True)["a.weight"].numpy().tobytes() != weight
+    )  # which torch does not notice
     (models / "epoch_5_whole.pt").write_bytes(content[:1000])
     assert chosen(models, num=2) == ["epoch_1_whole.pt", "epoch_2_whole.pt"]
     assert "epoch_3_whole.pt is passed over: it is not what was written" in said.text
@@ -121,16 +145,24 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(models, said):
 
 def test_what_the_original_has_not_is_a_sentence(models):
     for option in ("sums", "ema"):
-        with pytest.raises(UserError, match="models is a model directory of the original, which keeps weights alone"):
+        with pytest.raises(
+            UserError,
+            match="models is a model directory of the original, which keeps weights alone",
+        ):
             candidates_in(models, **{option: True})
     for path in models.glob("epoch_*.pt"):
         path.unlink()
-    with pytest.raises(UserError, match=r"models is no run directory .* nor has it checkpoints of the original \(epoch_\*\.pt\)"):
+    with pytest.raises(
+        UserError,
+        match=r"models is no run directory .* nor has it checkpoints of the original \(epoch_\*\.pt\)",
+    ):
         candidates_in(models)
 
 
 def test_a_checkpoint_that_would_run_code_is_not_read(models):
-    torch.save({"a": torch.zeros(1), "b": Executes(models / "executed")}, models / "epoch_3_whole.pt")
+    torch.save(
+        {"a": torch.zeros(1), "b": Executes(models / "executed")}, models / "epoch_3_whole.pt"
+    )
     with pytest.raises(UserError, match=r"epoch_3_whole\.pt holds no readable weights"):
         write_file(uniform(select(candidates_in(models), Choice("best", 2))), models / "ours.pt")
     assert not (models / "executed").exists() and not list(models.glob("ours.pt*"))

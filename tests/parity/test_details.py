@@ -54,7 +54,9 @@ def test_mel_filters(fixture, close):
     close("24000 Hz", mel_filters(24000, 1920, 80, 0, 8000), numbers["mel_basis_v2_8000"])
 
 
-@pytest.mark.parametrize(("chain", "rate", "hop"), [("chain_v1", 22050, 256), ("chain_v2", 24000, 480)])
+@pytest.mark.parametrize(
+    ("chain", "rate", "hop"), [("chain_v1", 22050, 256), ("chain_v2", 24000, 480)]
+)
 def test_f0(fixture, close, chain, rate, hop):
     numbers = fixture("features")[chain]
     wave = numbers["speech"].flatten().numpy()
@@ -68,17 +70,25 @@ def test_token_loss(fixture, close):
     close("accuracy", hits(numbers["x"], targets, valid) / valid.sum(), numbers["acc"])
     for case in numbers["cases"]:
         share = valid.sum() if case["normalize_length"] else len(numbers["x"])
-        close(str(case["smoothing"]), token_loss(numbers["x"], targets, valid, case["smoothing"]) / share, case["loss"])
+        close(
+            str(case["smoothing"]),
+            token_loss(numbers["x"], targets, valid, case["smoothing"]) / share,
+            case["loss"],
+        )
 
 
 def test_preference_losses(fixture, close):
     numbers = fixture("losses")
-    chosen, rejected = (numbers[f"policy_{side}"].clone().requires_grad_() for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        numbers[f"policy_{side}"].clone().requires_grad_() for side in ("chosen", "rejected")
+    )
     gains = chosen - numbers["ref_chosen"], rejected - numbers["ref_rejected"]
     for case in numbers["cases"]:
         beta, smoothing = case["beta"], case["label_smoothing"]
         h = gains[0] - gains[1]
-        loss = (preference.ipo(h, beta) if case["ipo"] else preference.dpo(h, beta, smoothing)).mean()
+        loss = (
+            preference.ipo(h, beta) if case["ipo"] else preference.dpo(h, beta, smoothing)
+        ).mean()
         name = f"beta {beta} smoothing {smoothing} ipo {case['ipo']}"
         close(name, loss, case["loss"])
         grads = torch.autograd.grad(loss, (chosen, rejected), retain_graph=True)

@@ -12,7 +12,9 @@ from cosyexp.models.layers.spectrogram import WhisperMel
 @pytest.mark.parametrize("bins", [80, 128])
 def test_whisper_s_log_mel(fixture, close, bins):
     numbers = fixture("features")
-    close(f"{bins} bins", WhisperMel(bins)(numbers["wave16000"][0]), numbers[f"whisper_mel{bins}"][0])
+    close(
+        f"{bins} bins", WhisperMel(bins)(numbers["wave16000"][0]), numbers[f"whisper_mel{bins}"][0]
+    )
 
 
 def test_kaldi_s_filter_banks(fixture, close):
@@ -20,7 +22,9 @@ def test_kaldi_s_filter_banks(fixture, close):
     close("banks", filter_bank(numbers["wave16000"][0].numpy()), numbers["kaldi_fbank80"])
 
 
-@pytest.mark.parametrize(("source", "target"), [(24000, 16000), (22050, 16000), (16000, 24000), (24000, 22050)])
+@pytest.mark.parametrize(
+    ("source", "target"), [(24000, 16000), (22050, 16000), (16000, 24000), (24000, 22050)]
+)
 def test_resampling(fixture, source, target):
     """Another filter than the original's, of a steeper edge: the same to 0.1 % below 0.8 of the lower Nyquist frequency."""
     numbers = fixture("features")

@@ -6,7 +6,11 @@ import torch
 from cosyexp.data.views.flow import FlowBatch
 from cosyexp.models.flow.dit import DiT
 from cosyexp.models.flow.generate import generate
-from cosyexp.models.flow.masked_diff import CausalMaskedDiffWithDiT, CausalMaskedDiffWithXvec, MaskedDiffWithXvec
+from cosyexp.models.flow.masked_diff import (
+    CausalMaskedDiffWithDiT,
+    CausalMaskedDiffWithXvec,
+    MaskedDiffWithXvec,
+)
 from cosyexp.models.flow.unet import UNet
 from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.objectives.flow import FlowMatchingLoss
@@ -59,7 +63,9 @@ def v2(given, shared):
         attention_dropout=arguments["attention_dropout_rate"],
         padding="original",
     )
-    return CausalMaskedDiffWithXvec(**shared, encoder=upsampling, estimator=unet(given["estimator"], causal=True))
+    return CausalMaskedDiffWithXvec(
+        **shared, encoder=upsampling, estimator=unet(given["estimator"], causal=True)
+    )
 
 
 def v3(given, shared):
@@ -129,13 +135,19 @@ def watch(net):
     def note(name, change=lambda x: x):
         return lambda module, inputs, output: seen.update({name: change(output)})
 
-    parts = {"encoder": "encoder_out", "pre_lookahead_layer": "pre_lookahead_out", "decoder.estimator": "estimator_out"}
+    parts = {
+        "encoder": "encoder_out",
+        "pre_lookahead_layer": "pre_lookahead_out",
+        "decoder.estimator": "estimator_out",
+    }
     for part, module in net.named_modules():
         if part in parts:
             module.register_forward_hook(note(parts[part]))
         if part == "length_regulator":
             module.register_forward_hook(note("length_regulator_out", lambda x: x.transpose(1, 2)))
-    net.decoder.estimator.register_forward_pre_hook(lambda module, inputs: seen.update(estimator_in=inputs))
+    net.decoder.estimator.register_forward_pre_hook(
+        lambda module, inputs: seen.update(estimator_in=inputs)
+    )
     return seen
 
 
@@ -148,8 +160,13 @@ def test_losses_gradients_and_what_is_between(fixture, close, name):
     numbers = fixture(name)
     for key, recorded in {**recordings(numbers, "train"), **recordings(numbers, "eval")}.items():
         net = network(name, numbers).train(recorded["train"])
-        batch = batch_of(numbers["batch"], recorded["tape"], numbers["config"]["cfm"]["training_cfg_rate"])
-        seen, objective = watch(net), FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
+        batch = batch_of(
+            numbers["batch"], recorded["tape"], numbers["config"]["cfm"]["training_cfg_rate"]
+        )
+        seen, objective = (
+            watch(net),
+            FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7),
+        )
         # the original divides by frames times bands
         loss = next(objective.turns(batch)).scaled({"frames": objective.weights(batch)["frames"]})
         close(f"{key} loss", loss, recorded["out"]["loss"])
@@ -160,7 +177,9 @@ def test_losses_gradients_and_what_is_between(fixture, close, name):
                 for i, (found, given) in enumerate(zip(seen[part], wanted, strict=False)):
                     close(f"{key} {part} {i}", found, given)
             else:
-                close(f"{key} {part}", seen[part], wanted[0] if isinstance(wanted, tuple) else wanted)
+                close(
+                    f"{key} {part}", seen[part], wanted[0] if isinstance(wanted, tuple) else wanted
+                )
         if "grad_norm" not in recorded:
             continue
         loss.backward()
@@ -170,7 +189,11 @@ def test_losses_gradients_and_what_is_between(fixture, close, name):
             close(f"{key} norm of {parameter}", gradient.norm(), recorded["grad_norm"][parameter])
             if "grads" in recorded:
                 close(f"{key} gradient of {parameter}", gradient, recorded["grads"][parameter])
-        close(f"{key} norm", torch.stack([x.norm() for x in gradients.values()]).norm(), recorded["total_grad_norm"])
+        close(
+            f"{key} norm",
+            torch.stack([x.norm() for x in gradients.values()]).norm(),
+            recorded["total_grad_norm"],
+        )
 
 
 @FIXTURES
@@ -178,13 +201,24 @@ def test_losses_gradients_and_what_is_between(fixture, close, name):
 def test_estimator(fixture, close, name):
     numbers = fixture(name)
     given, net = numbers["estimator"], network(name, numbers).eval()
-    wanted = {key.removeprefix("out_streaming") == "True": value for key, value in given.items() if key.startswith("out_streaming")}
+    wanted = {
+        key.removeprefix("out_streaming") == "True": value
+        for key, value in given.items()
+        if key.startswith("out_streaming")
+    }
     assert wanted
     for streaming, velocity in wanted.items():
-        found = net.decoder(*(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond")), torch.full((len(velocity),), streaming))
+        found = net.decoder(
+            *(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond")),
+            torch.full((len(velocity),), streaming),
+        )
         close(f"streaming {streaming}", found, velocity)
         if not streaming:
-            close("plain", net.decoder(*(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond"))), velocity)
+            close(
+                "plain",
+                net.decoder(*(given[x] for x in ("x", "mask", "mu", "t", "spks", "cond"))),
+                velocity,
+            )
 
 
 def synthesis(name, numbers, noise, **options):
@@ -209,7 +243,11 @@ def test_synthesis_of_v1_with_a_prompt_and_with_a_memory(fixture, close):
         mel, made = synthesis("flow_v1", numbers, noise, memory_BFK2=memory)
         close(f"{key} mel", mel, numbers[key]["mel"])
         overlap = numbers[key]["cache"].size(2) - prompt
-        close(f"{key} cache", torch.cat([made[:, :, :prompt], made[:, :, -overlap:]], dim=2), numbers[key]["cache"])
+        close(
+            f"{key} cache",
+            torch.cat([made[:, :, :prompt], made[:, :, -overlap:]], dim=2),
+            numbers[key]["cache"],
+        )
         memory = numbers[key]["cache"]
 
 
@@ -221,5 +259,7 @@ def test_synthesis_with_a_prompt_in_chunks_and_unfinished(fixture, close, name):
     wanted = {key: value for key, value in numbers.items() if key.startswith("inference_streaming")}
     assert wanted
     for key, mel in wanted.items():  # unfinished, the last tokens have no frames
-        found, _ = synthesis(name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key)
+        found, _ = synthesis(
+            name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key
+        )
         close(key, found, mel)

@@ -19,7 +19,9 @@ from cosyexp.run.weights import our_name
 
 def folders(kind):
     root = os.environ.get("COSYEXP_PARITY")
-    return sorted(path.parent.name for path in Path(root).glob(f"{kind}_*/fixture.pt")) if root else []
+    return (
+        sorted(path.parent.name for path in Path(root).glob(f"{kind}_*/fixture.pt")) if root else []
+    )
 
 
 VOCODERS, GAMES = folders("hift"), folders("hifigan")
@@ -56,7 +58,11 @@ def generator(numbers, weights):
             amplitude=given["nsf_alpha"],
             noise_std=given["nsf_sigma"],
             voiced_above=given["nsf_voiced_threshold"],
-            glide="running" if given["sampling_rate"] == 22050 else "nearest" if causal else "linear",
+            glide="running"
+            if given["sampling_rate"] == 22050
+            else "nearest"
+            if causal
+            else "linear",
         ),
     )
     assert list(net.state_dict()) == list(weights)
@@ -66,7 +72,11 @@ def generator(numbers, weights):
 
 def draws(numbers, tape, rows, samples):
     """Starting phases and noise: the original's uniform and normal draws, or where it made none, its fixed ones."""
-    uniform, noise = (tape[0][1], tape[1][1]) if tape else (numbers["causal_buffers"][name] for name in ("rand_ini", "sine_waves"))
+    uniform, noise = (
+        (tape[0][1], tape[1][1])
+        if tape
+        else (numbers["causal_buffers"][name] for name in ("rand_ini", "sine_waves"))
+    )
     phase = math.pi * (2 * uniform.flatten(1) - 1)
     phase[:, 0] = 0
     noise = noise if noise.size(1) == phase.size(1) else noise.transpose(1, 2)
@@ -76,7 +86,9 @@ def draws(numbers, tape, rows, samples):
 def of(numbers, recorded, rows):
     """The inputs of the first rows of a vocoder's mel."""
     mel = numbers["mel"][:rows]
-    return mel, *draws(numbers, recorded.get("tape"), len(mel), mel.size(2) * numbers["config"]["hop"])
+    return mel, *draws(
+        numbers, recorded.get("tape"), len(mel), mel.size(2) * numbers["config"]["hop"]
+    )
 
 
 @pytest.mark.parametrize("name", VOCODERS)
@@ -95,7 +107,9 @@ def test_forward(fixture, close, name):
         wave, f0 = net(mel, *drawn)
         close(f"{mode} wave", wave, numbers[mode]["wav"])
         close(f"{mode} F0", f0, numbers[mode]["f0"])
-        close(f"{mode} source", net.m_source(f0, *drawn).transpose(1, 2), numbers[mode]["m_source"][0])
+        close(
+            f"{mode} source", net.m_source(f0, *drawn).transpose(1, 2), numbers[mode]["m_source"][0]
+        )
         voiced = (f0 > net.m_source.voiced_above).repeat_interleave(net.m_source.hop, dim=1)
         close(f"{mode} voiced", voiced.unsqueeze(2), numbers[mode]["m_source"][2])
 
@@ -108,7 +122,9 @@ def test_inference_of_pieces(fixture, close, name):
     for mode in [key for key in numbers if key.startswith("inference")]:
         recorded = numbers[mode]
         wave, source = net.speak(
-            *of(numbers, recorded, len(recorded["wav"])), heard_B1S=recorded.get("cache_source"), final=not mode.endswith("finalizeFalse")
+            *of(numbers, recorded, len(recorded["wav"])),
+            heard_B1S=recorded.get("cache_source"),
+            final=not mode.endswith("finalizeFalse"),
         )
         close(f"{mode} wave", wave, recorded["wav"])
         close(f"{mode} source", source, recorded["source"][:, :, : wave.size(1)])
@@ -149,7 +165,9 @@ def game(numbers, over):
         discriminator=judges,
         mel=mel,
         sample_rate=spec["sampling_rate"],
-        **dict.fromkeys(("optimizer", "scheduler", "discriminator_optimizer", "discriminator_scheduler")),
+        **dict.fromkeys(
+            ("optimizer", "scheduler", "discriminator_optimizer", "discriminator_scheduler")
+        ),
         mel_weight=rules["mel"],
         feature_weight=rules["fm"],
         tpr_weight=rules["tpr"],
@@ -174,12 +192,20 @@ def batch_of(numbers, step):
 
 TERMS = {
     "D_step": {"loss_disc": "d_adversarial", "loss_tpr": "d_tpr"},
-    "G_step": {"loss_gen": "adversarial", "loss_fm": "feature", "loss_mel": "mel", "loss_tpr": "tpr", "loss_f0": "f0"},
+    "G_step": {
+        "loss_gen": "adversarial",
+        "loss_fm": "feature",
+        "loss_mel": "mel",
+        "loss_tpr": "tpr",
+        "loss_f0": "f0",
+    },
 }
 
 
 @pytest.mark.filterwarnings("ignore:TF32")
-@pytest.mark.parametrize(("step", "turn", "player"), [("D_step", 0, "discriminator"), ("G_step", 1, "hifigan")])
+@pytest.mark.parametrize(
+    ("step", "turn", "player"), [("D_step", 0, "discriminator"), ("G_step", 1, "hifigan")]
+)
 @pytest.mark.parametrize("name", GAMES)
 def test_losses_and_gradients(fixture, close, name, step, turn, player):
     numbers = fixture(name)
@@ -199,7 +225,9 @@ def test_losses_and_gradients(fixture, close, name, step, turn, player):
         close(key, parameter.grad.norm(), norms.pop((prefix, key)))
     assert not any(network == prefix for network, _ in norms)
     for key, other in objective.players.items():
-        assert key == player or all(parameter.grad is None for parameter in other.module.parameters())
+        assert key == player or all(
+            parameter.grad is None for parameter in other.module.parameters()
+        )
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -210,6 +238,8 @@ def test_scores_and_feature_maps(fixture, close, name):
     for kind, found in (("scores_r", real), ("scores_g", fake)):
         for i, (maps, wanted) in enumerate(zip(found, given[kind], strict=True)):
             close(f"{kind} {i}", maps[-1].flatten(1), wanted)
-    for i, (maps, shapes, means) in enumerate(zip(real, given["fmap_shapes"], given["fmap_means"], strict=True)):
+    for i, (maps, shapes, means) in enumerate(
+        zip(real, given["fmap_shapes"], given["fmap_means"], strict=True)
+    ):
         assert [tuple(x.shape) for x in maps] == [tuple(shape) for shape in shapes]
         close(f"maps {i}", torch.stack([x.mean() for x in maps]), means)

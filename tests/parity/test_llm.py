@@ -65,17 +65,33 @@ def layout(numbers):
     if "qwen" not in given:
         return Layout(speaker=True, vocabulary=vocabulary)
     end, fill = (0, 2) if "llm_embedding.weight" in weights else (1, 3)
-    return Layout(speaker=False, vocabulary=vocabulary, end=end, fill=fill, interleaved=0.5, block=tuple(given["mix_ratio"]))
+    return Layout(
+        speaker=False,
+        vocabulary=vocabulary,
+        end=end,
+        fill=fill,
+        interleaved=0.5,
+        block=tuple(given["mix_ratio"]),
+    )
 
 
 def batch_of(numbers, given, coins=()):
     """The view's batch of the original's tokens, with the original's coins for the layout, row by row."""
     vocabulary, speaker_dim = numbers["config"]["speech_token_size"], given["embedding"].size(1)
-    options = {"speech_vocabulary": vocabulary, "speaker_dim": speaker_dim, "use_spk_embedding": False, "layout": layout(numbers)}
+    options = {
+        "speech_vocabulary": vocabulary,
+        "speaker_dim": speaker_dim,
+        "use_spk_embedding": False,
+        "layout": layout(numbers),
+    }
     view, rows, named = LanguageView(tokenizer=Characters(alphabet="a"), **options), [], {}
     for row in range(len(given["text_token"])):
         content = {}
-        for field, name in {"text": "text_token", "speech": "speech_token", "instruct": "instruct_token"}.items():
+        for field, name in {
+            "text": "text_token",
+            "speech": "speech_token",
+            "instruct": "instruct_token",
+        }.items():
             if name in given:
                 content[field] = given[name][row : row + 1, : given[f"{name}_len"][row]].numpy()
         rows.append({**content, "speaker": given["embedding"][row].unsqueeze(1).numpy()})
@@ -95,14 +111,22 @@ def recorded(name, prefix):
     return [pytest.param(name, key, id=f"{name}-{key}") for key in keys if key.startswith(prefix)]
 
 
-STEPS = [step for name in ("llm_v1", *QWEN) for prefix in ("train", "eval") for step in recorded(name, prefix)]
+STEPS = [
+    step
+    for name in ("llm_v1", *QWEN)
+    for prefix in ("train", "eval")
+    for step in recorded(name, prefix)
+]
 
 
 @pytest.mark.parametrize(("name", "step"), STEPS)
 def test_loss_accuracy_and_gradients(fixture, close, name, step):
     numbers = fixture(name)
     wanted = numbers[step]
-    net, batch = network(numbers), batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]])
+    net, batch = (
+        network(numbers),
+        batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]]),
+    )
     given = numbers["config"]
     objective = Language(net, optimizer=None, scheduler=None, smoothing=given["lsm_weight"])
     loss = next(objective.turns(batch))
@@ -118,12 +142,25 @@ def test_loss_accuracy_and_gradients(fixture, close, name, step):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "step"), [step for name in QWEN for step in recorded(name, "train")])
+@pytest.mark.parametrize(
+    ("name", "step"), [step for name in QWEN for step in recorded(name, "train")]
+)
 def test_sequence_and_logits(fixture, close, name, step):
     numbers = fixture(name)
     captured = numbers[step]["captured"]
-    net, batch = network(numbers), batch_of(numbers, numbers["batch"], [coin for _, coin in numbers[step]["tape"]])
-    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    net, batch = (
+        network(numbers),
+        batch_of(numbers, numbers["batch"], [coin for _, coin in numbers[step]["tape"]]),
+    )
+    found = net(
+        batch.text_BL,
+        batch.text_lens_B,
+        batch.speech_BN,
+        batch.speaker_BE,
+        batch.order_BT,
+        batch.lens_B,
+        batch.answer_BA,
+    )
     assert torch.equal(batch.lens_B, captured["lm_input_len"].long())
     for row, count in enumerate(batch.answers_B):
         places = batch.answer_BA[row, :count]
@@ -135,8 +172,20 @@ def test_sequence_and_logits(fixture, close, name, step):
 @torch.no_grad()
 def test_intermediates_of_v1(fixture, close):
     numbers = fixture("llm_v1")
-    net, batch, captured = network(numbers), batch_of(numbers, numbers["batch"]), numbers["captured"]
-    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    net, batch, captured = (
+        network(numbers),
+        batch_of(numbers, numbers["batch"]),
+        numbers["captured"],
+    )
+    found = net(
+        batch.text_BL,
+        batch.text_lens_B,
+        batch.speech_BN,
+        batch.speaker_BE,
+        batch.order_BT,
+        batch.lens_B,
+        batch.answer_BA,
+    )
     text = net.text_encoder(net.text_embedding(batch.text_BL), batch.text_lens_B)
     for row, (size, whole) in enumerate(zip(batch.text_lens_B, batch.lens_B, strict=True)):
         close(f"text encoder, row {row}", text[row, :size], captured["text_encoder"][0][row, :size])
@@ -150,7 +199,9 @@ def test_label_smoothing(fixture, close):
     batch = batch_of(numbers, numbers["batch"])
     for name, wanted in numbers["loss_variants"].items():
         smoothing, normalised = name.removeprefix("lsm").split("_norm")
-        objective = Language(network(numbers), optimizer=None, scheduler=None, smoothing=float(smoothing))
+        objective = Language(
+            network(numbers), optimizer=None, scheduler=None, smoothing=float(smoothing)
+        )
         share = objective.weights(batch)["tokens"] if normalised == "True" else len(batch)
         close(name, objective.validate(batch)["ce"].sum / share, wanted)
 
@@ -162,13 +213,18 @@ def prompt_of(net, numbers, mode):
     """The embedded prompt, and the limits that were recorded or that the original has for v1."""
     given = numbers["inference_input"] if "inference_input" in numbers else numbers[mode]
     if "min_len" in given:
-        x = torch.cat([net.prompt(given["text"]), net.speech_embedding(given["prompt_speech"])], dim=1)
+        x = torch.cat(
+            [net.prompt(given["text"]), net.speech_embedding(given["prompt_speech"])], dim=1
+        )
         return x, given["min_len"], given["max_len"]
     size = given["text"].size(1)
     if mode == "inference_noprompt":
         return net.prompt(given["text"], None), SHORTEST * size, LONGEST * size
     text = torch.cat([given["prompt_text"], given["text"]], dim=1)
-    x = torch.cat([net.prompt(text, given["embedding"]), net.speech_embedding(given["prompt_speech_token"])], dim=1)
+    x = torch.cat(
+        [net.prompt(text, given["embedding"]), net.speech_embedding(given["prompt_speech_token"])],
+        dim=1,
+    )
     return x, SHORTEST * size, LONGEST * size
 
 
@@ -180,18 +236,33 @@ def test_decoding_with_the_cache(fixture, close, name, mode):
     if mode not in numbers:
         assert mode == "inference_noprompt" and name != "llm_v1"
         return
-    net, wanted, vocabulary = network(numbers), numbers[mode], numbers["config"]["speech_token_size"]
+    net, wanted, vocabulary = (
+        network(numbers),
+        numbers[mode],
+        numbers["config"]["speech_token_size"],
+    )
     drawn, seen = [int(value) for _, value in wanted.get("tape", [])], []
 
     def choose(logp_V, history):
         seen.append(logp_V)
-        return ras(logp_V, history, lambda weights: drawn.pop(0)) if mode == "inference_ras" else greedy(logp_V, history, None)
+        return (
+            ras(logp_V, history, lambda weights: drawn.pop(0))
+            if mode == "inference_ras"
+            else greedy(logp_V, history, None)
+        )
 
     x, shortest, longest = prompt_of(net, numbers, mode)
     start = net.decode(x, net.empty_cache(x))
-    limits = {"shortest": shortest, "longest": longest, "barred": [vocabulary]}  # the original bars that class alone
+    limits = {
+        "shortest": shortest,
+        "longest": longest,
+        "barred": [vocabulary],
+    }  # the original bars that class alone
     step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
-    assert list(decode(*start, step, choose, speech_vocabulary=vocabulary, **limits)) == wanted["tokens"]
+    assert (
+        list(decode(*start, step, choose, speech_vocabulary=vocabulary, **limits))
+        == wanted["tokens"]
+    )
     assert not drawn
     if "logp" in wanted:
         found, finite = torch.stack(seen), wanted["logp"].isfinite()
@@ -202,7 +273,11 @@ def test_decoding_with_the_cache(fixture, close, name, mode):
 @torch.no_grad()
 def test_decoding_while_the_text_comes(fixture, close):
     numbers = fixture("llm_v2")
-    net, given, vocabulary = network(numbers), numbers["inference_bistream"], numbers["config"]["speech_token_size"]
+    net, given, vocabulary = (
+        network(numbers),
+        numbers["inference_bistream"],
+        numbers["config"]["speech_token_size"],
+    )
     enough, seen = int(re.findall(r"len\(decoded\)\s*>=\s*(\d+)", given["sampler"])[0]), []
 
     def choose(logp_V, history):
@@ -228,7 +303,9 @@ def test_decoding_while_the_text_comes(fixture, close):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_train") + recorded("llm_v2", "dpo_step"))
+@pytest.mark.parametrize(
+    ("name", "step"), recorded("llm_v2", "dpo_train") + recorded("llm_v2", "dpo_step")
+)
 def test_the_supervised_part_of_a_preference(fixture, close, name, step):
     """The original draws a layout for each answer; of its two losses this one is right."""
     numbers = fixture(name)
@@ -236,7 +313,9 @@ def test_the_supervised_part_of_a_preference(fixture, close, name, step):
     wanted = recording.get("policy") or recording["out"]
     coins = [coin for _, coin in recording["tape"]][: len(given["text_token"])]
     net, batch = network(numbers), batch_of(numbers, given, coins)
-    objective = Language(net, optimizer=None, scheduler=None, smoothing=numbers["config"]["lsm_weight"])
+    objective = Language(
+        net, optimizer=None, scheduler=None, smoothing=numbers["config"]["lsm_weight"]
+    )
     loss, tokens = objective.validate(batch), objective.weights(batch)["tokens"]
     close("loss", loss["ce"].sum / tokens, wanted["loss"])
     close("accuracy", loss["acc"].sum / tokens, wanted["acc"])
@@ -246,7 +325,10 @@ def test_the_supervised_part_of_a_preference(fixture, close, name, step):
 def test_the_formulas_of_a_preference_step(fixture, close, name, step):
     """From the log-probabilities that the original found (of the wrong positions): its loss, its rewards, its accuracy."""
     numbers, beta = fixture(name)[step], 0.01
-    chosen, rejected = (numbers["policy"][side] - numbers["ref"][side] for side in ("chosen_logps", "rejected_logps"))
+    chosen, rejected = (
+        numbers["policy"][side] - numbers["ref"][side]
+        for side in ("chosen_logps", "rejected_logps")
+    )
     loss = preference.dpo(chosen - rejected, beta).mean()
     close("preference", loss, numbers["preference_loss"])
     close("loss", loss + numbers["policy"]["loss"], numbers["loss"])

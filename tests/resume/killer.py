@@ -27,7 +27,13 @@ def anything(*_: Any, **__: Any) -> bool:
     return True
 
 
-def before(owner: Any, name: str, times: int, last_words: Callable[..., object] = anything, counts: Callable[..., bool] = anything) -> None:
+def before(
+    owner: Any,
+    name: str,
+    times: int,
+    last_words: Callable[..., object] = anything,
+    counts: Callable[..., bool] = anything,
+) -> None:
     """Dies when `owner.name` is called for the n-th time with arguments that count."""
     function, calls = getattr(owner, name), []
 
@@ -52,7 +58,9 @@ POINTS: dict[str, Callable[[int], None]] = {
     "update": lambda n: before(Shared, "step", n),
     "weights": lambda n: before(cosyexp.training.saving, "save_tensors", n, half_a_file),
     "meta": lambda n: before(Checkpoints, "commit", n),
-    "rename": lambda n: before(os, "replace", n, counts=lambda source, _: str(source).endswith(".tmp")),
+    "rename": lambda n: before(
+        os, "replace", n, counts=lambda source, _: str(source).endswith(".tmp")
+    ),
 }
 
 if __name__ == "__main__":

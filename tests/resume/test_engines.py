@@ -10,7 +10,13 @@ from tests.resume.restarts import restarts
 from tests.resume.test_resume import hashes, newest
 from tests.support import config, metrics, sentence, train_words
 
-EVERY = ["trainer.valid_every=3", "checkpoint.every=3", "trainer.ema=0.9", "trainer.running_sum=true", "engine.nproc_per_node=2"]
+EVERY = [
+    "trainer.valid_every=3",
+    "checkpoint.every=3",
+    "trainer.ema=0.9",
+    "trainer.running_sum=true",
+    "engine.nproc_per_node=2",
+]
 RUNS = {
     "ddp-hifigan": ["engine=ddp"],
     "fsdp-flow": ["engine=fsdp"],
@@ -26,7 +32,10 @@ def folder(data, tmp_path_factory):
         for kind, steps in (("straight", 6), ("stopped", 3), ("stopped", 6)):
             words = [*EVERY, *engine, f"trainer.steps={steps}", f"run_dir={folder}/{kind}/{name}"]
             runs.append(config(name.split("-")[1], data, *words))
-    across = [config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across") for engine in ("fsdp", "ddp", "fsdp")]
+    across = [
+        config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across")
+        for engine in ("fsdp", "ddp", "fsdp")
+    ]
     for settings, steps in zip(across, (2, 4, 6), strict=True):
         settings["trainer"]["steps"] = steps
     launch(restarts, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": [*runs, *across]})
@@ -50,16 +59,28 @@ def test_a_run_of_fsdp_goes_on_under_ddp_and_back(folder):
 def test_a_run_of_fsdp_goes_on_with_fewer_ranks(engine, folder, data, tmp_path, warm):
     shutil.copytree(folder / "straight/fsdp-flow", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000006")
-    words = train_words("flow", data, *EVERY[:-1], f"engine={engine}", "trainer.accumulate=2", "trainer.steps=6", "run_dir=run")
+    words = train_words(
+        "flow",
+        data,
+        *EVERY[:-1],
+        f"engine={engine}",
+        "trainer.accumulate=2",
+        "trainer.steps=6",
+        "run_dir=run",
+    )
     assert "resuming at step 3" in warm("train", *words, cwd=tmp_path).stdout
     one, other = metrics(tmp_path / "run")[-1], metrics(folder / "straight/fsdp-flow")[-1]
     assert one["step"] == other["step"] == 6
     assert one["valid/loss"] == pytest.approx(other["valid/loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("engine", [["engine=deepspeed", "engine.stage=3"], ["engine=fsdp"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "engine", [["engine=deepspeed", "engine.stage=3"], ["engine=fsdp"]], ids=lambda words: words[0]
+)
 def test_killed_and_started_again(engine, data, tmp_path, warm):
-    words = train_words("llm", data, "trainer.steps=4", "trainer.valid_every=2", "checkpoint.every=2", *engine)
+    words = train_words(
+        "llm", data, "trainer.steps=4", "trainer.valid_every=2", "checkpoint.every=2", *engine
+    )
     warm("train", *words, "run_dir=straight", cwd=tmp_path)
     for point in (("update", 4), ("weights", 1)):
         killed = warm.module("tests.resume.killer", *point, *words, "run_dir=killed", cwd=tmp_path)
@@ -71,6 +92,12 @@ def test_killed_and_started_again(engine, data, tmp_path, warm):
     if "deepspeed" in engine[0]:
         before = (tmp_path / "straight/config.yaml").read_bytes()
         other = [word for word in words if not word.startswith("engine")]
-        refused = warm("train", *other, "trainer.steps=6", "run_dir=straight", cwd=tmp_path, check=False)
-        sentence(refused, "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, and this run wants it whole", "init_from=")
+        refused = warm(
+            "train", *other, "trainer.steps=6", "run_dir=straight", cwd=tmp_path, check=False
+        )
+        sentence(
+            refused,
+            "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, and this run wants it whole",
+            "init_from=",
+        )
         assert (tmp_path / "straight/config.yaml").read_bytes() == before

@@ -48,7 +48,9 @@ PartitionName=test Nodes={host} Default=YES MaxTime=60 GraceTime=30
 
 def missing() -> str | None:
     """Why no cluster can be started here; None where it can."""
-    if absent := [name for name in (*DAEMONS, "srun") if shutil.which(name, path=search_path()) is None]:
+    if absent := [
+        name for name in (*DAEMONS, "srun") if shutil.which(name, path=search_path()) is None
+    ]:
         return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "SLURM's daemons are started by root alone"
 
@@ -67,11 +69,17 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         ports = [probe.getsockname()[1] for probe in (one, two)]
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    (folder / "slurm.conf").write_text(CONFIG.format(host=host, ports=ports, folder=folder, cpus=CPUS))
+    (folder / "slurm.conf").write_text(
+        CONFIG.format(host=host, ports=ports, folder=folder, cpus=CPUS)
+    )
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     stand_ins = Path(__file__).with_name("bin")
-    env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{stand_ins}:{search_path()}"}
+    env = {
+        **os.environ,
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PATH": f"{stand_ins}:{search_path()}",
+    }
     files = {
         "key-file": "munge.key",
         "socket": "munge.socket",
@@ -80,14 +88,27 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         "seed-file": "munge.seed",
     }
     try:
-        run(env, "munged", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
+        run(
+            env,
+            "munged",
+            "--force",
+            *(f"--{option}={folder / name}" for option, name in files.items()),
+        )
         run(env, "slurmctld")
         run(env, "slurmd", "-N", host)
-        until(lambda: "idle" in run(env, "sinfo", "--noheader", "--format=%T", check=False), "the node is idle", 30)
+        until(
+            lambda: "idle" in run(env, "sinfo", "--noheader", "--format=%T", check=False),
+            "the node is idle",
+            30,
+        )
         yield env
     finally:
         run(env, "scancel", "--user=root", check=False)
-        until(lambda: not run(env, "squeue", "--noheader", check=False).strip(), "the queue is empty", 30)
+        until(
+            lambda: not run(env, "squeue", "--noheader", check=False).strip(),
+            "the queue is empty",
+            30,
+        )
         for name in reversed(DAEMONS):
             stop(name, folder / f"{name}.pid")
 

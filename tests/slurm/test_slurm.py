@@ -23,7 +23,9 @@ LAST = f"checkpoints/step_{STEPS:08d}/llm.safetensors"
 def sweep(env: dict[str, str], app: str, *words: str, cwd: Path) -> subprocess.Popen[str]:
     env = {**env, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", f"cosyexp.{app}", "-m", *QUEUE, *words]
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -37,7 +39,9 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def logs(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(folder.glob("multirun/*/*/.submitit/*/*.out")))
+    return "\n".join(
+        path.read_text() for path in sorted(folder.glob("multirun/*/*/.submitit/*/*.out"))
+    )
 
 
 def job_of(folder: Path) -> str:
@@ -48,7 +52,11 @@ def job_of(folder: Path) -> str:
 
 def steps_done(run_dir: Path) -> int:
     path = run_dir / "metrics.jsonl"
-    return json.loads(path.read_text().splitlines()[-1])["step"] if path.exists() and path.read_text().endswith("}\n") else 0
+    return (
+        json.loads(path.read_text().splitlines()[-1])["step"]
+        if path.exists() and path.read_text().endswith("}\n")
+        else 0
+    )
 
 
 def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
@@ -62,9 +70,15 @@ def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
 
     until(pending, "it is back in the queue", PATIENCE)
     until(lambda: "stopped at step" in logs(folder), "it has stopped", PATIENCE)
-    until(lambda: run(env, "sinfo", "--noheader", "--format=%T").strip() == "idle", "its processes are gone", PATIENCE)
+    until(
+        lambda: run(env, "sinfo", "--noheader", "--format=%T").strip() == "idle",
+        "its processes are gone",
+        PATIENCE,
+    )
 
-    run(env, "scontrol", "update", f"jobid={job}", "StartTime=now+2")  # in the second of its end, a node takes a job for the old one
+    run(
+        env, "scontrol", "update", f"jobid={job}", "StartTime=now+2"
+    )  # in the second of its end, a node takes a job for the old one
     until(lambda: not pending(), "it starts again", PATIENCE)
 
 
@@ -75,24 +89,41 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
     rows = table(tmp_path)
     assert [row["overrides"] for row in rows] == ["optimizer.lr=0.001", "optimizer.lr=0.003"]
     for row in rows:
-        best = min(line["valid/loss"] for line in metrics(tmp_path / row["run_dir"]) if "valid/loss" in line)
+        best = min(
+            line["valid/loss"]
+            for line in metrics(tmp_path / row["run_dir"])
+            if "valid/loss" in line
+        )
         assert (row["status"], row["steps"], float(row["valid_loss"])) == ("completed", "2", best)
         assert row["run_dir"] == f"runs/demo/llm+{row['overrides'].replace('=', '-')}"
-    assert len(re.findall(r"^job \d, optimizer.lr=.* slurm job \d+_\d, whose log is multirun/", out, re.MULTILINE)) == 2
+    assert (
+        len(
+            re.findall(
+                r"^job \d, optimizer.lr=.* slurm job \d+_\d, whose log is multirun/",
+                out,
+                re.MULTILINE,
+            )
+        )
+        == 2
+    )
     assert logs(tmp_path).count("done at step 2") == 2
 
     averages = [f"run_dir={','.join(row['run_dir'] for row in rows)}", "select=best,last", "num=1"]
     code, out, err = ended(sweep(slurm, "average", *averages, cwd=tmp_path))
     assert code == 0, out + err + logs(tmp_path)
     for row in rows:
-        assert {path.name for path in (tmp_path / row["run_dir"] / "averages").glob("*/")} == {"best1", "last1"}
+        assert {path.name for path in (tmp_path / row["run_dir"] / "averages").glob("*/")} == {
+            "best1",
+            "last1",
+        }
 
     exports = [averages[0], "format=official,jit", "weights=average", "latency=false"]
     code, out, err = ended(sweep(slurm, "export", *exports, cwd=tmp_path))
     assert code == 0, out + err + logs(tmp_path)
     for row in rows:
         files = {
-            path.relative_to(tmp_path / row["run_dir"] / "exports").as_posix() for path in tmp_path.glob(f"{row['run_dir']}/exports/*/*")
+            path.relative_to(tmp_path / row["run_dir"] / "exports").as_posix()
+            for path in tmp_path.glob(f"{row['run_dir']}/exports/*/*")
         }
         assert {"official/llm.pt", "jit/llm.text_encoder.fp32.zip", "jit/llm.llm.fp32.zip"} <= files
 
@@ -101,7 +132,9 @@ def test_a_training_by_srun_itself(slurm, data, tmp_path):
     words = train_words("flow", data, "trainer.steps=2", "run_dir=run")
     srun = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, "-m", "cosyexp.train"]
     env = {**slurm, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*srun, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    result = subprocess.run(
+        [*srun, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("done at step 2") == 1
     assert {path.name for path in (tmp_path / "run/logs").iterdir()} == {"rank_0.log", "rank_1.log"}
@@ -116,7 +149,9 @@ def straight(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("how", ["hydra.launcher.tasks_per_node=2", "engine.nproc_per_node=2"])
-def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(how, slurm, data, tmp_path, straight):
+def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(
+    how, slurm, data, tmp_path, straight
+):
     """Two ranks, as tasks of SLURM or started by one: all stop at the same step, before the job is requeued."""
     process = sweep(slurm, "train", *train_words("llm", data, *LONG), how, cwd=tmp_path)
     try:
@@ -134,15 +169,28 @@ def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(how, slurm,
 
 
 def test_a_job_that_dies_without_a_word_hides_no_other(slurm, data, tmp_path):
-    process = sweep(slurm, "train", *train_words("llm", data, "trainer.steps=1,1000000"), cwd=tmp_path)
+    process = sweep(
+        slurm, "train", *train_words("llm", data, "trainer.steps=1,1000000"), cwd=tmp_path
+    )
     try:
-        until(lambda: len(list(tmp_path.glob("runs/demo/*/metrics.jsonl"))) == 2, "both train", PATIENCE)
-        (victim,) = [path for path in tmp_path.glob("multirun/*/*/.submitit/*") if path.name.endswith("_1")]
+        until(
+            lambda: len(list(tmp_path.glob("runs/demo/*/metrics.jsonl"))) == 2,
+            "both train",
+            PATIENCE,
+        )
+        (victim,) = [
+            path for path in tmp_path.glob("multirun/*/*/.submitit/*") if path.name.endswith("_1")
+        ]
         run(slurm, "scancel", "--signal=KILL", victim.name)
         code, out, err = ended(process)
     finally:
         process.kill()
-    assert code == 1 and err.splitlines()[-1].startswith("cosyexp: job 1 ended without a result"), out + err
+    assert code == 1 and err.splitlines()[-1].startswith("cosyexp: job 1 ended without a result"), (
+        out + err
+    )
     rows = table(tmp_path)
-    assert [(row["overrides"], row["status"]) for row in rows] == [("trainer.steps=1", "completed"), ("trainer.steps=1000000", "failed")]
+    assert [(row["overrides"], row["status"]) for row in rows] == [
+        ("trainer.steps=1", "completed"),
+        ("trainer.steps=1000000", "failed"),
+    ]
     assert os.path.exists(tmp_path / rows[1]["error"].split("its log is ")[1])

@@ -16,7 +16,9 @@ from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.engines.deepspeed import DeepSpeed
 from cosyexp.training.engines.fsdp import FSDP
 
-ENGINES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP} | {f"zero{stage}": partial(DeepSpeed, stage=stage) for stage in range(4)}
+ENGINES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP} | {
+    f"zero{stage}": partial(DeepSpeed, stage=stage) for stage in range(4)
+}
 OPTIMIZERS = {
     "fused AdamW": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01, fused=True),
     "Adam": partial(torch.optim.Adam, lr=0.1),
@@ -54,7 +56,9 @@ class Net(nn.Module):
 
 def engine_of(name: str, net: Net, optimizer: str, **options: Any) -> Any:
     engine = ENGINES[name](clip=0.7, ema=0.5, running_sum=True, **options)
-    engine.place({"net": Player(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, [])
+    engine.place(
+        {"net": Player(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, []
+    )
     return engine
 
 
@@ -63,14 +67,22 @@ def update(engine: Any, net: Net, number: int, scale: float) -> Any:
     for half in (0, 1):
         torch.manual_seed(2 * number + half)
         with engine.autocast():
-            loss = net(torch.randn(4, 5, generator=torch.Generator().manual_seed(2 * number + half))).float().square().mean()
+            loss = (
+                net(torch.randn(4, 5, generator=torch.Generator().manual_seed(2 * number + half)))
+                .float()
+                .square()
+                .mean()
+            )
         engine.backward("net", loss * scale, last=half == 1)
     return engine.step("net", number)
 
 
 def content(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
     kept = {"net": engine.weights("net"), **engine.means()}
-    return {name: {key: tensor.detach().clone() for key, tensor in tensors} for name, tensors in kept.items()}
+    return {
+        name: {key: tensor.detach().clone() for key, tensor in tensors}
+        for name, tensors in kept.items()
+    }
 
 
 def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> dict[str, Any]:
@@ -80,14 +92,20 @@ def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> di
     for number, scale in enumerate(SCALES):
         if resumed and number == HALF:
             with TemporaryDirectory() as own:
-                saved, file, folder = copy.deepcopy(content(engine)), io.BytesIO(), Path(engine.gather(own)[0])
+                saved, file, folder = (
+                    copy.deepcopy(content(engine)),
+                    io.BytesIO(),
+                    Path(engine.gather(own)[0]),
+                )
                 torch.save(engine.save_state(folder), file)
                 engine.gather(None)
                 engine.close()
                 file.seek(0)
                 net = Net(seed=5)
                 engine = engine_of(name, net, optimizer, **options)
-                engine.load({"net": saved.pop("net")}, saved, torch.load(file, weights_only=True), folder)
+                engine.load(
+                    {"net": saved.pop("net")}, saved, torch.load(file, weights_only=True), folder
+                )
                 engine.gather(None)
         report = update(engine, net, number, scale)
         norms.append(float(report.grad_norm))

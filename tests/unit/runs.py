@@ -27,9 +27,15 @@ def add(
 ) -> Checkpoint:
     """A checkpoint with the model's weights, and with the other files of weights, by name."""
     folder, model = run.checkpoints.begin(step), run.config()["model"]["name"]
-    for name, content in {model: tensors or {"weight": torch.full((4,), float(step))}, **others}.items():
+    for name, content in {
+        model: tensors or {"weight": torch.full((4,), float(step))},
+        **others,
+    }.items():
         save_tensors(folder / f"{name}.safetensors", content)
-    return run.checkpoints.commit(folder, {"step": step, "epoch": 0, "samples": step, "loss_dict": dict(losses or {}), "tag": "step"})
+    return run.checkpoints.commit(
+        folder,
+        {"step": step, "epoch": 0, "samples": step, "loss_dict": dict(losses or {}), "tag": "step"},
+    )
 
 
 def cut(path: Path) -> None:
@@ -37,4 +43,8 @@ def cut(path: Path) -> None:
 
 
 def steps(run: RunDirectory) -> list[int]:
-    return [int(path.name.removeprefix("step_")) for path in sorted((run.path / "checkpoints").glob("step_*")) if path.suffix != ".tmp"]
+    return [
+        int(path.name.removeprefix("step_"))
+        for path in sorted((run.path / "checkpoints").glob("step_*"))
+        if path.suffix != ".tmp"
+    ]

@@ -41,12 +41,20 @@ def mean_of(folder, *contents):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "relative"), [(torch.float64, 1e-15), (torch.float32, 2e-7), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)]
+    ("dtype", "relative"),
+    [
+        (torch.float64, 1e-15),
+        (torch.float32, 2e-7),
+        (torch.float16, 2**-10),
+        (torch.bfloat16, 2**-7),
+    ],
 )
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_mean_is_the_plain_mean_in_the_same_dtype(tmp_path, dtype, relative, count):
     draw = torch.Generator().manual_seed(0)
-    parts = [torch.randn(50, 7, generator=draw, dtype=torch.float64).to(dtype) for _ in range(count)]
+    parts = [
+        torch.randn(50, 7, generator=draw, dtype=torch.float64).to(dtype) for _ in range(count)
+    ]
     found = mean_of(tmp_path, *({"a": part} for part in parts))["a"]
     wanted = torch.stack(parts).double().mean(0)
     assert found.dtype == dtype
@@ -67,19 +75,36 @@ def test_half_precision_is_added_in_fp32(tmp_path, dtype, large):
 
 
 def test_fp16_does_not_overflow_on_the_way(tmp_path):
-    assert mean_of(tmp_path, *[{"a": torch.tensor([60000.0]).half()}] * 3)["a"].item() == torch.tensor(60000.0).half().item()
+    assert (
+        mean_of(tmp_path, *[{"a": torch.tensor([60000.0]).half()}] * 3)["a"].item()
+        == torch.tensor(60000.0).half().item()
+    )
 
 
 def test_fp64_keeps_its_digits(tmp_path):
-    one, two = torch.tensor([1 + 1e-12], dtype=torch.float64), torch.tensor([1 + 3e-12], dtype=torch.float64)
+    one, two = (
+        torch.tensor([1 + 1e-12], dtype=torch.float64),
+        torch.tensor([1 + 3e-12], dtype=torch.float64),
+    )
     assert abs(mean_of(tmp_path, {"a": one}, {"a": two})["a"].item() - (1 + 2e-12)) < 1e-15
 
 
 def test_integers_and_booleans_are_the_newest(tmp_path):
-    old = {"count": torch.tensor(10), "small": torch.tensor([1, 2], dtype=torch.uint8), "flag": torch.tensor([True, False])}
-    new = {"count": torch.tensor(13), "small": torch.tensor([5, 6], dtype=torch.uint8), "flag": torch.tensor([False, False])}
+    old = {
+        "count": torch.tensor(10),
+        "small": torch.tensor([1, 2], dtype=torch.uint8),
+        "flag": torch.tensor([True, False]),
+    }
+    new = {
+        "count": torch.tensor(13),
+        "small": torch.tensor([5, 6], dtype=torch.uint8),
+        "flag": torch.tensor([False, False]),
+    }
     found = mean_of(tmp_path, old, new)
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in new.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+        for name, tensor in new.items()
+    )
 
 
 def test_shapes_and_order_are_kept(tmp_path):
@@ -92,8 +117,13 @@ def test_shapes_and_order_are_kept(tmp_path):
 
 def test_a_tensor_of_many_pieces_is_whole(tmp_path):
     parts = [torch.randn(2 * PIECE + 3) for _ in range(3)]
-    found = mean_of(tmp_path, *({"a": part, "n": torch.arange(PIECE + i)[:PIECE]} for i, part in enumerate(parts)))
-    assert torch.equal(found["a"], (parts[0] + parts[1] + parts[2]) / 3) and torch.equal(found["n"], torch.arange(PIECE))
+    found = mean_of(
+        tmp_path,
+        *({"a": part, "n": torch.arange(PIECE + i)[:PIECE]} for i, part in enumerate(parts)),
+    )
+    assert torch.equal(found["a"], (parts[0] + parts[1] + parts[2]) / 3) and torch.equal(
+        found["n"], torch.arange(PIECE)
+    )
 
 
 # .pt
@@ -109,8 +139,21 @@ def pt_mean_of(folder, *contents):
 
 def test_a_pt_comes_back_as_torch_would_have_written_it(tmp_path):
     tensors = {
-        **{f"{dtype}": torch.ones(3, 5).to(dtype) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)},
-        **{f"{dtype}": torch.ones(3).to(dtype) for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)},
+        **{
+            f"{dtype}": torch.ones(3, 5).to(dtype)
+            for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        },
+        **{
+            f"{dtype}": torch.ones(3).to(dtype)
+            for dtype in (
+                torch.int64,
+                torch.int32,
+                torch.int16,
+                torch.int8,
+                torch.uint8,
+                torch.bool,
+            )
+        },
         "scalar": torch.tensor(2.0),
         "empty": torch.zeros(0, 4),
         "large": torch.randn(3, PIECE),
@@ -119,7 +162,10 @@ def test_a_pt_comes_back_as_torch_would_have_written_it(tmp_path):
     found = pt_mean_of(tmp_path, tensors, tensors)
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
-        assert torch.equal(found[name], tensor) and (found[name].dtype, found[name].stride()) == (tensor.dtype, tensor.stride())
+        assert torch.equal(found[name], tensor) and (found[name].dtype, found[name].stride()) == (
+            tensor.dtype,
+            tensor.stride(),
+        )
     mapped = torch.load(tmp_path / "mean.pt", weights_only=True, mmap=True)
     assert all(tensor.data_ptr() % 64 == 0 for tensor in mapped.values() if tensor.numel())
     with zipfile.ZipFile(tmp_path / "mean.pt") as archive:
@@ -127,7 +173,10 @@ def test_a_pt_comes_back_as_torch_would_have_written_it(tmp_path):
 
 
 def test_step_and_epoch_are_no_weights(tmp_path):
-    contents = [{"a": torch.ones(2), "step": step, "epoch": torch.tensor(epoch)} for step, epoch in ((1, 1), (5, 2))]
+    contents = [
+        {"a": torch.ones(2), "step": step, "epoch": torch.tensor(epoch)}
+        for step, epoch in ((1, 1), (5, 2))
+    ]
     assert list(pt_mean_of(tmp_path, *contents)) == ["a"]
 
 
@@ -139,7 +188,11 @@ def test_a_tensor_of_two_names_is_averaged_and_written_once(tmp_path, kind):
         parts.append({"embedding": weight, "head": weight, "other": torch.randn(3)})
     found = (mean_of if kind == "safetensors" else pt_mean_of)(tmp_path, *parts)
     wanted = (parts[0]["head"] + parts[1]["head"]) / 2
-    assert found.keys() == parts[0].keys() and torch.equal(found["head"], wanted) and torch.equal(found["embedding"], wanted)
+    assert (
+        found.keys() == parts[0].keys()
+        and torch.equal(found["head"], wanted)
+        and torch.equal(found["embedding"], wanted)
+    )
     assert found["head"].data_ptr() == found["embedding"].data_ptr() or kind == "safetensors"
     assert (tmp_path / f"mean.{kind}").stat().st_size < 2 * wanted.nbytes
 
@@ -151,7 +204,13 @@ def test_what_is_one_tensor_in_some_files_alone_stays_two(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"a": torch.randn(3, 4).t()}, {"a": torch.zeros(2, dtype=torch.complex64)}, {"a": 1}]
+    "content",
+    [
+        [torch.zeros(1)],
+        {"a": torch.randn(3, 4).t()},
+        {"a": torch.zeros(2, dtype=torch.complex64)},
+        {"a": 1},
+    ],
 )
 def test_a_pt_that_cannot_be_averaged_is_a_sentence(tmp_path, content):
     with pytest.raises(UserError, match=r"0\.pt holds"):
@@ -162,9 +221,13 @@ def test_a_pt_that_cannot_be_averaged_is_a_sentence(tmp_path, content):
 A, B = {"a": torch.zeros(2)}, {"b": torch.zeros(2)}
 
 
-@pytest.mark.parametrize("other", [B, {**A, **B}, {"a": torch.zeros(3)}, {"a": torch.zeros(2).half()}])
+@pytest.mark.parametrize(
+    "other", [B, {**A, **B}, {"a": torch.zeros(3)}, {"a": torch.zeros(2).half()}]
+)
 def test_files_with_other_tensors_are_refused(tmp_path, other):
-    with pytest.raises(UserError, match=r"0\.safetensors holds other tensors than .*1\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"0\.safetensors holds other tensors than .*1\.safetensors"
+    ):
         mean_of(tmp_path, other, A)
     assert not (tmp_path / "mean.safetensors").exists()
 
@@ -193,8 +256,17 @@ def test_memory_grows_with_nothing(tmp_path, kind):
     megabytes, count = 16, 3
     for name, size in (("small", 1), ("large", megabytes * 2**18)):
         tensors = {f"t{i}": torch.ones(size) for i in range(count)}
-        (save_tensors if kind == "safetensors" else lambda path, tensors: torch.save(tensors, path))(tmp_path / f"{name}.{kind}", tensors)
-    words = [sys.executable, "-c", MEASURE, *(str(tmp_path / f"{name}.{kind}") for name in ("small", "large", "out"))]
+        (
+            save_tensors
+            if kind == "safetensors"
+            else lambda path, tensors: torch.save(tensors, path)
+        )(tmp_path / f"{name}.{kind}", tensors)
+    words = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        *(str(tmp_path / f"{name}.{kind}") for name in ("small", "large", "out")),
+    ]
     env = {**environment(), "MALLOC_MMAP_THRESHOLD_": "1000000"}  # what is freed goes back at once
     found = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
     assert float(found.stdout) < 0.5 * megabytes, found.stdout
@@ -206,14 +278,22 @@ def test_memory_grows_with_nothing(tmp_path, kind):
 @pytest.fixture
 def run(tmp_path):
     run = make_run(tmp_path / "run")
-    for step, loss, mse in ((10, 3.0, 0.1), (20, 1.0, 0.3), (30, math.nan, 0.0), (40, 2.0, 0.2), (50, math.inf, math.nan)):
+    for step, loss, mse in (
+        (10, 3.0, 0.1),
+        (20, 1.0, 0.3),
+        (30, math.nan, 0.0),
+        (40, 2.0, 0.2),
+        (50, math.inf, math.nan),
+    ):
         add(run, step, {"loss": loss, "mse": mse})
     add(run, 60)  # without a validation
     return RunDirectory(run.path)
 
 
 def chosen(run, how, num=None, **options):
-    return [candidate.step for candidate in select(candidates_in(run.path), Choice(how, num, **options))]
+    return [
+        candidate.step for candidate in select(candidates_in(run.path), Choice(how, num, **options))
+    ]
 
 
 def test_the_best_are_those_with_the_lowest_loss(run):
@@ -237,16 +317,23 @@ def test_a_window_has_all_from_a_step_to_a_step(run):
 
 
 def test_too_few_are_refused_unless_not_strict(run, said):
-    with pytest.raises(UserError, match=r"has 3 checkpoints to choose from, not num=4.*strict=false"):
+    with pytest.raises(
+        UserError, match=r"has 3 checkpoints to choose from, not num=4.*strict=false"
+    ):
         chosen(run, "best", 4)
-    assert chosen(run, "best", 4, strict=False) == [20, 40, 10] and "has 3 checkpoints to choose from, not num=4" in said.text
+    assert (
+        chosen(run, "best", 4, strict=False) == [20, 40, 10]
+        and "has 3 checkpoints to choose from, not num=4" in said.text
+    )
 
 
 def test_damaged_checkpoints_are_passed_over_aloud(run, said):
     for step in (20, 60):
         cut(run.path / "checkpoints" / f"step_{step:08d}" / "llm.safetensors")
     assert chosen(run, "best", 2) == [40, 10] and chosen(run, "last", 2) == [50, 40]
-    assert "step_00000020 is passed over" in said.text and "step_00000060 is passed over" in said.text
+    assert (
+        "step_00000020 is passed over" in said.text and "step_00000060 is passed over" in said.text
+    )
 
 
 def test_one_flipped_bit_is_noticed(run, said):
@@ -254,7 +341,10 @@ def test_one_flipped_bit_is_noticed(run, said):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert chosen(run, "best", 1) == [40] and "step_00000020 is passed over: llm.safetensors is not what was written" in said.text
+    assert (
+        chosen(run, "best", 1) == [40]
+        and "step_00000020 is passed over: llm.safetensors is not what was written" in said.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,11 +352,17 @@ def test_one_flipped_bit_is_noticed(run, said):
     [
         ({"how": "last", "num": 0}, "num=0"),
         ({"how": "last", "num": -1}, "num=-1"),
-        ({"how": "best", "num": 1, "metric": "nonsense"}, "no checkpoint with a validation nonsense.*select=last"),
+        (
+            {"how": "best", "num": 1, "metric": "nonsense"},
+            "no checkpoint with a validation nonsense.*select=last",
+        ),
         ({"how": "window"}, r"give window=\[from,to\]"),
         ({"how": "window", "window": (5,)}, r"window=\[5\] is no stretch"),
         ({"how": "last", "window": (5, 4)}, r"window=\[5, 4\] is no stretch"),
-        ({"how": "window", "window": (61, 99)}, "no checkpoint from step 61 to 99: it has those of steps 10 to 60"),
+        (
+            {"how": "window", "window": (61, 99)},
+            "no checkpoint from step 61 to 99: it has those of steps 10 to 60",
+        ),
     ],
 )
 def test_what_cannot_be_chosen_is_a_sentence(run, options, message):
@@ -291,7 +387,13 @@ def test_what_was_not_kept_in_training_is_named_with_its_option(run):
 
 def mixed(run, method="uniform", num=3, how="best", evaluate=None, **options):
     candidates = candidates_in(run.path, sums=method == "running")
-    return mix(select(candidates, Choice(how, num)), method, "loss", options.get("temperature", 1.0), evaluate)
+    return mix(
+        select(candidates, Choice(how, num)),
+        method,
+        "loss",
+        options.get("temperature", 1.0),
+        evaluate,
+    )
 
 
 def written(mixture, folder):
@@ -300,9 +402,13 @@ def written(mixture, folder):
 
 def test_weights_are_the_softmax_of_the_losses(run, tmp_path):
     mixture = mixed(run, "weighted", temperature=0.5)
-    shares = torch.softmax(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64) / -0.5, 0).tolist()  # of the steps 10, 20, 40
+    shares = torch.softmax(
+        torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64) / -0.5, 0
+    ).tolist()  # of the steps 10, 20, 40
     assert [weight for _, weight in mixture.rows()] == pytest.approx(shares, rel=1e-12)
-    assert written(mixture, tmp_path) == pytest.approx([10 * shares[0] + 20 * shares[1] + 40 * shares[2]] * 4)
+    assert written(mixture, tmp_path) == pytest.approx(
+        [10 * shares[0] + 20 * shares[1] + 40 * shares[2]] * 4
+    )
 
 
 def test_a_low_temperature_takes_the_best_alone(run, tmp_path):
@@ -317,7 +423,9 @@ def test_a_temperature_that_weighs_nothing_is_refused(run, temperature):
 
 @pytest.mark.parametrize("method", ["weighted", "greedy"])
 def test_what_has_no_finite_loss_cannot_be_gone_by(run, method):
-    with pytest.raises(UserError, match=r"step_000000.0/llm\.safetensors has no finite validation loss"):
+    with pytest.raises(
+        UserError, match=r"step_000000.0/llm\.safetensors has no finite validation loss"
+    ):
         mixed(run, method, how="last")
 
 
@@ -335,15 +443,26 @@ def test_a_soup_takes_what_lowers_the_loss_and_nothing_else(run, tmp_path):
 
 
 def test_running_sums_give_the_mean_of_all_steps_in_between(tmp_path):
-    run, draw, total = make_run(tmp_path / "run"), torch.Generator().manual_seed(0), torch.zeros(4, dtype=torch.float64)
+    run, draw, total = (
+        make_run(tmp_path / "run"),
+        torch.Generator().manual_seed(0),
+        torch.zeros(4, dtype=torch.float64),
+    )
     kept = []
     for step in range(1, 41):
         weight = torch.randn(4, generator=draw)
         total += weight
         kept.append(weight)
         if step % 10 == 0:
-            add(run, step, tensors={"weight": weight, "count": torch.tensor(step)}, sum={"weight": total.clone()})
-    found = read_tensors(write_file(mixed(run, "running", how="last"), tmp_path / "out.safetensors"))
+            add(
+                run,
+                step,
+                tensors={"weight": weight, "count": torch.tensor(step)},
+                sum={"weight": total.clone()},
+            )
+    found = read_tensors(
+        write_file(mixed(run, "running", how="last"), tmp_path / "out.safetensors")
+    )
     torch.testing.assert_close(found["weight"], torch.stack(kept[20:]).mean(0), rtol=0, atol=1e-7)
     assert found["weight"].dtype == torch.float32 and found["count"] == 40
     with pytest.raises(UserError, match="between two checkpoints"):
@@ -362,22 +481,43 @@ def write(run, how="last", num=2, name=None):
 def test_folders_are_named_by_all_that_makes_them_differ():
     names = {
         folder_name(Choice(how, num, metric, window), method, temperature)
-        for how, window in (("best", None), ("last", None), ("ema", None), ("window", (1, 2)), ("last", (1, 2)))
+        for how, window in (
+            ("best", None),
+            ("last", None),
+            ("ema", None),
+            ("window", (1, 2)),
+            ("last", (1, 2)),
+        )
         for num in (None, 3)
         for metric in ("loss", "mse")
         for method in ("uniform", "weighted", "greedy", "running")
         for temperature in (0.1, 0.25)
     }
-    assert {"best5", "last3", "ema1", "window1-2", "last3-window1-2", "best5-mse", "last5-weighted0.1", "last3-mse-greedy"} <= names
+    assert {
+        "best5",
+        "last3",
+        "ema1",
+        "window1-2",
+        "last3-window1-2",
+        "best5-mse",
+        "last5-weighted0.1",
+        "last3-mse-greedy",
+    } <= names
     # the metric matters for best, and for what goes by it, the temperature for weighted; 3 of a window are the last 3 in it
     assert len(names) == 2 * 10 + 7 * 8
 
 
 def test_an_average_says_what_it_was_made_of(run):
     path = write(run, "best")
-    assert path == run.averages / "best2" / "llm.safetensors" and read_tensors(path)["weight"].tolist() == [30.0] * 4
+    assert (
+        path == run.averages / "best2" / "llm.safetensors"
+        and read_tensors(path)["weight"].tolist() == [30.0] * 4
+    )
     meta = yaml.safe_load((path.parent / "meta.yaml").read_text())
-    found = [(source["step"], source["weight"], source["loss_dict"]["loss"]) for source in meta["sources"]]
+    found = [
+        (source["step"], source["weight"], source["loss_dict"]["loss"])
+        for source in meta["sources"]
+    ]
     assert found == [(20, 0.5, 1.0), (40, 0.5, 2.0)]
     assert all((run.path / source["file"]).is_file() for source in meta["sources"])
     assert meta["sha256"] == {"llm.safetensors": file_hash(path)} and meta["method"]
@@ -388,7 +528,10 @@ def test_an_average_of_the_same_name_is_replaced(run):
     write(run, num=3, name="mine")
     path = write(run, num=1, name="mine")
     assert read_tensors(path)["weight"].tolist() == [60.0] * 4
-    assert [source["step"] for source in yaml.safe_load((path.parent / "meta.yaml").read_text())["sources"]] == [60]
+    assert [
+        source["step"]
+        for source in yaml.safe_load((path.parent / "meta.yaml").read_text())["sources"]
+    ] == [60]
     assert [folder.name for folder in run.averages.glob("*/")] == ["mine"]
 
 
@@ -428,12 +571,16 @@ def test_an_average_that_is_killed_leaves_the_old_one(run, point, monkeypatch):
         else:
             dying = {"the meta": 0, "the old one's rename": 1}[point]
             replace = os.replace
-            monkeypatch.setattr(os, "replace", lambda *names: (die if next(calls) == dying else replace)(*names))
+            monkeypatch.setattr(
+                os, "replace", lambda *names: (die if next(calls) == dying else replace)(*names)
+            )
         write(run)
 
     assert forked(killed)() == -signal.SIGKILL
     assert find_weights(run, "average").read_bytes() == old
-    assert {name: found for name, found in contents(run.averages).items() if ".tmp/" not in name} == before
+    assert {
+        name: found for name, found in contents(run.averages).items() if ".tmp/" not in name
+    } == before
     assert read_tensors(write(run))["weight"].tolist() == [65.0] * 4
     assert [folder.name for folder in run.averages.glob("*/")] == ["last2"]
 
@@ -444,7 +591,10 @@ def test_two_at_once_do_not_mix(run):
         write(run, num=3, name="mine")
     assert other() == 0
     meta = yaml.safe_load((run.averages / "mine/meta.yaml").read_text())
-    assert read_tensors(find_weights(run, "mine"))["weight"].tolist() == [60.0 if len(meta["sources"]) == 1 else 50.0] * 4
+    assert (
+        read_tensors(find_weights(run, "mine"))["weight"].tolist()
+        == [60.0 if len(meta["sources"]) == 1 else 50.0] * 4
+    )
 
 
 def test_a_kill_between_the_renames_is_mended(run):
@@ -462,7 +612,10 @@ def test_an_average_with_a_flipped_bit_is_not_used(run):
     content[random.Random(0).randrange(len(content))] ^= 1
     path.write_bytes(content)
     for choice in ("average", "last2"):
-        with pytest.raises(UserError, match=r"averages/last2 is damaged: llm\.safetensors is not what was written; make it again"):
+        with pytest.raises(
+            UserError,
+            match=r"averages/last2 is damaged: llm\.safetensors is not what was written; make it again",
+        ):
             find_weights(run, choice)
 
 

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from cosyexp.data.cache import CachedField, compute_shard, is_cached
 from cosyexp.data.corpus import Corpus
 from cosyexp.data.draws import VALIDATION, Draws
-from cosyexp.data.fields import F0, InstructTokens, Mel, SpeakerEmbedding, TextTokens, Utterance, Wave
+from cosyexp.data.fields import (
+    F0,
+    InstructTokens,
+    Mel,
+    SpeakerEmbedding,
+    TextTokens,
+    Utterance,
+    Wave,
+)
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader, dealt
@@ -36,16 +44,36 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200).map(np.array)
 def llm_view() -> LanguageView:
     alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
     layout = Layout(speaker=True, vocabulary=512)
-    return LanguageView(tokenizer=alphabet, speech_vocabulary=512, speaker_dim=192, use_spk_embedding=False, layout=layout)
+    return LanguageView(
+        tokenizer=alphabet,
+        speech_vocabulary=512,
+        speaker_dim=192,
+        use_spk_embedding=False,
+        layout=layout,
+    )
 
 
 def pair_view() -> PreferenceView:
-    options = {"speech_vocabulary": 512, "speaker_dim": 192, "use_spk_embedding": False, "layout": Layout(speaker=True, vocabulary=512)}
-    return PreferenceView(tokenizer=Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options)
+    options = {
+        "speech_vocabulary": 512,
+        "speaker_dim": 192,
+        "use_spk_embedding": False,
+        "layout": Layout(speaker=True, vocabulary=512),
+    }
+    return PreferenceView(
+        tokenizer=Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options
+    )
 
 
 def flow_view() -> FlowView:
-    return FlowView(speech_vocabulary=512, token_rate=50, speaker_dim=192, use_spk_embedding=False, sample_rate=16000, mel=MEL)
+    return FlowView(
+        speech_vocabulary=512,
+        token_rate=50,
+        speaker_dim=192,
+        use_spk_embedding=False,
+        sample_rate=16000,
+        mel=MEL,
+    )
 
 
 def vocoder_view() -> VocoderView:
@@ -91,23 +119,36 @@ def speech_like(count):
 
 @pytest.mark.parametrize("budget", [2000, 20000])
 def test_little_of_a_batch_is_padding(budget):
-    assert Plan(lengths=np.minimum(speech_like(20000), budget), budget=budget, seed=0).padding() < 0.03
+    assert (
+        Plan(lengths=np.minimum(speech_like(20000), budget), budget=budget, seed=0).padding() < 0.03
+    )
 
 
-@given(st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=50).map(np.array), st.integers(0, 5))
+@given(
+    st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=50).map(np.array),
+    st.integers(0, 5),
+)
 def test_a_row_occurs_as_often_as_its_weight_says(weights, epoch):
     plan = Plan(lengths=np.full(len(weights), 10), budget=25, seed=0, weights=weights)
     times = np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=len(weights))
     assert times.any() and (times <= np.ceil(weights)).all()
     if times.sum() > 1:
         assert (times >= np.floor(weights)).all()
-    assert np.array_equal(np.concatenate(list(plan.epoch(epoch, 1))), np.concatenate(list(plan.epoch(epoch, 1))))
+    assert np.array_equal(
+        np.concatenate(list(plan.epoch(epoch, 1))), np.concatenate(list(plan.epoch(epoch, 1)))
+    )
 
 
 def test_weights_are_means_over_epochs():
     weights = np.repeat([0.25, 1.0, 2.5], 200)
     plan = Plan(lengths=np.full(600, 10), budget=100, seed=0, weights=weights)
-    times = sum(np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=600) for epoch in range(20)) / 20
+    times = (
+        sum(
+            np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=600)
+            for epoch in range(20)
+        )
+        / 20
+    )
     assert np.abs(times.reshape(3, 200).mean(axis=1) - [0.25, 1.0, 2.5]).max() < 0.03
     assert (times[200:400] == 1).all() and len(set(times[:200].tolist())) > 3
 
@@ -120,14 +161,25 @@ def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
     loaders = []
     for rank in range(ranks):
         plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
-        loader = Loader(corpus, plan, seed=0, rank=rank, world=ranks, accumulate=accumulate, workers=workers, pin=False)
+        loader = Loader(
+            corpus,
+            plan,
+            seed=0,
+            rank=rank,
+            world=ranks,
+            accumulate=accumulate,
+            workers=workers,
+            pin=False,
+        )
         if place:
             loader.seek(place)
         loaders.append(loader)
     steps, places = [], []
     for _ in range(count):
         parts = [micro for loader in loaders for micro in loader.next_step()]
-        steps.append([(micro.number, micro.batch) for micro in sorted(parts, key=lambda micro: micro.number)])
+        steps.append(
+            [(micro.number, micro.batch) for micro in sorted(parts, key=lambda micro: micro.number)]
+        )
         assert len({loader.place for loader in loaders}) == 1
         places.append(loaders[0].place)
     for loader in loaders:
@@ -137,7 +189,8 @@ def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
 
 def same(a, b):
     return [i for i, _ in a] == [i for i, _ in b] and all(
-        x.utts == y.utts and torch.equal(x.noise_BFT, y.noise_BFT) for (_, x), (_, y) in zip(a, b, strict=True)
+        x.utts == y.utts and torch.equal(x.noise_BFT, y.noise_BFT)
+        for (_, x), (_, y) in zip(a, b, strict=True)
     )
 
 
@@ -164,8 +217,12 @@ def test_a_place_is_the_whole_state(corpus):
 def test_an_epoch_begun_with_another_block_is_finished_in_its_order(corpus):
     steps, places = steps_of(corpus, accumulate=2, count=1)
     rest, _ = steps_of(corpus, accumulate=1, count=40, place=places[0])
-    order = [b for rows in Plan(lengths=corpus.lengths, budget=700, seed=0).epoch(0, 2) for b in rows]
-    seen = [utt for step in [*steps, *rest] for _, batch in step for utt in batch.utts][: len(order)]
+    order = [
+        b for rows in Plan(lengths=corpus.lengths, budget=700, seed=0).epoch(0, 2) for b in rows
+    ]
+    seen = [utt for step in [*steps, *rest] for _, batch in step for utt in batch.utts][
+        : len(order)
+    ]
     assert sorted(seen) == sorted(corpus.row(i)[0] for i in range(len(corpus)))
 
 
@@ -173,9 +230,14 @@ def test_validation_is_the_same_however_it_is_divided(corpus):
     plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
 
     def of(ranks, workers):
-        loaders = [ValidationLoader(corpus, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False) for r in range(ranks)]
+        loaders = [
+            ValidationLoader(corpus, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False)
+            for r in range(ranks)
+        ]
         assert len({loader.rounds for loader in loaders}) == 1
-        return sorted(((m.number, m.batch) for loader in loaders for m in loader), key=lambda pair: pair[0])
+        return sorted(
+            ((m.number, m.batch) for loader in loaders for m in loader), key=lambda pair: pair[0]
+        )
 
     wanted = of(1, 0)
     assert same(wanted, of(2, 0)) and same(wanted, of(3, 2))
@@ -188,7 +250,13 @@ def test_draws_depend_on_their_key_alone():
     one, two = Draws(0, 1), Draws(0, 1)
     two("b", "noise").random(100)
     assert one("a", "noise").random() == two("a", "noise").random()
-    values = {Draws(s, e)(u, p).random() for s in (0, 1) for e in (VALIDATION, 0) for u in "ab" for p in ("t", "z")}
+    values = {
+        Draws(s, e)(u, p).random()
+        for s in (0, 1)
+        for e in (VALIDATION, 0)
+        for u in "ab"
+        for p in ("t", "z")
+    }
     assert len(values) == 16
 
 
@@ -197,7 +265,10 @@ def test_rows_draw_the_same_in_any_batch(corpus):
     together, alone = corpus.batch([4, 1], draws), corpus.batch([1], draws)
     frames = alone.mel_BFT.size(2)
     assert torch.equal(together.noise_BFT[1, :, :frames], alone.noise_BFT[0])
-    assert together.time_B[1] == alone.time_B[0] and together.prompt_lens_B[1] == alone.prompt_lens_B[0]
+    assert (
+        together.time_B[1] == alone.time_B[0]
+        and together.prompt_lens_B[1] == alone.prompt_lens_B[0]
+    )
 
 
 def test_flow_draws_have_their_distributions(corpus):
@@ -214,13 +285,20 @@ def test_flow_draws_have_their_distributions(corpus):
 def test_cached_and_computed_are_the_same(data, tmp_path):
     shard = tmp_path / "00000.parquet"
     shutil.copy(data / "train" / "00000.parquet", shard)
-    fields = [Mel(sample_rate=16000, **MEL), F0(16000, 256, "dio"), Wave(16000), SpeakerEmbedding("utt_embedding", 192)]
+    fields = [
+        Mel(sample_rate=16000, **MEL),
+        F0(16000, 256, "dio"),
+        Wave(16000),
+        SpeakerEmbedding("utt_embedding", 192),
+    ]
     compute_shard(shard, fields)
     for field in fields:
         cached = CachedField(shard, field)
         for i, row in enumerate(read_rows(shard, ["utt", "audio_data", "utt_embedding"])):
             assert np.array_equal(cached[i], field(Utterance(row)))
-    assert is_cached(shard, fields[0]) and not is_cached(shard, Mel(sample_rate=16000, **{**MEL, "fmax": None}))
+    assert is_cached(shard, fields[0]) and not is_cached(
+        shard, Mel(sample_rate=16000, **{**MEL, "fmax": None})
+    )
     rows = list(read_rows(shard, pq.read_schema(shard).names))
     write_shard(shard, rows[:-1])
     assert not is_cached(shard, fields[0]), "a shard that was written anew is computed anew"
@@ -240,11 +318,19 @@ def test_computing_fields_leaves_the_trainer_its_threads(data, tmp_path):
 def test_segments_of_wave_mel_and_f0_are_aligned(data):
     corpus = Corpus([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
     batch = corpus.batch(range(6), Draws(0, 0))
-    assert batch.wave_BS.shape == (6, 2048) and batch.mel_BFT.shape == (6, 80, 8) and batch.f0_BT.shape == (6, 8)
+    assert (
+        batch.wave_BS.shape == (6, 2048)
+        and batch.mel_BFT.shape == (6, 80, 8)
+        and batch.f0_BT.shape == (6, 8)
+    )
     for i in range(6):
         _, row = corpus.row(i)
         waves = [row["wave"][0, s * 256 : s * 256 + 2048] for s in range(row["mel"].shape[1] - 7)]
-        (start,) = [s for s, wave in enumerate(waves) if np.array_equal(wave / np.float32(32767), batch.wave_BS[i].numpy())]
+        (start,) = [
+            s
+            for s, wave in enumerate(waves)
+            if np.array_equal(wave / np.float32(32767), batch.wave_BS[i].numpy())
+        ]
         assert np.array_equal(row["mel"][:, start : start + 8], batch.mel_BFT[i].numpy())
         assert np.array_equal(row["f0"][0, start : start + 8], batch.f0_BT[i].numpy())
 
@@ -262,10 +348,16 @@ def test_an_utterance_shorter_than_a_segment_ends_in_silence(data):
 @pytest.fixture
 def shards(data, tmp_path):
     """Four shards of three utterances, and their list."""
-    rows = [row for shard in read_list(str(data / "train.list")) for row in read_rows(shard, COLUMNS.names)][:12]
+    rows = [
+        row
+        for shard in read_list(str(data / "train.list"))
+        for row in read_rows(shard, COLUMNS.names)
+    ][:12]
     for i in range(4):
         write_shard(tmp_path / f"{i}.parquet", rows[3 * i : 3 * i + 3])
-    (tmp_path / "all.list").write_bytes(b"\xef\xbb\xbf0.parquet\r\n1.parquet\r\n\r\n2.parquet\r\n3.parquet")
+    (tmp_path / "all.list").write_bytes(
+        b"\xef\xbb\xbf0.parquet\r\n1.parquet\r\n\r\n2.parquet\r\n3.parquet"
+    )
     return tmp_path
 
 
@@ -274,14 +366,20 @@ def open_corpus(folder, view=flow_view, **options):
 
 
 def content_of(corpus):
-    return [(utt, {name: value.tolist() for name, value in row.items()}) for utt, row in map(corpus.row, range(len(corpus)))]
+    return [
+        (utt, {name: value.tolist() for name, value in row.items()})
+        for utt, row in map(corpus.row, range(len(corpus)))
+    ]
 
 
 def test_a_second_start_reads_no_field(shards, monkeypatch):
     wanted = open_corpus(shards)
     content = content_of(wanted)
     opened = []
-    monkeypatch.setattr("cosyexp.data.corpus.CachedField", lambda shard, field: opened.append(shard.stem) or CachedField(shard, field))
+    monkeypatch.setattr(
+        "cosyexp.data.corpus.CachedField",
+        lambda shard, field: opened.append(shard.stem) or CachedField(shard, field),
+    )
     again = open_corpus(shards)
     assert np.array_equal(again.lengths, wanted.lengths) and not opened
     assert again.row(4) and set(opened) == {"1"}
@@ -303,7 +401,9 @@ def test_what_is_gone_or_was_written_anew_is_indexed_anew(shards):
 def test_a_limit_reads_no_more_than_it_needs(shards):
     content = content_of(open_corpus(shards, limit=4))
     assert len(content) == 4 and not (shards / "2.fields").exists()
-    assert content == content_of(open_corpus(shards))[:4] and len(open_corpus(shards, limit=99)) == 12
+    assert (
+        content == content_of(open_corpus(shards))[:4] and len(open_corpus(shards, limit=99)) == 12
+    )
 
 
 def test_longer_utterances_are_left_out_and_named(shards, caplog):
@@ -312,7 +412,10 @@ def test_longer_utterances_are_left_out_and_named(shards, caplog):
     longest = int(np.sort(everything.lengths)[-3])
     with caplog.at_level(logging.WARNING, "cosyexp"):
         corpus = open_corpus(shards, longest=longest)
-    assert sorted(corpus.lengths) == sorted(everything.lengths)[:10] and "2 of 12 utterances are longer than data.longest" in caplog.text
+    assert (
+        sorted(corpus.lengths) == sorted(everything.lengths)[:10]
+        and "2 of 12 utterances are longer than data.longest" in caplog.text
+    )
     left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(corpus)}
     assert len(left) == 2 and all(utt in caplog.text for utt in left)
     with pytest.raises(UserError, match="nothing is left"):
@@ -333,7 +436,9 @@ def test_lists_have_their_weights(shards):
     corpus = Corpus(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
     assert corpus.weights.tolist() == [0.5] * 3 + [2] * 12
     for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
-        with pytest.raises(UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"):
+        with pytest.raises(
+            UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"
+        ):
             Corpus(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
 
 
@@ -341,13 +446,18 @@ def write_vocabulary(path, codes):
     """Of Whisper's size; the pieces behind the single bytes are in no text."""
     pieces = [bytes([code]) for code in codes]
     pieces += [b"\xff" + i.to_bytes(3, "big") for i in range(PIECES - len(pieces))]
-    path.write_text("".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in enumerate(pieces)))
+    path.write_text(
+        "".join(f"{base64.b64encode(piece).decode()} {i}\n" for i, piece in enumerate(pieces))
+    )
 
 
 def test_another_vocabulary_gives_other_ids(shards):
     def view():
         view = llm_view()
-        view.fields = {**view.fields, "text": TextTokens(Whisper(vocabulary=str(shards / "a.tiktoken")))}
+        view.fields = {
+            **view.fields,
+            "text": TextTokens(Whisper(vocabulary=str(shards / "a.tiktoken"))),
+        }
         return view
 
     def write(codes):
@@ -364,13 +474,23 @@ def test_another_vocabulary_gives_other_ids(shards):
 
 def test_files_as_the_original_writes_them(shards):
     """pandas makes lists of float64 and int64; optional columns may be missing, and rejects null."""
-    wide = {"utt_embedding": pa.list_(pa.float64()), "speech_token": pa.list_(pa.int64()), "audio_data": pa.large_binary()}
+    wide = {
+        "utt_embedding": pa.list_(pa.float64()),
+        "speech_token": pa.list_(pa.int64()),
+        "audio_data": pa.large_binary(),
+    }
     for path in shards.glob("*.parquet"):
         table = pq.read_table(path).drop_columns(["spk_embedding", "wav"])
-        table = table.append_column("reject_speech_token", pa.array([None] * len(table), pa.list_(pa.int64())))
-        schema = pa.schema([(f.name, wide.get(f.name, f.type)) for f in table.schema], {"pandas": "{}"})
+        table = table.append_column(
+            "reject_speech_token", pa.array([None] * len(table), pa.list_(pa.int64()))
+        )
+        schema = pa.schema(
+            [(f.name, wide.get(f.name, f.type)) for f in table.schema], {"pandas": "{}"}
+        )
         pq.write_table(table.cast(schema), path.with_suffix(".new"))
-    content = {view: content_of(open_corpus(shards, view)) for view in (llm_view, flow_view, vocoder_view)}
+    content = {
+        view: content_of(open_corpus(shards, view)) for view in (llm_view, flow_view, vocoder_view)
+    }
     for path in shards.glob("*.new"):
         path.replace(path.with_suffix(".parquet"))
     assert {view: content_of(open_corpus(shards, view)) for view in content} == content
@@ -381,7 +501,12 @@ def test_files_as_the_original_writes_them(shards):
 
 def spoil(data: Path, folder: Path, change) -> str:
     """A copy of a shard whose rows went through `change`; the path of its list."""
-    rows = [dict(row) for row in read_rows(data / "train" / "00000.parquet", pq.read_schema(data / "train" / "00000.parquet").names)]
+    rows = [
+        dict(row)
+        for row in read_rows(
+            data / "train" / "00000.parquet", pq.read_schema(data / "train" / "00000.parquet").names
+        )
+    ]
     for i, row in enumerate(rows):
         change(i, row)
     write_shard(folder / "bad.parquet", rows)
@@ -395,12 +520,22 @@ def spoil(data: Path, folder: Path, change) -> str:
         ("speech_token", [], llm_view, "no speech_token"),
         ("speech_token", None, flow_view, "no speech_token"),
         ("speech_token", [3, 900], flow_view, "speech token 900 is outside the vocabulary of 512"),
-        ("speech_token", [3] * 5, flow_view, "its 5 speech tokens are 0.1 s at 50 a second, its audio"),
+        (
+            "speech_token",
+            [3] * 5,
+            flow_view,
+            "its 5 speech tokens are 0.1 s at 50 a second, its audio",
+        ),
         ("text", "", llm_view, "no text"),
         ("text", "日本", llm_view, "nothing that the tokenizer knows"),
         ("speech_token", [3, None], llm_view, "speech_token is no list of finite numbers"),
         ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),
-        ("utt_embedding", [float("nan")] * 192, llm_view, "utt_embedding is no list of finite numbers"),
+        (
+            "utt_embedding",
+            [float("nan")] * 192,
+            llm_view,
+            "utt_embedding is no list of finite numbers",
+        ),
         ("audio_data", b"RIFF....", vocoder_view, "cannot be decoded"),
         ("audio_data", None, vocoder_view, "no audio_data"),
     ],
@@ -411,7 +546,9 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
     with caplog.at_level(logging.WARNING, "cosyexp"):
         corpus = Corpus([path], view(), max_bad=0.5, processes=1)
     names = [row["utt"] for row in read_rows(tmp_path / "bad.parquet", ["utt"])]
-    assert len(corpus) == len(names) - 1 and names[2] not in {corpus.row(i)[0] for i in range(len(corpus))}
+    assert len(corpus) == len(names) - 1 and names[2] not in {
+        corpus.row(i)[0] for i in range(len(corpus))
+    }
     assert names[2] in caplog.text and reason in caplog.text
     with pytest.raises(UserError, match=r"max_bad=0\.01"):
         Corpus([path], view(), max_bad=0.01, processes=1)
@@ -436,7 +573,10 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
 )
 def test_a_column_of_another_type_is_told(data, tmp_path, column, value, view, reason):
     table = pq.read_table(data / "valid" / "00000.parquet")
-    pq.write_table(table.drop_columns([column]).append_column(column, pa.array([value] * len(table))), tmp_path / "odd.parquet")
+    pq.write_table(
+        table.drop_columns([column]).append_column(column, pa.array([value] * len(table))),
+        tmp_path / "odd.parquet",
+    )
     with pytest.raises(UserError, match=reason):
         Corpus([str(tmp_path / "odd.parquet")], view(), max_bad=0, processes=1)
 
@@ -445,39 +585,67 @@ def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
     table = pq.read_table(data / "valid" / "00000.parquet")
     packed = [np.array(x, np.float32).tobytes() for x in table["utt_embedding"].to_pylist()]
     odd = table.drop_columns(["utt", "utt_embedding"])
-    odd = odd.append_column("utt", pa.array([None] * len(table), pa.string())).append_column("utt_embedding", pa.array(packed))
+    odd = odd.append_column("utt", pa.array([None] * len(table), pa.string())).append_column(
+        "utt_embedding", pa.array(packed)
+    )
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(odd, tmp_path / "odd.parquet")
-    plain, odd = (Corpus([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1) for name in ("plain", "odd"))
+    plain, odd = (
+        Corpus([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1)
+        for name in ("plain", "odd")
+    )
     assert len(odd) == len(plain) and odd.row(1)[0] == "odd:1"
-    assert all(np.array_equal(odd.row(i)[1]["speaker"], plain.row(i)[1]["speaker"]) for i in range(len(odd)))
+    assert all(
+        np.array_equal(odd.row(i)[1]["speaker"], plain.row(i)[1]["speaker"])
+        for i in range(len(odd))
+    )
 
 
 def test_a_row_that_is_no_pair_is_no_fault_but_a_wrong_answer_is(data, tmp_path, caplog):
     answers = [None, [], [3, 900]]
-    path = spoil(data, tmp_path, lambda i, row: row.update(reject_speech_token=answers[i] if i < 3 else [1, 2, 3]))
+    path = spoil(
+        data,
+        tmp_path,
+        lambda i, row: row.update(reject_speech_token=answers[i] if i < 3 else [1, 2, 3]),
+    )
     count = len(list(read_rows(tmp_path / "bad.parquet", ["utt"])))
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
         assert len(Corpus([path], pair_view(), max_bad=1 / count, processes=1)) == count - 3
-    assert f"3 of {count} utterances left out" in caplog.text and caplog.text.count("it has no reject_speech_token") == 2
+    assert (
+        f"3 of {count} utterances left out" in caplog.text
+        and caplog.text.count("it has no reject_speech_token") == 2
+    )
     with pytest.raises(UserError, match=f"1 of {count} utterances .*900 is outside the vocabulary"):
         Corpus([path], pair_view(), max_bad=0, processes=1)
 
 
 def test_data_without_a_pair_say_how_they_are_made(data):
-    with pytest.raises(UserError, match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md"):
+    with pytest.raises(
+        UserError,
+        match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md",
+    ):
         Corpus([str(data / "train.list")], pair_view(), max_bad=0, processes=1)
 
 
 def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
     monkeypatch.setattr("cosyexp.data.corpus.NAMED", 2)
     for path in shards.glob("*.parquet"):
-        write_shard(path, [{**row, "text": "" if i else row["text"]} for i, row in enumerate(read_rows(path, COLUMNS.names))])
+        write_shard(
+            path,
+            [
+                {**row, "text": "" if i else row["text"]}
+                for i, row in enumerate(read_rows(path, COLUMNS.names))
+            ],
+        )
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
         assert len(Corpus([str(shards / "all.list")], llm_view(), max_bad=1, processes=1)) == 4
-    assert "8 of 12 utterances left out" in caplog.text and caplog.text.count("it has no text") == 2 and "; ..." in caplog.text
+    assert (
+        "8 of 12 utterances left out" in caplog.text
+        and caplog.text.count("it has no text") == 2
+        and "; ..." in caplog.text
+    )
 
 
 def test_no_row_at_all(data, tmp_path):
@@ -526,7 +694,14 @@ def test_prepared_front_ends_are_kept_for_new_speech(data):
 
     tokenizer = KMeansTokenizer.load(data / "speech_tokenizer.safetensors")
     speaker = MelSpeakerEncoder.load(data / "speaker_encoder.safetensors")
-    row = next(iter(read_rows(data / "valid" / "00000.parquet", ["utt", "audio_data", "speech_token", "utt_embedding"])))
+    row = next(
+        iter(
+            read_rows(
+                data / "valid" / "00000.parquet",
+                ["utt", "audio_data", "speech_token", "utt_embedding"],
+            )
+        )
+    )
     wave = read_wave(row["audio_data"], 16000)
     assert tokenizer.encode(wave) == row["speech_token"]
     assert np.allclose(speaker.encode(wave), row["utt_embedding"], atol=1e-4)
@@ -534,12 +709,18 @@ def test_prepared_front_ends_are_kept_for_new_speech(data):
 
 def test_speaker_embeddings_tell_voices_apart(data):
     rows = [
-        row for shard in read_list(str(data / "valid.list")) for row in read_rows(shard, ["utt", "spk", "utt_embedding", "spk_embedding"])
+        row
+        for shard in read_list(str(data / "valid.list"))
+        for row in read_rows(shard, ["utt", "spk", "utt_embedding", "spk_embedding"])
     ]
     own = [np.linalg.norm(np.subtract(r["utt_embedding"], r["spk_embedding"])) for r in rows]
     means = {r["spk"]: r["spk_embedding"] for r in rows}
     for row, distance in zip(rows, own, strict=True):
-        others = [np.linalg.norm(np.subtract(row["utt_embedding"], mean)) for spk, mean in means.items() if spk != row["spk"]]
+        others = [
+            np.linalg.norm(np.subtract(row["utt_embedding"], mean))
+            for spk, mean in means.items()
+            if spk != row["spk"]
+        ]
         assert distance < min(others)
 
 
@@ -555,7 +736,10 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     """It ends the command, and the same command goes well once the file is there."""
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("*.fields"))
     view = llm_view()
-    view.fields = {**view.fields, "text": TextTokens(Whisper(vocabulary=str(tmp_path / "a.tiktoken")))}
+    view.fields = {
+        **view.fields,
+        "text": TextTokens(Whisper(vocabulary=str(tmp_path / "a.tiktoken"))),
+    }
     lists = [str(tmp_path / "data" / "train.list")]
     with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):
         Corpus(lists, view, max_bad=0, processes=1)

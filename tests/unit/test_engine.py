@@ -26,7 +26,10 @@ def constant(update, lr):
 
 def engine_of(*modules, optimizer="fused AdamW", scheduler=constant, **options):
     engine = DDP(**options)
-    players = {f"player{i}": Player(module, OPTIMIZERS[optimizer], scheduler) for i, module in enumerate(modules)}
+    players = {
+        f"player{i}": Player(module, OPTIMIZERS[optimizer], scheduler)
+        for i, module in enumerate(modules)
+    }
     engine.place(players, [])
     return engine
 
@@ -44,15 +47,23 @@ def update(engine, module, scale=1.0, number=0):
 
 def everything(engine, module):
     state = engine.optimizers["player0"].state_dict()["state"]
-    return {**module.state_dict(), **{f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()}}
+    return {
+        **module.state_dict(),
+        **{f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()},
+    }
 
 
 def copied(tensors):
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in tensors.items()}
+    return {
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in tensors.items()
+    }
 
 
 def equal(one, two):
-    return one.keys() == two.keys() and all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(two[name])) for name in one)
+    return one.keys() == two.keys() and all(
+        torch.equal(torch.as_tensor(one[name]), torch.as_tensor(two[name])) for name in one
+    )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -76,7 +87,9 @@ def test_after_a_skipped_update_it_goes_on_as_if_nothing_had_been(optimizer):
     for engine, module in zip(engines, modules, strict=True):
         for number in range(3):
             assert update(engine, module, number=number).applied
-    assert equal(*(everything(engine, module) for engine, module in zip(engines, modules, strict=True)))
+    assert equal(
+        *(everything(engine, module) for engine, module in zip(engines, modules, strict=True))
+    )
 
 
 @pytest.mark.parametrize("clip", [0.5, 1e6, None])
@@ -85,7 +98,9 @@ def test_clipping_is_torch_s(clip):
     engine, optimizer = engine_of(ours, clip=clip), OPTIMIZERS["fused AdamW"](theirs.parameters())
     for number in range(3):
         report = update(engine, ours, number=number)
-        theirs(torch.randn(5, 4, generator=torch.Generator().manual_seed(number))).square().sum().backward()
+        theirs(
+            torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+        ).square().sum().backward()
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), math.inf if clip is None else clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -98,7 +113,9 @@ def test_gradients_of_micro_batches_add_up_and_are_cleared():
     one, two = net(), net()
     engines = engine_of(one), engine_of(two)
     update(engines[0], one, 3.0)
-    engines[1].backward("player0", two(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum())
+    engines[1].backward(
+        "player0", two(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum()
+    )
     update(engines[1], two, 2.0)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -149,7 +166,9 @@ def test_frozen_weights_stay():
     module[0].requires_grad_(False)
     before = copied(module.state_dict())
     update(engine_of(module), module)
-    assert torch.equal(module[0].weight, before["0.weight"]) and not torch.equal(module[2].weight, before["2.weight"])
+    assert torch.equal(module[0].weight, before["0.weight"]) and not torch.equal(
+        module[2].weight, before["2.weight"]
+    )
 
 
 @pytest.mark.parametrize("mean", [{"ema": 0.5}, {"running_sum": True}], ids=["ema", "sum"])
@@ -172,7 +191,9 @@ def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped(mean)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, tmp_path):
     straight = net()
-    engine = engine_of(straight, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
+    engine = engine_of(
+        straight, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True
+    )
     for number in range(2):
         update(engine, straight, number=number)
     weights, state = copied(dict(engine.weights("player0"))), copied_state(engine, tmp_path)
@@ -185,7 +206,9 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
         update(other, resumed, number=number)
     assert equal(everything(engine, straight), everything(other, resumed))
     assert means.keys() == {"ema", "sum"}
-    assert all(equal(dict(mean), dict(other.means()[name])) for name, mean in engine.means().items())
+    assert all(
+        equal(dict(mean), dict(other.means()[name])) for name, mean in engine.means().items()
+    )
     assert engine.scalers["player0"].state_dict() == other.scalers["player0"].state_dict()
 
 
@@ -206,7 +229,9 @@ def test_fp16_lowers_its_scale_when_gradients_overflow():
     report = update(engine, module)
     assert report.applied
     reference = net()
-    torch.testing.assert_close(report.grad_norm, update(engine_of(reference), reference).grad_norm, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        report.grad_norm, update(engine_of(reference), reference).grad_norm, rtol=1e-3, atol=0
+    )
 
 
 # what travels together
@@ -215,9 +240,14 @@ def test_fp16_lowers_its_scale_when_gradients_overflow():
 @pytest.mark.parametrize("size", [1, 40, 100, 10**6])
 def test_buckets_hold_all_tensors_in_order_each_of_one_dtype(size):
     single, double = torch.float32, torch.float64
-    tensors = [torch.zeros(n, dtype=dtype) for n, dtype in ((3, single), (7, single), (2, double), (0, double), (9, single))]
+    tensors = [
+        torch.zeros(n, dtype=dtype)
+        for n, dtype in ((3, single), (7, single), (2, double), (0, double), (9, single))
+    ]
     found = list(buckets(tensors, size))
-    assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
+    assert [id(tensor) for bucket in found for tensor in bucket] == [
+        id(tensor) for tensor in tensors
+    ]
     for bucket in found:
         assert len({tensor.dtype for tensor in bucket}) == 1
         assert len(bucket) == 1 or sum(tensor.nbytes for tensor in bucket) <= size

@@ -24,14 +24,35 @@ OTHERS = [name for name in ENGINES if name != "ddp"]
 @pytest.fixture(scope="module")
 def found():
     """All lives, in one process of their own: DeepSpeed leaves traces in the one that it runs in."""
-    calls = {(name, optimizer): {"name": name, "optimizer": optimizer} for name in ENGINES for optimizer in OPTIMIZERS}
+    calls = {
+        (name, optimizer): {"name": name, "optimizer": optimizer}
+        for name in ENGINES
+        for optimizer in OPTIMIZERS
+    }
     calls |= {(*key, "resumed"): {**options, "resumed": True} for key, options in calls.items()}
     plain = [(name, {"name": name, "optimizer": "fused AdamW"}) for name in ENGINES]
-    for key, options in (("recomputed", {"recompute": True}), ("fp16", {"precision": "fp16"}), ("bf16", {"precision": "bf16"})):
+    for key, options in (
+        ("recomputed", {"recompute": True}),
+        ("fp16", {"precision": "fp16"}),
+        ("bf16", {"precision": "bf16"}),
+    ):
         calls |= {(name, key): {**call, **options} for name, call in plain}
-    calls |= {("fsdp", "gathered in bf16"): {"name": "fsdp", "optimizer": "fused AdamW", "precision": "bf16", "gather": "bf16"}}
+    calls |= {
+        ("fsdp", "gathered in bf16"): {
+            "name": "fsdp",
+            "optimizer": "fused AdamW",
+            "precision": "bf16",
+            "gather": "bf16",
+        }
+    }
     for name, more in (("zero2", {}), ("zero3", {"offload_weights": True})):
-        calls[name, "offloaded"] = {"name": name, "optimizer": "fused AdamW", "resumed": True, "offload_optimizer": True, **more}
+        calls[name, "offloaded"] = {
+            "name": name,
+            "optimizer": "fused AdamW",
+            "resumed": True,
+            "offload_optimizer": True,
+            **more,
+        }
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         return alone.submit(lives, calls).result()
 
@@ -40,7 +61,9 @@ def assert_equal(one, two, rtol=0.0, atol=0.0):
     for name in ("net", "ema", "sum"):
         assert one[name].keys() == two[name].keys()
         for key, tensor in one[name].items():
-            torch.testing.assert_close(tensor, two[name][key], rtol=rtol, atol=atol, msg=f"{name} {key}")
+            torch.testing.assert_close(
+                tensor, two[name][key], rtol=rtol, atol=atol, msg=f"{name} {key}"
+            )
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -48,9 +71,18 @@ def assert_equal(one, two, rtol=0.0, atol=0.0):
 def test_updates_are_those_of_ddp(found, name, optimizer):
     ours, theirs = found[name, optimizer], found["ddp", optimizer]
     assert ours["applied"] == theirs["applied"] == FINITE
-    finite = [(a, b) for a, b, applied in zip(ours["norms"], theirs["norms"], FINITE, strict=True) if applied]
+    finite = [
+        (a, b)
+        for a, b, applied in zip(ours["norms"], theirs["norms"], FINITE, strict=True)
+        if applied
+    ]
     assert all(a == pytest.approx(b, rel=1e-6) for a, b in finite)
-    assert not any(map(math.isfinite, [a for a, applied in zip(ours["norms"], FINITE, strict=True) if not applied]))
+    assert not any(
+        map(
+            math.isfinite,
+            [a for a, applied in zip(ours["norms"], FINITE, strict=True) if not applied],
+        )
+    )
     assert_equal(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -67,16 +99,26 @@ def test_recomputed_activations_train_the_same_with_dropout(found, name):
     assert found[name, "recomputed"]["applied"] == FINITE
     for key, tensor in found[name, "recomputed"]["net"].items():
         if key != "seen":
-            torch.testing.assert_close(tensor, found[name, "fused AdamW"]["net"][key], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                tensor, found[name, "fused AdamW"]["net"][key], rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_is_the_autocast_of_ddp(found, name, precision):
-    ours, theirs, single = found[name, precision], found["ddp", precision], found["ddp", "fused AdamW"]
-    assert ours["applied"] == theirs["applied"] and sum(ours["applied"]) > 2  # fp16 has to find its scale first
+    ours, theirs, single = (
+        found[name, precision],
+        found["ddp", precision],
+        found["ddp", "fused AdamW"],
+    )
+    assert (
+        ours["applied"] == theirs["applied"] and sum(ours["applied"]) > 2
+    )  # fp16 has to find its scale first
     assert_equal(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert all(tensor.dtype == torch.float32 for key, tensor in ours["net"].items() if key != "seen")
+    assert all(
+        tensor.dtype == torch.float32 for key, tensor in ours["net"].items() if key != "seen"
+    )
     assert not torch.equal(ours["net"]["out.weight"], single["net"]["out.weight"])
 
 
@@ -130,16 +172,27 @@ OWN = {"gradient_clipping": 5.0, "zero_optimization": {"stage": 2}}
 
 def test_a_deepspeed_json_is_taken_and_what_it_changes_is_said(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text('{"zero_optimization": {"stage": 1, "overlap_comm": true}, "optimizer": {"type": "Lamb"}, "gradient_clipping": 1}')
+    path.write_text(
+        '{"zero_optimization": {"stage": 1, "overlap_comm": true}, "optimizer": {"type": "Lamb"}, "gradient_clipping": 1}'
+    )
     config, line = overridden(OWN, path)
-    assert config == {"gradient_clipping": 5.0, "zero_optimization": {"stage": 1, "overlap_comm": True}}
+    assert config == {
+        "gradient_clipping": 5.0,
+        "zero_optimization": {"stage": 1, "overlap_comm": True},
+    }
     assert "zero_optimization.stage=1 (was 2), zero_optimization.overlap_comm=True;" in line
-    assert "not taken from it: optimizer (see optimizer=), gradient_clipping (see trainer.clip)" in line
+    assert (
+        "not taken from it: optimizer (see optimizer=), gradient_clipping (see trainer.clip)"
+        in line
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
-    [(lambda: FSDP(gather="half"), "engine.gather=half is neither fp32 nor bf16"), (lambda: DeepSpeed(stage=4), "ZeRO has no stage 4")],
+    [
+        (lambda: FSDP(gather="half"), "engine.gather=half is neither fp32 nor bf16"),
+        (lambda: DeepSpeed(stage=4), "ZeRO has no stage 4"),
+    ],
     ids=["gather", "stage"],
 )
 def test_an_option_that_is_none_is_named(make, sentence, monkeypatch):

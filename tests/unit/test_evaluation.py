@@ -16,7 +16,11 @@ from cosyexp.evaluation.measures import edits, error_rate, words
 def by_recursion(a, b):
     if not a or not b:
         return len(a) + len(b)
-    return min(by_recursion(a[1:], b) + 1, by_recursion(a, b[1:]) + 1, by_recursion(a[1:], b[1:]) + (a[0] != b[0]))
+    return min(
+        by_recursion(a[1:], b) + 1,
+        by_recursion(a, b[1:]) + 1,
+        by_recursion(a[1:], b[1:]) + (a[0] != b[0]),
+    )
 
 
 def test_edits_are_those_of_their_definition():
@@ -28,8 +32,19 @@ def test_edits_are_those_of_their_definition():
 
 
 def test_words_of_several_scripts():
-    assert words("Don\u2019t, he said: it's 3 o'clock!") == ["don't", "he", "said", "it's", "3", "o'clock"]
-    assert words("你好, world") == ["你", "好", "world"] and words("Ça été naïve") == ["ça", "été", "naïve"] and words(" ... ") == []
+    assert words("Don\u2019t, he said: it's 3 o'clock!") == [
+        "don't",
+        "he",
+        "said",
+        "it's",
+        "3",
+        "o'clock",
+    ]
+    assert (
+        words("你好, world") == ["你", "好", "world"]
+        and words("Ça été naïve") == ["ça", "été", "naïve"]
+        and words(" ... ") == []
+    )
 
 
 def test_an_error_rate_is_a_share_of_what_was_said():
@@ -40,8 +55,16 @@ def test_an_error_rate_is_a_share_of_what_was_said():
 
 
 def test_a_recogniser_hears_what_was_said(data, tmp_path):
-    rows = [row for shard in read_list(str(data / "valid.list")) for row in read_rows(shard, ["utt", "audio_data", "text"])][:3]
-    judge, rates, noise = Whisper(language="en"), [], np.random.default_rng(0).standard_normal(32000) * 0.1
+    rows = [
+        row
+        for shard in read_list(str(data / "valid.list"))
+        for row in read_rows(shard, ["utt", "audio_data", "text"])
+    ][:3]
+    judge, rates, noise = (
+        Whisper(language="en"),
+        [],
+        np.random.default_rng(0).standard_normal(32000) * 0.1,
+    )
     for row in rows:
         (tmp_path / "speech.wav").write_bytes(row["audio_data"])
         wave, rate = soundfile.read(tmp_path / "speech.wav")

@@ -28,13 +28,43 @@ VOCABULARY, SPEAKER, BINS = 20, 6, 8
 FRAMES = torch.tensor([16, 9, 1, 13])
 
 CHUNK = 2  # tokens
-ENCODER = [f"network.encoder.{size}" for size in ("width=16", "heads=2", "hidden=24", "blocks=1", "dropout=0.0", "attention_dropout=0.0")]
-UNET = [f"network.estimator.{size}" for size in ("channels=[8,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=4")]
-DIT = [f"network.estimator.{size}" for size in ("width=16", "blocks=2", "heads=2", "head_width=8", "hidden=24", "groups=4", "dropout=0.0")]
+ENCODER = [
+    f"network.encoder.{size}"
+    for size in (
+        "width=16",
+        "heads=2",
+        "hidden=24",
+        "blocks=1",
+        "dropout=0.0",
+        "attention_dropout=0.0",
+    )
+]
+UNET = [
+    f"network.estimator.{size}"
+    for size in ("channels=[8,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=4")
+]
+DIT = [
+    f"network.estimator.{size}"
+    for size in (
+        "width=16",
+        "blocks=2",
+        "heads=2",
+        "head_width=8",
+        "hidden=24",
+        "groups=4",
+        "dropout=0.0",
+    )
+]
 TINY = {
     "demo": [*ENCODER, *UNET, "network.regulator_layers=2"],
     "cosyvoice": [*ENCODER, *UNET, "network.regulator_layers=2"],
-    "cosyvoice2": [*ENCODER, *UNET, "network.estimator.channels=[16]", "network.encoder.up_blocks=1", f"network.encoder.chunk={CHUNK}"],
+    "cosyvoice2": [
+        *ENCODER,
+        *UNET,
+        "network.estimator.channels=[16]",
+        "network.encoder.up_blocks=1",
+        f"network.encoder.chunk={CHUNK}",
+    ],
     "cosyvoice3": [*DIT, "network.hidden=12", "network.estimator.kernel=5"],
 }
 CHUNKED = ("cosyvoice2", "cosyvoice3")
@@ -50,9 +80,16 @@ def config(family, *words):
     """The config of a tiny network of a family."""
     register()
     chunk = [f"network.estimator.chunk={2 * CHUNK}"] if family in CHUNKED else []
-    sizes = [f"family.mel.bins={BINS}", f"family.speaker_dim={SPEAKER}", f"family.speech_vocabulary={VOCABULARY}"]
+    sizes = [
+        f"family.mel.bins={BINS}",
+        f"family.speaker_dim={SPEAKER}",
+        f"family.speech_vocabulary={VOCABULARY}",
+    ]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        return compose("train", overrides=["model=flow", f"family={family}", *sizes, *TINY[family], *chunk, *words])
+        return compose(
+            "train",
+            overrides=["model=flow", f"family={family}", *sizes, *TINY[family], *chunk, *words],
+        )
 
 
 def network(family, *words):
@@ -76,17 +113,26 @@ def interpolated(x, frames):
 def test_stretching_is_linear_interpolation(tokens, frames):
     x = torch.randn(2, 3, tokens)
     found = stretch(x, torch.tensor([[tokens]] * 2), torch.tensor([[frames]] * 2), frames)
-    assert_close(found, interpolated(x, frames), rtol=0, atol=2e-5)  # places are single precision: 2e-6 of a token, times a step of 5
+    assert_close(
+        found, interpolated(x, frames), rtol=0, atol=2e-5
+    )  # places are single precision: 2e-6 of a token, times a step of 5
 
 
 def test_each_part_of_each_row_is_stretched_by_its_own_lengths():
-    tokens, frames = torch.tensor([[3, 2, 4], [0, 5, 2], [1, 0, 1]]), torch.tensor([[5, 7, 4], [0, 3, 4], [4, 0, 3]])
+    tokens, frames = (
+        torch.tensor([[3, 2, 4], [0, 5, 2], [1, 0, 1]]),
+        torch.tensor([[5, 7, 4], [0, 3, 4], [4, 0, 3]]),
+    )
     x = torch.randn(3, 4, 9)
     found = stretch(x, tokens, frames, 16)
     for row, (sizes, lengths) in enumerate(zip(tokens.tolist(), frames.tolist(), strict=True)):
         parts = x[row : row + 1].split([*sizes, 9 - sum(sizes)], dim=2)
-        wanted = [interpolated(part, t) for part, n, t in zip(parts, sizes, lengths, strict=False) if n]
-        assert_close(found[row : row + 1, :, : sum(lengths)], torch.cat(wanted, dim=2), rtol=0, atol=1e-5)
+        wanted = [
+            interpolated(part, t) for part, n, t in zip(parts, sizes, lengths, strict=False) if n
+        ]
+        assert_close(
+            found[row : row + 1, :, : sum(lengths)], torch.cat(wanted, dim=2), rtol=0, atol=1e-5
+        )
 
 
 def test_a_long_utterance_has_edges_of_fixed_length_behind_its_prompt():
@@ -113,12 +159,19 @@ def test_a_masked_group_norm_counts_a_row_s_own_frames():
     x = torch.where(mask_of(FRAMES), x, 1e3)
     found = norm(x, mask_of(FRAMES).double())
     for row, frames in enumerate(FRAMES.tolist()):
-        assert_close(found[row : row + 1, :, :frames], functional.group_norm(x[row : row + 1, :, :frames], 2), rtol=0, atol=1e-9)
+        assert_close(
+            found[row : row + 1, :, :frames],
+            functional.group_norm(x[row : row + 1, :, :frames], 2),
+            rtol=0,
+            atol=1e-9,
+        )
 
 
 def test_a_frame_norm_is_a_layer_norm_of_each_frame():
     norm, x = FrameNorm(6), torch.randn(2, 6, 5)
-    assert_close(norm(x, torch.ones(2, 1, 5)), functional.layer_norm(x.mT, (6,)).mT, rtol=0, atol=1e-6)
+    assert_close(
+        norm(x, torch.ones(2, 1, 5)), functional.layer_norm(x.mT, (6,)).mT, rtol=0, atol=1e-6
+    )
 
 
 def test_channels_that_do_not_divide_into_groups_are_refused():
@@ -190,7 +243,12 @@ def test_a_row_alone_is_the_row_in_a_batch(batch, family):
 @pytest.mark.parametrize("family", ["cosyvoice"])
 @pytest.mark.parametrize(("blocks", "channels"), [(0, "[8,8]"), (2, "[8,8,16]"), (1, "[8]")])
 def test_rows_are_apart_at_any_depth(batch, family, blocks, channels):
-    check_rows(network(family, f"network.estimator.blocks={blocks}", f"network.estimator.channels={channels}"), batch)
+    check_rows(
+        network(
+            family, f"network.estimator.blocks={blocks}", f"network.estimator.channels={channels}"
+        ),
+        batch,
+    )
 
 
 @FAMILY
@@ -204,7 +262,9 @@ def test_what_is_padded_changes_nothing(batch, family):
     assert_close(valid(batch, net(**other)), valid(batch, net(**batch)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")])
+@pytest.mark.parametrize(
+    ("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")]
+)
 @torch.no_grad()
 def test_the_original_s_padding_mixes_rows(batch, family, place):
     net, frames = network(family, f"{place}.padding=original"), int(batch["mel_lens_B"][1])
@@ -212,7 +272,9 @@ def test_the_original_s_padding_mixes_rows(batch, family, place):
     assert (alone - together).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")])
+@pytest.mark.parametrize(
+    ("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")]
+)
 def test_a_padding_of_another_name_is_refused(family, place):
     with pytest.raises(Exception, match="padding='none' is neither"):
         network(family, f"{place}.padding=none")
@@ -223,7 +285,11 @@ def test_a_padding_of_another_name_is_refused(family, place):
 def test_guidance_drops_all_conditions(batch, family):
     net = network(family)
     before = valid(batch, net(**batch))
-    other = {**batch, "token_BN": (batch["token_BN"] + 1) % VOCABULARY, "speaker_BE": batch["speaker_BE"].flip(0)}
+    other = {
+        **batch,
+        "token_BN": (batch["token_BN"] + 1) % VOCABULARY,
+        "speaker_BE": batch["speaker_BE"].flip(0),
+    }
     other["prompt_BFT"] = batch["prompt_BFT"] + mask_of(batch["mel_lens_B"])
     after = valid(batch, net(**other))
     assert torch.equal(after[3], before[3])
@@ -235,8 +301,16 @@ def test_guidance_drops_all_conditions(batch, family):
 @torch.no_grad()
 def test_the_velocity_depends_on_every_input(batch, family, name):
     net = network(family)
-    other = (batch[name] + 1) % VOCABULARY if name == "token_BN" else batch[name] * 0.5 + torch.rand_like(batch[name])
-    changed = (valid(batch, net(**{**batch, name: other})) != valid(batch, net(**batch))).flatten(1).any(1)
+    other = (
+        (batch[name] + 1) % VOCABULARY
+        if name == "token_BN"
+        else batch[name] * 0.5 + torch.rand_like(batch[name])
+    )
+    changed = (
+        (valid(batch, net(**{**batch, name: other})) != valid(batch, net(**batch)))
+        .flatten(1)
+        .any(1)
+    )
     assert changed[:2].all()  # of one frame, a group norm leaves nothing
 
 
@@ -303,7 +377,10 @@ def test_a_straight_way_is_followed_exactly(steps):
 def test_a_linear_field_is_integrated_with_an_error_of_first_order():
     noise = torch.randn(2, BINS, 5, dtype=torch.float64)
     wanted = noise * math.exp(-1) + (1 - math.exp(-1)) * 3
-    errors = [float((euler(lambda y, t: 3 - y, noise, steps) - wanted).abs().max()) for steps in (50, 100, 200)]
+    errors = [
+        float((euler(lambda y, t: 3 - y, noise, steps) - wanted).abs().max())
+        for steps in (50, 100, 200)
+    ]
     assert errors[2] < 1e-2 and all(1.9 < large / small < 2.1 for large, small in pairwise(errors))
 
 
@@ -323,7 +400,9 @@ def test_times_run_from_0_and_are_dense_near_the_noise():
 def test_guidance_goes_from_the_unconditional_beyond_the_conditional():
     conditional, unconditional = torch.randn(2, 3, BINS, 5)
     assert torch.equal(guided(conditional, unconditional, 0.0), conditional)
-    assert_close(guided(conditional, unconditional, 0.7), conditional + 0.7 * (conditional - unconditional))
+    assert_close(
+        guided(conditional, unconditional, 0.7), conditional + 0.7 * (conditional - unconditional)
+    )
 
 
 # synthesis
@@ -352,12 +431,19 @@ def test_synthesis_continues_a_prompt(batch, family):
     tokens, noise, prompt = alone["token_BN"], alone["noisy_BFT"], alone["prompt_BFT"][:, :, :4]
 
     def mel(prompt_token, prompt_mel, **options):
-        options = {"prompt_token_BP": prompt_token, "prompt_mel_BFQ": prompt_mel, "steps": 2, **options}
+        options = {
+            "prompt_token_BP": prompt_token,
+            "prompt_mel_BFQ": prompt_mel,
+            "steps": 2,
+            **options,
+        }
         return generate(net, tokens[:, 2:], alone["speaker_BE"], noise, **options)[0]
 
     found = mel(tokens[:, :2], prompt)
     assert found.shape == (1, BINS, noise.size(2) - 4) and not found.requires_grad
-    assert (mel(tokens[:, :2], prompt + 1) != found).any() and (mel((tokens[:, :2] + 1) % VOCABULARY, prompt) != found).any()
+    assert (mel(tokens[:, :2], prompt + 1) != found).any() and (
+        mel((tokens[:, :2] + 1) % VOCABULARY, prompt) != found
+    ).any()
     assert torch.equal(mel(tokens[:, :2], prompt, streaming=True), found) == (family not in CHUNKED)
 
 
@@ -366,8 +452,13 @@ def test_what_is_remembered_is_not_made_anew(batch, family):
     net, alone = network(family), row_alone(batch, 0)
     given = (net, alone["token_BN"], alone["speaker_BE"])
     mel, made = generate(*given, alone["noisy_BFT"], steps=2)
-    _, again = generate(*given, torch.randn_like(alone["noisy_BFT"]), steps=2, memory_BFK2=made[:, :, :5])
-    assert torch.equal(again[:, :, :5], made[:, :, :5]) and (again[:, :, 5:, 0] != made[:, :, 5:, 0]).all()
+    _, again = generate(
+        *given, torch.randn_like(alone["noisy_BFT"]), steps=2, memory_BFK2=made[:, :, :5]
+    )
+    assert (
+        torch.equal(again[:, :, :5], made[:, :, :5])
+        and (again[:, :, 5:, 0] != made[:, :, 5:, 0]).all()
+    )
     whole, _ = generate(*given, torch.randn_like(mel), steps=2, memory_BFK2=made)
     assert torch.equal(whole, mel)
 
@@ -384,7 +475,9 @@ def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % VOCABULARY
     first = (mu(changed) != mu(tokens)).flatten(0, 1).any(0).nonzero().min()
-    assert first == (0 if family == "cosyvoice2" else noise.size(2) - 2)  # the last token with frames sees three more
+    assert first == (
+        0 if family == "cosyvoice2" else noise.size(2) - 2
+    )  # the last token with frames sees three more
     assert (mu(tokens[:, :-3]) != mu(tokens)).any()
 
 
@@ -393,7 +486,12 @@ def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
 
 def view(**options):
     mel = {"n_fft": 64, "hop": 16, "win": 64, "bins": BINS, "fmin": 0.0, "fmax": None}
-    shared = {"speech_vocabulary": VOCABULARY, "token_rate": 50, "speaker_dim": SPEAKER, "use_spk_embedding": False}
+    shared = {
+        "speech_vocabulary": VOCABULARY,
+        "token_rate": 50,
+        "speaker_dim": SPEAKER,
+        "use_spk_embedding": False,
+    }
     return FlowView(**shared, sample_rate=16000, mel=mel, **options)
 
 
@@ -413,9 +511,21 @@ def test_frames_and_tokens_are_cut_to_the_ratio():
     sizes = [(5, 10), (5, 13), (6, 9), (1, 2)]
     rows, fixed = rows_of(*sizes), view(frames_per_token=2)
     batch = fixed.collate("abcd", rows, Draws(0, 0))
-    assert batch.token_lens_B.tolist() == [5, 5, 4, 1] and batch.mel_lens_B.tolist() == [10, 10, 8, 2]
-    assert batch.token_BN.shape == (4, 5) and batch.mel_BFT.shape == batch.noise_BFT.shape == (4, BINS, 10)
-    assert np.array_equal(batch.mel_BFT[2, :, :8].numpy(), rows[2]["mel"][:, :8]) and not batch.mel_BFT[2, :, 8:].any()
+    assert batch.token_lens_B.tolist() == [5, 5, 4, 1] and batch.mel_lens_B.tolist() == [
+        10,
+        10,
+        8,
+        2,
+    ]
+    assert batch.token_BN.shape == (4, 5) and batch.mel_BFT.shape == batch.noise_BFT.shape == (
+        4,
+        BINS,
+        10,
+    )
+    assert (
+        np.array_equal(batch.mel_BFT[2, :, :8].numpy(), rows[2]["mel"][:, :8])
+        and not batch.mel_BFT[2, :, 8:].any()
+    )
     tokens, frames = np.array(sizes).T
     assert fixed.length({"token": tokens, "mel": frames}).tolist() == batch.mel_lens_B.tolist()
     assert view().length({"token": tokens, "mel": frames}).tolist() == frames.tolist()
@@ -425,7 +535,10 @@ def test_frames_and_tokens_are_cut_to_the_ratio():
 def test_each_row_streams_or_not_by_its_own_draw():
     names = [str(i) for i in range(200)]
     rows = rows_of(*[(2, 4)] * 200)
-    streams = {share: view(streaming=share).collate(names, rows, Draws(0, 0)).streaming_B for share in (0.0, 0.5, 1.0)}
+    streams = {
+        share: view(streaming=share).collate(names, rows, Draws(0, 0)).streaming_B
+        for share in (0.0, 0.5, 1.0)
+    }
     assert not streams[0.0].any() and streams[1.0].all() and streams[0.5].dtype == torch.bool
     assert 70 < streams[0.5].sum() < 130
     backwards = view(streaming=0.5).collate(names[::-1], rows[::-1], Draws(0, 0)).streaming_B
@@ -444,12 +557,21 @@ def test_families_with_chunks_train_half_of_the_rows_by_chunks(family):
 @pytest.mark.parametrize("part", ["flow.conditions", "flow.decoder.estimator"])
 @pytest.mark.parametrize("family", ["cosyvoice", *CHUNKED])
 def test_components_compute_the_same_after_export(tmp_path, family, part, form):
-    words = [] if family == "cosyvoice3" else ["network.estimator.mid_blocks=0", "network.estimator.channels=[8]"]
+    words = (
+        []
+        if family == "cosyvoice3"
+        else ["network.estimator.mid_blocks=0", "network.estimator.channels=[8]"]
+    )
     net = network(family, *words).float().requires_grad_(False)
-    component, path = build(config(family, *words).components[part], net).eval(), tmp_path / f"part.{form.suffix}"
+    component, path = (
+        build(config(family, *words).components[part], net).eval(),
+        tmp_path / f"part.{form.suffix}",
+    )
     form.write(component, path)
     assert max(compare(component, form.load(path))["largest_error"].values()) < TOLERANCE
-    if part == "flow.conditions" and family in CHUNKED:  # unfinished: the last tokens have no frames
+    if (
+        part == "flow.conditions" and family in CHUNKED
+    ):  # unfinished: the last tokens have no frames
         token, speaker, noise = component.example(20, torch.Generator().manual_seed(0))
         inputs = (token, speaker, noise[:, :, :-6])
         for found, wanted in zip(form.load(path)(*inputs), component(*inputs), strict=True):

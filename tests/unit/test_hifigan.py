@@ -23,13 +23,23 @@ from cosyexp.face.door import CONFIGS, register
 from cosyexp.models.hifigan.discriminators import Discriminators, PeriodDiscriminator
 from cosyexp.models.hifigan.generator import F0Predictor, HiFTGenerator, ResBlock, Snake
 from cosyexp.models.hifigan.source import HarmonicSource
-from cosyexp.models.layers.spectrogram import ConvolutionalSTFT, MelSpectrogram, mel_filters, slaney_mel
+from cosyexp.models.layers.spectrogram import (
+    ConvolutionalSTFT,
+    MelSpectrogram,
+    mel_filters,
+    slaney_mel,
+)
 from cosyexp.run.targets import build
 
 RATE, HOP, BINS, HARMONICS = 16000, 256, 20, 5
 FAMILIES = ("demo", "cosyvoice", "cosyvoice2", "cosyvoice3")
 TINY = [
-    *("network.channels=16", "network.f0.channels=8", "network.resblock_kernels=[3]", "network.dilations=[1]"),
+    *(
+        "network.channels=16",
+        "network.f0.channels=8",
+        "network.resblock_kernels=[3]",
+        "network.dilations=[1]",
+    ),
     *("objective.discriminator.channels=[2,4]", "objective.discriminator.spectral_channels=2"),
     "objective.discriminator.resolutions=[[256,64,256],[128,32,100]]",
 ]
@@ -39,7 +49,10 @@ def config(family, *words):
     """The resolved config of `cosyexp.train` for a tiny vocoder of a family."""
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        composed = compose("train", overrides=[f"family={family}", "model=hifigan", "run_dir=unused", *TINY, *words])
+        composed = compose(
+            "train",
+            overrides=[f"family={family}", "model=hifigan", "run_dir=unused", *TINY, *words],
+        )
     return OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
 
 
@@ -53,23 +66,38 @@ def network(family):
 
 @pytest.mark.parametrize(("n_fft", "hop"), [(16, 4), (32, 8), (32, 16), (64, 16)])
 def test_the_convolutional_stft_is_torch_s(n_fft, hop):
-    wave, ours, window = torch.randn(3, 512), ConvolutionalSTFT(n_fft, hop), torch.hann_window(n_fft)
+    wave, ours, window = (
+        torch.randn(3, 512),
+        ConvolutionalSTFT(n_fft, hop),
+        torch.hann_window(n_fft),
+    )
     found = ours(wave.unsqueeze(1))
-    wanted = torch.stft(wave, n_fft, hop, window=window, center=True, pad_mode="reflect", return_complex=True)
+    wanted = torch.stft(
+        wave, n_fft, hop, window=window, center=True, pad_mode="reflect", return_complex=True
+    )
     assert_close(found, torch.cat([wanted.real, wanted.imag], dim=1), rtol=0, atol=1e-5)
-    assert_close(ours.inverse(found), torch.istft(wanted, n_fft, hop, window=window, center=True), rtol=0, atol=1e-5)
+    assert_close(
+        ours.inverse(found),
+        torch.istft(wanted, n_fft, hop, window=window, center=True),
+        rtol=0,
+        atol=1e-5,
+    )
     assert_close(ours.inverse(found), wave, rtol=0, atol=1e-5)
 
 
 def test_the_inverse_stft_of_any_spectrum_is_torch_s():
     ours, parts = ConvolutionalSTFT(16, 4), torch.randn(2, 2, 9, 30)
     parts[:, 1, [0, -1]] = 0  # no real signal has an imaginary part there
-    wanted = torch.istft(torch.complex(parts[:, 0], parts[:, 1]), 16, 4, window=torch.hann_window(16), center=True)
+    wanted = torch.istft(
+        torch.complex(parts[:, 0], parts[:, 1]), 16, 4, window=torch.hann_window(16), center=True
+    )
     assert_close(ours.inverse(parts.flatten(1, 2)), wanted, rtol=0, atol=1e-5)
 
 
 def mel(fmax=8000.0):
-    return MelSpectrogram(sample_rate=RATE, n_fft=1024, hop=HOP, win=1024, bins=80, fmin=0.0, fmax=fmax)
+    return MelSpectrogram(
+        sample_rate=RATE, n_fft=1024, hop=HOP, win=1024, bins=80, fmin=0.0, fmax=fmax
+    )
 
 
 @pytest.mark.parametrize("samples", [2048, 2304, 10000, 16001])
@@ -96,12 +124,16 @@ def test_a_sine_lies_in_its_band(frequency):
 
 def test_a_wave_twice_as_loud_is_higher_by_log_2():
     wave = torch.randn(1, 8192) * 0.1
-    assert_close(mel()(2 * wave) - mel()(wave), torch.full((1, 80, 32), math.log(2)), rtol=0, atol=1e-3)
+    assert_close(
+        mel()(2 * wave) - mel()(wave), torch.full((1, 80, 32), math.log(2)), rtol=0, atol=1e-3
+    )
 
 
 def test_mel_filters_are_triangles_of_equal_area():
     filters = mel_filters(RATE, 4096, 40, 0, 8000).double()
-    assert_close(filters.sum(1) * RATE / 4096, torch.ones(40, dtype=torch.float64), rtol=0.05, atol=0)
+    assert_close(
+        filters.sum(1) * RATE / 4096, torch.ones(40, dtype=torch.float64), rtol=0.05, atol=0
+    )
     peaks = filters.argmax(1)
     assert (filters >= 0).all() and (peaks[1:] > peaks[:-1]).all()
     for row, peak in zip(filters, peaks.tolist(), strict=True):
@@ -142,7 +174,10 @@ def test_a_constant_f0_gives_its_harmonics(f0):
         assert float(wave.abs().max()) == pytest.approx(0.1, rel=0.01)
 
 
-@pytest.mark.parametrize(("glide", "rate", "hop"), [("running", 22050, 256), ("linear", 24000, 480), ("nearest", 24000, 480)])
+@pytest.mark.parametrize(
+    ("glide", "rate", "hop"),
+    [("running", 22050, 256), ("linear", 24000, 480), ("nearest", 24000, 480)],
+)
 def test_phases_are_right_after_half_a_minute(glide, rate, hop):
     """Against sums over samples in double precision, in which phases are never reduced."""
     draw = np.random.default_rng(0)
@@ -152,10 +187,22 @@ def test_phases_are_right_after_half_a_minute(glide, rate, hop):
     if glide == "running":
         turns = np.cumsum(np.repeat(f0.astype(np.float64) / rate, hop))
     else:
-        by_frame, middles = np.cumsum(f0.astype(np.float64) / rate * hop), np.arange(frames) * hop + (hop - 1) / 2
-        turns = np.interp(np.arange(frames * hop), middles, by_frame) if glide == "linear" else np.repeat(by_frame, hop)
-    wanted = 0.1 * np.sin(2 * math.pi * np.arange(1, HARMONICS + 1)[:, None] * turns + start * (glide == "running"))
-    net, noise = HarmonicSource(sample_rate=rate, hop=hop, harmonics=HARMONICS, glide=glide), torch.zeros(1, HARMONICS, frames * hop)
+        by_frame, middles = (
+            np.cumsum(f0.astype(np.float64) / rate * hop),
+            np.arange(frames) * hop + (hop - 1) / 2,
+        )
+        turns = (
+            np.interp(np.arange(frames * hop), middles, by_frame)
+            if glide == "linear"
+            else np.repeat(by_frame, hop)
+        )
+    wanted = 0.1 * np.sin(
+        2 * math.pi * np.arange(1, HARMONICS + 1)[:, None] * turns + start * (glide == "running")
+    )
+    net, noise = (
+        HarmonicSource(sample_rate=rate, hop=hop, harmonics=HARMONICS, glide=glide),
+        torch.zeros(1, HARMONICS, frames * hop),
+    )
     found = net.sines(torch.from_numpy(f0)[None], torch.from_numpy(start.T), noise)[0]
     assert np.abs(found.numpy() - wanted).max() < 1e-5
 
@@ -168,7 +215,9 @@ def test_a_source_knows_its_glides():
 def test_unvoiced_frames_are_noise_alone_and_voiced_ones_have_little():
     noise = torch.randn(1, HARMONICS, 4 * HOP)
     found, quiet = sines([0.0, 200.0, 5.0, 200.0], noise=noise), sines([0.0, 200.0, 5.0, 200.0])
-    for frame, (voiced, spread) in enumerate([(False, 0.1 / 3), (True, 0.003), (False, 0.1 / 3), (True, 0.003)]):
+    for frame, (voiced, spread) in enumerate(
+        [(False, 0.1 / 3), (True, 0.003), (False, 0.1 / 3), (True, 0.003)]
+    ):
         part = slice(frame * HOP, (frame + 1) * HOP)
         assert_close(found[:, part] - quiet[:, part], spread * noise[0, :, part], rtol=0, atol=1e-6)
         assert quiet[:, part].any() == voiced
@@ -177,7 +226,9 @@ def test_unvoiced_frames_are_noise_alone_and_voiced_ones_have_little():
 def test_the_source_merges_its_harmonics():
     net, noise = source(), torch.zeros(1, HARMONICS, 2 * HOP)
     found = net(torch.full((1, 2), 200.0), torch.zeros(1, HARMONICS), noise)
-    mixed = torch.einsum("h,hs->s", net.l_linear.weight[0], sines([200.0, 200.0])) + net.l_linear.bias
+    mixed = (
+        torch.einsum("h,hs->s", net.l_linear.weight[0], sines([200.0, 200.0])) + net.l_linear.bias
+    )
     assert_close(found[0, 0], torch.tanh(mixed))
 
 
@@ -206,11 +257,17 @@ def draws(rows=3, frames=6):
     draw = torch.Generator().manual_seed(0)
     mel = torch.randn(rows, BINS, frames, generator=draw, dtype=torch.float64) * 2 - 5
     phase = (torch.rand(rows, HARMONICS, generator=draw, dtype=torch.float64) * 2 - 1) * math.pi
-    return mel, phase, torch.randn(rows, HARMONICS, frames * HOP, generator=draw, dtype=torch.float64)
+    return (
+        mel,
+        phase,
+        torch.randn(rows, HARMONICS, frames * HOP, generator=draw, dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])
-@pytest.mark.parametrize("sizes", [{}, {"n_fft": 32, "n_hop": 8, "rates": (8, 4), "kernels": (16, 8)}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"n_fft": 32, "n_hop": 8, "rates": (8, 4), "kernels": (16, 8)}]
+)
 @torch.no_grad()
 def test_a_wave_has_a_hop_a_frame_and_is_never_too_loud(frames, sizes):
     mel, phase, noise = draws(2, frames)
@@ -237,7 +294,10 @@ def test_snake_has_its_formula():
     assert_close(snake(x), x + torch.sin(a * x) ** 2 / a)
 
 
-@pytest.mark.parametrize(("word", "reason"), [("channels=17", "channels=17 cannot be halved"), ("resblock_kernels=[4]", "kernel of 4")])
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("channels=17", "channels=17 cannot be halved"), ("resblock_kernels=[4]", "kernel of 4")],
+)
 def test_sizes_that_cannot_be_are_refused(word, reason):
     with pytest.raises(InstantiationException, match=reason):
         build(config("demo", f"network.{word}")["network"])
@@ -253,7 +313,12 @@ def test_a_residual_block_keeps_the_length():
 
 def judges():
     torch.manual_seed(0)
-    return Discriminators(periods=[2, 3], channels=[2, 4], resolutions=[[256, 64, 256], [128, 32, 100]], spectral_channels=2)
+    return Discriminators(
+        periods=[2, 3],
+        channels=[2, 4],
+        resolutions=[[256, 64, 256], [128, 32, 100]],
+        spectral_channels=2,
+    )
 
 
 @torch.no_grad()
@@ -284,7 +349,10 @@ def test_spectra_are_in_full_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = net(wave)
     for ours, theirs in zip(found, net(wave), strict=True):
-        assert functional.cosine_similarity(ours[-1].float().flatten(), theirs[-1].flatten(), dim=0) > 0.99
+        assert (
+            functional.cosine_similarity(ours[-1].float().flatten(), theirs[-1].flatten(), dim=0)
+            > 0.99
+        )
 
 
 # the families
@@ -298,7 +366,9 @@ def batch_of(family, rows=3, frames=8):
     return VocoderBatch(
         utts=tuple(str(row) for row in range(rows)),
         wave_BS=torch.randn(rows, samples, generator=draw).double() * 0.1 * scale,
-        mel_BFT=torch.randn(rows, settings["mel"]["bins"], frames, generator=draw).double() * scale[..., None] - 5,
+        mel_BFT=torch.randn(rows, settings["mel"]["bins"], frames, generator=draw).double()
+        * scale[..., None]
+        - 5,
         f0_BT=100 + 100 * torch.rand(rows, frames, generator=draw).double(),
         phase_BH=(torch.rand(rows, harmonics, generator=draw).double() * 2 - 1) * math.pi,
         noise_BHS=torch.randn(rows, harmonics, samples, generator=draw).double(),
@@ -307,7 +377,15 @@ def batch_of(family, rows=3, frames=8):
 
 def row_of(batch, row):
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: value[row : row + 1] for name, value in values.items() if isinstance(value, Tensor)}, utts=("0",))
+    return replace(
+        batch,
+        **{
+            name: value[row : row + 1]
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        },
+        utts=("0",),
+    )
 
 
 def inputs_of(batch):
@@ -346,7 +424,10 @@ def test_losses_and_gradients_of_a_batch_are_those_of_its_rows(family):
     rows = [row_of(batch, row) for row in range(3)]
     for part in (batch, *rows):
         part.mel_BFT.requires_grad_(), part.wave_BS.requires_grad_()
-    found, alone = losses_and_gradients(objective, batch), [losses_and_gradients(objective, row) for row in rows]
+    found, alone = (
+        losses_and_gradients(objective, batch),
+        [losses_and_gradients(objective, row) for row in rows],
+    )
     for kind in (0, 1):
         for together, *parts in zip(found[kind], *(own[kind] for own in alone), strict=True):
             assert_close(together, torch.stack(parts).sum(0), rtol=1e-9, atol=1e-9)
@@ -379,11 +460,16 @@ def test_an_excitation_that_was_heard_goes_on(family):
     assert torch.equal(wave, net.decode(batch.mel_BFT, continued))
 
 
-@pytest.mark.parametrize(("family", "segment"), zip(FAMILIES, (8192, 24576, 24480, 24960), strict=True))
+@pytest.mark.parametrize(
+    ("family", "segment"), zip(FAMILIES, (8192, 24576, 24480, 24960), strict=True)
+)
 def test_segments_of(family, segment):
     settings = config(family)
     view = build(settings["model"]["view"])
-    assert view.frames * settings["family"]["mel"]["hop"] == segment and view.frames <= settings["data"]["max_frames"]
+    assert (
+        view.frames * settings["family"]["mel"]["hop"] == segment
+        and view.frames <= settings["data"]["max_frames"]
+    )
 
 
 def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
@@ -391,7 +477,11 @@ def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
     settings = config("cosyvoice3")
     view = build({**settings["model"]["view"], "segment": 6 * 480})
     assert isinstance(view, VocoderView)
-    row = {"wave": np.ones((1, 1500), np.int16), "mel": np.zeros((80, 4), np.float32), "f0": np.ones((1, 3), np.float32)}
+    row = {
+        "wave": np.ones((1, 1500), np.int16),
+        "mel": np.zeros((80, 4), np.float32),
+        "f0": np.ones((1, 3), np.float32),
+    }
     batch = view.collate(["a"], [row], Draws(0, 0))
     assert batch.wave_BS.shape == (1, 2880) and batch.wave_BS.count_nonzero() == 1500
     assert batch.mel_BFT.shape == (1, 80, 6) and batch.f0_BT.tolist() == [[1, 1, 1, 0, 0, 0]]
@@ -415,7 +505,11 @@ def test_the_vocoder_of_a_family_is_exported(tmp_path, family, form):
 
 
 def test_speaking_leaves_every_part_in_its_type():
-    net, mel, draws = generator().float(), torch.randn(1, BINS, 6), (torch.zeros(1, HARMONICS), torch.zeros(1, HARMONICS, 6 * HOP))
+    net, mel, draws = (
+        generator().float(),
+        torch.randn(1, BINS, 6),
+        (torch.zeros(1, HARMONICS), torch.zeros(1, HARMONICS, 6 * HOP)),
+    )
     for final in (True, False):
         wave, _ = net.speak(mel, *draws, final=final)
         assert wave.dtype == torch.float32

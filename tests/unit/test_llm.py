@@ -20,13 +20,17 @@ TEXTS, SPEECHES, SPEAKER = 20, 30, 6
 LAYOUTS = {
     "cosyvoice": Layout(speaker=True, vocabulary=SPEECHES),
     "cosyvoice2": Layout(speaker=False, vocabulary=SPEECHES, fill=2, interleaved=1.0, block=(2, 3)),
-    "cosyvoice3": Layout(speaker=False, vocabulary=SPEECHES, end=1, fill=3, interleaved=0.5, block=(2, 3)),
+    "cosyvoice3": Layout(
+        speaker=False, vocabulary=SPEECHES, end=1, fill=3, interleaved=0.5, block=(2, 3)
+    ),
 }
 FAMILIES = list(LAYOUTS)
 
 
 def encoder(in_width, layer="transformer", chunk=1, dropout=0.0):
-    return Encoder(in_width, width=16, heads=2, hidden=24, blocks=2, layer=layer, chunk=chunk, dropout=dropout)
+    return Encoder(
+        in_width, width=16, heads=2, hidden=24, blocks=2, layer=layer, chunk=chunk, dropout=dropout
+    )
 
 
 def network(family):
@@ -36,7 +40,11 @@ def network(family):
         parts = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
         return TransformerLM(**sizes, text_width=12, speaker_dim=SPEAKER, **parts).double().eval()
     qwen = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
-    marks = {"extra": 3, "marks": None, "bias": True} if family == "cosyvoice2" else {"extra": 9, "marks": (0, 2), "bias": False}
+    marks = (
+        {"extra": 3, "marks": None, "bias": True}
+        if family == "cosyvoice2"
+        else {"extra": 9, "marks": (0, 2), "bias": False}
+    )
     net = QwenLM(**sizes, **qwen, **marks).double().eval()
     with torch.no_grad():
         for parameter in net.llm.parameters():
@@ -65,7 +73,10 @@ def rows(family):
     draw = np.random.default_rng(0)
     found = []
     for text, speech, instruct in ((5, 9, 2), (3, 14, 1), (7, 1, 3)):
-        row = {"text": draw.integers(TEXTS, size=(1, text)), "speech": draw.integers(SPEECHES, size=(1, speech))}
+        row = {
+            "text": draw.integers(TEXTS, size=(1, text)),
+            "speech": draw.integers(SPEECHES, size=(1, speech)),
+        }
         if family == "cosyvoice3":
             row["instruct"] = draw.integers(TEXTS, size=(1, instruct))
         found.append({**row, "speaker": draw.standard_normal((SPEAKER, 1))})
@@ -73,7 +84,9 @@ def rows(family):
 
 
 def collate(family, chosen):
-    return view(family).collate([f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(4, 0))
+    return view(family).collate(
+        [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(4, 0)
+    )
 
 
 @pytest.fixture
@@ -83,7 +96,15 @@ def batch(family):
 
 def logits(net, batch):
     """What is meaningful of each row."""
-    found = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    found = net(
+        batch.text_BL,
+        batch.text_lens_B,
+        batch.speech_BN,
+        batch.speaker_BE,
+        batch.order_BT,
+        batch.lens_B,
+        batch.answer_BA,
+    )
     return [row[:count] for row, count in zip(found, batch.answers_B.tolist(), strict=True)]
 
 
@@ -107,7 +128,9 @@ def test_gradients_of_a_row_alone_are_those_in_a_batch(net, batch, family):
 def test_padded_ids_change_nothing(net, batch):
     wanted = logits(net, batch)
     speech_lens = (
-        batch.order_BT.ge(batch.text_BL.size(1)).logical_and(batch.order_BT < batch.text_BL.size(1) + batch.speech_BN.size(1)).sum(1)
+        batch.order_BT.ge(batch.text_BL.size(1))
+        .logical_and(batch.order_BT < batch.text_BL.size(1) + batch.speech_BN.size(1))
+        .sum(1)
     )
     text, speech = batch.text_BL.clone(), batch.speech_BN.clone()
     for row in range(3):
@@ -115,7 +138,9 @@ def test_padded_ids_change_nothing(net, batch):
         speech[row, speech_lens[row] :] = (speech[row, speech_lens[row] :] + 1) % SPEECHES
     assert not torch.equal(text, batch.text_BL) and not torch.equal(speech, batch.speech_BN)
     other = type(batch)(**{**vars(batch), "text_BL": text, "speech_BN": speech})
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits(net, other), wanted, strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(logits(net, other), wanted, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -136,7 +161,9 @@ def test_an_answer_sees_only_what_stands_before_it(net, batch):
 def test_teacher_forcing_is_decoding_with_the_cache(net, family):
     """The last row has too little speech for blocks: text, task, speech."""
     row = rows(family)[2]
-    text = torch.from_numpy(np.concatenate([row[name] for name in ("instruct", "text") if name in row], axis=1))
+    text = torch.from_numpy(
+        np.concatenate([row[name] for name in ("instruct", "text") if name in row], axis=1)
+    )
     x = net.prompt(text, torch.from_numpy(row["speaker"].T))
     logp, cache = net.decode(x, net.empty_cache(x))
     found = [logp]
@@ -166,7 +193,12 @@ def test_the_first_answer_depends_on_all_of_the_prompt(net, batch, family):
 def laid_out(layout, text, speech, lead=0, blocks=False):
     """A row as letters: t text, i instruction, s speech, and the marks; and, under each answer, what it is to predict."""
     found = layout(lead + text, np.arange(speech), lead, blocks, (lead + text, speech))
-    names = ["i"] * lead + ["t"] * text + [f"s{i}" for i in range(speech)] + ["start", "task", "speaker"]
+    names = (
+        ["i"] * lead
+        + ["t"] * text
+        + [f"s{i}" for i in range(speech)]
+        + ["start", "task", "speaker"]
+    )
     answers = dict(zip(found.answer_A.tolist(), found.target_A.tolist(), strict=True))
     return [names[i] for i in found.order_T], answers
 
@@ -185,7 +217,19 @@ def test_blocks_of_text_and_speech():
     block = ["t", "t", "s0", "s1", "s2", "t", "t", "s3", "s4", "s5"]
     assert order == ["start", "i", *block, "t", "task", "s6", "s7"]
     fill, end = SPEECHES + 2, SPEECHES
-    assert answers == {3: 0, 4: 1, 5: 2, 6: fill, 8: 3, 9: 4, 10: 5, 11: fill, 13: 6, 14: 7, 15: end}
+    assert answers == {
+        3: 0,
+        4: 1,
+        5: 2,
+        6: fill,
+        8: 3,
+        9: 4,
+        10: 5,
+        11: fill,
+        13: 6,
+        14: 7,
+        15: end,
+    }
 
 
 def test_a_row_is_in_blocks_by_its_coin_and_only_with_speech_enough():
@@ -197,7 +241,13 @@ def test_a_row_is_in_blocks_by_its_coin_and_only_with_speech_enough():
 
 def test_about_half_of_the_rows_are_in_blocks_and_always_the_same():
     row = rows("cosyvoice3")[1]
-    answers = [[int(view("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B) for i in range(200)] for seed in (0, 0, 1)]
+    answers = [
+        [
+            int(view("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B)
+            for i in range(200)
+        ]
+        for seed in (0, 0, 1)
+    ]
     assert answers[0] == answers[1] != answers[2]
     assert 70 < answers[0].count(14 + 1) < 130
 
@@ -218,7 +268,10 @@ def test_a_mark_ends_the_speech_but_not_too_early(net):
             return mark if seen[-1].all() else 7
 
         limits = {"speech_vocabulary": SPEECHES, "shortest": 3, "longest": 9}
-        assert list(decode(*net.decode(start, net.empty_cache(start)), step, choose, **limits)) == [7] * 3
+        assert (
+            list(decode(*net.decode(start, net.empty_cache(start)), step, choose, **limits))
+            == [7] * 3
+        )
         assert [bool(finite.any()) for finite in seen] == [False] * 3 + [True]
 
 
@@ -233,8 +286,17 @@ def test_speaking_while_the_text_comes_is_the_layout_of_training():
 
     text = torch.arange(1, 6).unsqueeze(0)
     nothing = torch.zeros(1, 0, dtype=torch.long)
-    options = {"speech_vocabulary": SPEECHES, "fill": SPEECHES + 2, "prompt_text_1L": nothing, "prompt_speech_1N": nothing}
-    tokens = list(decode_in_blocks(net, text.split(1, dim=1), choose, longest=50, block=layout.block, **options))
+    options = {
+        "speech_vocabulary": SPEECHES,
+        "fill": SPEECHES + 2,
+        "prompt_text_1L": nothing,
+        "prompt_speech_1N": nothing,
+    }
+    tokens = list(
+        decode_in_blocks(
+            net, text.split(1, dim=1), choose, longest=50, block=layout.block, **options
+        )
+    )
     assert tokens == [0, 1, 2, 4, 5, 6, 8, 9]  # a fill takes a place in the history too
     row = {"text": text.numpy(), "speech": np.array([tokens]), "speaker": np.zeros((SPEAKER, 1))}
     batch = collate("cosyvoice2", [(0, row)])
@@ -264,7 +326,10 @@ def test_a_causal_encoder_can_be_extended_in_pieces(layer):
 @torch.no_grad()
 def test_an_encoder_s_rows_do_not_see_padding(chunk):
     torch.manual_seed(0)
-    net, x = encoder(5, "conformer", chunk).double().eval(), torch.randn(2, 8, 5, dtype=torch.float64)
+    net, x = (
+        encoder(5, "conformer", chunk).double().eval(),
+        torch.randn(2, 8, 5, dtype=torch.float64),
+    )
     together = net(x, torch.tensor([8, 5]))
     assert_close(net(x[1:, :5], torch.tensor([5]))[0], together[1, :5], rtol=0, atol=1e-12)
 
@@ -273,11 +338,15 @@ def test_chunks_see_themselves_and_what_came_before():
     like = torch.zeros(1)
     assert torch.equal(chunk_mask(4, 4, 1, like), torch.ones(4, 4).tril().bool())
     assert chunk_mask(3, 5, 0, like).all()
-    assert chunk_mask(5, 5, 2, like).int().tolist() == [[1, 1, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0]] * 2 + [[1] * 5]
+    assert chunk_mask(5, 5, 2, like).int().tolist() == [[1, 1, 0, 0, 0]] * 2 + [
+        [1, 1, 1, 1, 0]
+    ] * 2 + [[1] * 5]
     assert torch.equal(chunk_mask(2, 5, 2, like), chunk_mask(5, 5, 2, like)[3:])
 
 
-@pytest.mark.parametrize(("queries", "keys", "nearest"), [(4, 4, -3), (4, 4, 0), (1, 5, 0), (2, 6, -1), (3, 7, 0)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "nearest"), [(4, 4, -3), (4, 4, 0), (1, 5, 0), (2, 6, -1), (3, 7, 0)]
+)
 def test_scores_by_distance_become_scores_by_key(queries, keys, nearest):
     distances = list(range(keys - 1, nearest - 1, -1))
     scores = torch.randn(2, 3, queries, len(distances))
@@ -286,7 +355,10 @@ def test_scores_by_distance_become_scores_by_key(queries, keys, nearest):
         for j in range(keys):
             distance = keys - queries + i - j
             if distance >= nearest:
-                assert torch.equal(found[:, :, i, j], scores[:, :, i, distances.index(distance)]), (i, j)
+                assert torch.equal(found[:, :, i, j], scores[:, :, i, distances.index(distance)]), (
+                    i,
+                    j,
+                )
 
 
 def test_a_width_that_does_not_divide_into_heads_is_refused():
@@ -323,7 +395,12 @@ def test_a_nucleus_of_one_is_greedy(logp, draw, choice):
 
 @pytest.mark.parametrize(
     ("choice", "kept"),
-    [({"top_p": 0.65}, {1, 3}), ({"top_p": 0.72}, {1, 3, 4}), ({"top_p": 1.0, "top_k": 4}, {1, 3, 4, 5}), ({"top_p": 1.0}, set(range(7)))],
+    [
+        ({"top_p": 0.65}, {1, 3}),
+        ({"top_p": 0.72}, {1, 3, 4}),
+        ({"top_p": 1.0, "top_k": 4}, {1, 3, 4, 5}),
+        ({"top_p": 1.0}, set(range(7))),
+    ],
 )
 def test_a_nucleus_is_never_left_and_keeps_its_proportions(logp, draw, choice, kept):
     found = shares(lambda: nucleus(logp, [], draw, **choice), logp)
@@ -352,7 +429,10 @@ def test_only_the_window_counts_as_repetition(logp, draw):
 
 
 def test_a_seed_makes_sampling_repeatable(logp):
-    runs = [[ras(logp, [], drawn) for _ in range(30)] for drawn in (drawn_from(torch.Generator().manual_seed(3)) for _ in range(2))]
+    runs = [
+        [ras(logp, [], drawn) for _ in range(30)]
+        for drawn in (drawn_from(torch.Generator().manual_seed(3)) for _ in range(2))
+    ]
     assert runs[0] == runs[1] and len(set(runs[0])) > 1
 
 
@@ -362,7 +442,11 @@ def test_a_seed_makes_sampling_repeatable(logp):
 def test_a_pretrained_backbone_is_taken_over_whole_or_not_at_all(tmp_path):
     source, net = network("cosyvoice3").float(), network("cosyvoice2").float()
     source.llm.model.save_pretrained(tmp_path / "qwen")
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items() if not name.startswith("llm.")}
+    before = {
+        name: tensor.clone()
+        for name, tensor in net.state_dict().items()
+        if not name.startswith("llm.")
+    }
     with torch.no_grad():
         for parameter in net.llm.parameters():
             parameter.zero_()
@@ -370,8 +454,19 @@ def test_a_pretrained_backbone_is_taken_over_whole_or_not_at_all(tmp_path):
     for name, tensor in source.llm.state_dict().items():
         assert torch.equal(net.llm.state_dict()[name], tensor), name
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
-    other = {"extra": 3, "marks": None, "bias": True, "width": 16, "layers": 3, "heads": 4, "key_heads": 2, "hidden": 24}
+    other = {
+        "extra": 3,
+        "marks": None,
+        "bias": True,
+        "width": 16,
+        "layers": 3,
+        "heads": 4,
+        "key_heads": 2,
+        "hidden": 24,
+    }
     with pytest.raises(ValueError, match="sizes of the network"):
-        QwenLM(text_vocabulary=TEXTS, speech_vocabulary=SPEECHES, **other).load_pretrained(tmp_path / "qwen")
+        QwenLM(text_vocabulary=TEXTS, speech_vocabulary=SPEECHES, **other).load_pretrained(
+            tmp_path / "qwen"
+        )
     with pytest.raises((OSError, ValueError)):
         net.load_pretrained(tmp_path / "nothing")

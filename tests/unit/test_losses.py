@@ -7,7 +7,12 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cosyexp.objectives.base import Loss, Player, frozen
-from cosyexp.objectives.losses.adversarial import discriminator_loss, feature_loss, generator_loss, tpr_loss
+from cosyexp.objectives.losses.adversarial import (
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    tpr_loss,
+)
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 
 CLASSES = 7
@@ -25,13 +30,18 @@ def tokens():
 
 def test_the_token_loss_is_the_cross_entropy_of_valid_tokens(tokens):
     logits, targets, valid = tokens
-    assert_close(token_loss(*tokens), functional.cross_entropy(logits[valid], targets[valid], reduction="sum"))
+    assert_close(
+        token_loss(*tokens),
+        functional.cross_entropy(logits[valid], targets[valid], reduction="sum"),
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.05, 0.1, 0.5])
 def test_label_smoothing_is_a_divergence_from_a_soft_target(tokens, smoothing):
     logits, targets, valid = tokens
-    soft = torch.full_like(logits, smoothing / (CLASSES - 1)).scatter(-1, targets.unsqueeze(-1), 1 - smoothing)
+    soft = torch.full_like(logits, smoothing / (CLASSES - 1)).scatter(
+        -1, targets.unsqueeze(-1), 1 - smoothing
+    )
     wanted = functional.kl_div(logits.log_softmax(-1)[valid], soft[valid], reduction="sum")
     assert_close(token_loss(*tokens, smoothing), wanted)
 
@@ -71,7 +81,10 @@ def maps():
     """Real and fake feature maps of two discriminators, three rows each; one is far off in its second row."""
     draw = torch.Generator().manual_seed(0)
     shapes = [[(3, 4, 10), (3, 1, 5)], [(3, 2, 6, 3), (3, 4, 2), (3, 1, 7, 2)]]
-    real, fake = ([[torch.randn(s, generator=draw, dtype=torch.float64) for s in judge] for judge in shapes] for _ in range(2))
+    real, fake = (
+        [[torch.randn(s, generator=draw, dtype=torch.float64) for s in judge] for judge in shapes]
+        for _ in range(2)
+    )
     real[0][-1][1] *= 30
     return real, fake
 
@@ -82,21 +95,34 @@ def rows_of(maps, row):
 
 def test_least_squares_losses_have_their_formulas(maps):
     real, fake = maps
-    d = sum(((1 - r[-1]) ** 2).flatten(1).mean(1) + (f[-1] ** 2).flatten(1).mean(1) for r, f in zip(real, fake, strict=True))
+    d = sum(
+        ((1 - r[-1]) ** 2).flatten(1).mean(1) + (f[-1] ** 2).flatten(1).mean(1)
+        for r, f in zip(real, fake, strict=True)
+    )
     g = sum(((1 - f[-1]) ** 2).flatten(1).mean(1) for f in fake)
     assert_close(discriminator_loss(real, fake), d)
     assert_close(generator_loss(fake), g)
 
 
 def test_a_perfect_judgement_costs_nothing(maps):
-    ones, zeros = ([[torch.full_like(x, value) for x in judge] for judge in maps[0]] for value in (1.0, 0.0))
-    assert not discriminator_loss(ones, zeros).any() and not generator_loss(ones).any() and not feature_loss(ones, ones).any()
+    ones, zeros = (
+        [[torch.full_like(x, value) for x in judge] for judge in maps[0]] for value in (1.0, 0.0)
+    )
+    assert (
+        not discriminator_loss(ones, zeros).any()
+        and not generator_loss(ones).any()
+        and not feature_loss(ones, ones).any()
+    )
     assert_close(discriminator_loss(zeros, ones), torch.full((3,), 4.0, dtype=torch.float64))
 
 
 def test_feature_matching_has_its_formula(maps):
     real, fake = maps
-    wanted = 2 * sum((a - b).abs().flatten(1).mean(1) for r, f in zip(real, fake, strict=True) for a, b in zip(r, f, strict=True))
+    wanted = 2 * sum(
+        (a - b).abs().flatten(1).mean(1)
+        for r, f in zip(real, fake, strict=True)
+        for a, b in zip(r, f, strict=True)
+    )
     assert_close(feature_loss(real, fake), wanted)
 
 
@@ -112,7 +138,12 @@ def plain_tpr(better, worse, tau):
 @pytest.mark.parametrize("tau", [0.04, 1.0, 100.0])
 def test_the_tpr_loss_has_its_formula_in_each_row(maps, tau):
     real, fake = maps
-    wanted = torch.stack([sum(plain_tpr(r[-1][row], f[-1][row], tau) for r, f in zip(real, fake, strict=True)) for row in range(3)])
+    wanted = torch.stack(
+        [
+            sum(plain_tpr(r[-1][row], f[-1][row], tau) for r, f in zip(real, fake, strict=True))
+            for row in range(3)
+        ]
+    )
     assert_close(tpr_loss(real, fake, tau), wanted)
 
 
@@ -130,7 +161,9 @@ def test_no_point_below_the_median_costs_nothing_and_has_a_gradient():
     assert same.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [discriminator_loss, feature_loss, tpr_loss, lambda real, fake: generator_loss(fake)])
+@pytest.mark.parametrize(
+    "loss", [discriminator_loss, feature_loss, tpr_loss, lambda real, fake: generator_loss(fake)]
+)
 def test_a_row_s_loss_does_not_depend_on_the_others(maps, loss):
     together = loss(*maps)
     assert together.shape == (3,)
@@ -138,12 +171,19 @@ def test_a_row_s_loss_does_not_depend_on_the_others(maps, loss):
         assert_close(loss(*(rows_of(side, row) for side in maps)), together[row : row + 1])
 
 
-@pytest.mark.parametrize("loss", [discriminator_loss, feature_loss, tpr_loss, lambda real, fake: generator_loss(fake)])
+@pytest.mark.parametrize(
+    "loss", [discriminator_loss, feature_loss, tpr_loss, lambda real, fake: generator_loss(fake)]
+)
 def test_half_precision_maps_are_averaged_in_fp32(maps, loss):
     half = [[[x.bfloat16() for x in judge] for judge in side] for side in maps]
     found = loss(*half)
     assert found.dtype == torch.float32
-    assert_close(found, loss(*([[x.float() for x in judge] for judge in side] for side in half)), rtol=0, atol=0)
+    assert_close(
+        found,
+        loss(*([[x.float() for x in judge] for judge in side] for side in half)),
+        rtol=0,
+        atol=0,
+    )
 
 
 # what an objective yields
@@ -151,7 +191,9 @@ def test_half_precision_maps_are_averaged_in_fp32(maps, loss):
 
 def test_a_loss_is_scaled_by_the_units_of_the_whole_step():
     one, two = torch.tensor(6.0, requires_grad=True), torch.tensor(8.0, requires_grad=True)
-    loss = Loss(mse=(one, "frames", 2.0), ce=(two, "tokens", 0.5), acc=(torch.tensor(3.0), "tokens", 0.0))
+    loss = Loss(
+        mse=(one, "frames", 2.0), ce=(two, "tokens", 0.5), acc=(torch.tensor(3.0), "tokens", 0.0)
+    )
     total = loss.scaled({"frames": 4, "tokens": 16})
     assert total == 2 * 6 / 4 + 0.5 * 8 / 16
     total.backward()
@@ -159,13 +201,19 @@ def test_a_loss_is_scaled_by_the_units_of_the_whole_step():
 
 
 def test_what_is_only_watched_cannot_spoil_the_loss():
-    loss = Loss(mse=(torch.tensor(1.0), "frames", 1.0), acc=(torch.tensor(float("nan")), "tokens", 0.0))
+    loss = Loss(
+        mse=(torch.tensor(1.0), "frames", 1.0), acc=(torch.tensor(float("nan")), "tokens", 0.0)
+    )
     assert loss.scaled({"frames": 2, "tokens": 0}) == 0.5
 
 
 def test_a_detached_loss_is_in_fp64_and_has_no_graph():
     loss = Loss(mse=(torch.tensor(1.0, requires_grad=True) * 2, "frames", 3.0)).detach()
-    assert loss["mse"].sum.dtype == torch.float64 and not loss["mse"].sum.requires_grad and loss["mse"][1:] == ("frames", 3.0)
+    assert (
+        loss["mse"].sum.dtype == torch.float64
+        and not loss["mse"].sum.requires_grad
+        and loss["mse"][1:] == ("frames", 3.0)
+    )
 
 
 def test_a_frozen_player_passes_gradients_on_and_keeps_none():

@@ -34,7 +34,9 @@ def test_each_loss_has_its_formula():
         strict=True,
     ):
         assert dpo.item() == pytest.approx(-math.log(probability(beta * h)))
-        assert cdpo.item() == pytest.approx(-0.9 * math.log(probability(beta * h)) - 0.1 * math.log(probability(-beta * h)))
+        assert cdpo.item() == pytest.approx(
+            -0.9 * math.log(probability(beta * h)) - 0.1 * math.log(probability(-beta * h))
+        )
         assert ipo.item() == pytest.approx((h - 1 / 0.6) ** 2)
         assert hinge.item() == pytest.approx(max(0.0, 1 - beta * h))
         assert simpo.item() == pytest.approx(-math.log(probability(beta * h - 0.5)))
@@ -57,20 +59,36 @@ def rows(family):
     draw = np.random.default_rng(0)
     found = []
     for text, speech, rejected in ((4, 9, 12), (3, 14, 7), (6, 15, 3)):
-        row = {"text": draw.integers(TEXTS, size=(1, text)), "speaker": draw.standard_normal((SPEAKER, 1))}
-        row |= {"speech": draw.integers(SPEECHES, size=(1, speech)), "rejected": draw.integers(SPEECHES, size=(1, rejected))}
-        found.append(row | ({"instruct": draw.integers(TEXTS, size=(1, 2))} if family == "cosyvoice3" else {}))
+        row = {
+            "text": draw.integers(TEXTS, size=(1, text)),
+            "speaker": draw.standard_normal((SPEAKER, 1)),
+        }
+        row |= {
+            "speech": draw.integers(SPEECHES, size=(1, speech)),
+            "rejected": draw.integers(SPEECHES, size=(1, rejected)),
+        }
+        found.append(
+            row
+            | ({"instruct": draw.integers(TEXTS, size=(1, 2))} if family == "cosyvoice3" else {})
+        )
     return found
 
 
 def view(family, keep_layout=False):
-    options = {"speech_vocabulary": SPEECHES, "speaker_dim": SPEAKER, "use_spk_embedding": False, "layout": LAYOUTS[family]}
+    options = {
+        "speech_vocabulary": SPEECHES,
+        "speaker_dim": SPEAKER,
+        "use_spk_embedding": False,
+        "layout": LAYOUTS[family],
+    }
     return PreferenceView(tokenizer=Characters(alphabet="a"), keep_layout=keep_layout, **options)
 
 
 def collate(family, chosen=None, epoch=0, keep_layout=False):
     chosen = list(enumerate(rows(family))) if chosen is None else chosen
-    return view(family, keep_layout).collate([f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(2, epoch))
+    return view(family, keep_layout).collate(
+        [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(2, epoch)
+    )
 
 
 def objective(family, reference=None, **options):
@@ -82,19 +100,30 @@ def objective(family, reference=None, **options):
 
 def fills(batch):
     """How many marks end a block in each row."""
-    return [int((batch.target_BA[row, :count] >= SPEECHES).sum()) - 1 for row, count in enumerate(batch.answers_B.tolist())]
+    return [
+        int((batch.target_BA[row, :count] >= SPEECHES).sum()) - 1
+        for row, count in enumerate(batch.answers_B.tolist())
+    ]
 
 
 def test_both_answers_of_a_pair_have_one_layout():
     batch = collate("cosyvoice2")
     assert len(batch) == 3 and len(batch.text_BL) == 6
-    assert torch.equal(batch.text_BL[:3], batch.text_BL[3:]) and torch.equal(batch.speaker_BE[:3], batch.speaker_BE[3:])
+    assert torch.equal(batch.text_BL[:3], batch.text_BL[3:]) and torch.equal(
+        batch.speaker_BE[:3], batch.speaker_BE[3:]
+    )
     assert fills(batch) == [2, 1, 0, 2, 1, 0]
 
 
 def test_a_layout_that_is_kept_is_the_same_in_all_epochs():
     def epochs(keep):
-        return [[fills(collate("cosyvoice3", [(i, rows("cosyvoice3")[0])], epoch, keep))[0] for i in range(20)] for epoch in range(3)]
+        return [
+            [
+                fills(collate("cosyvoice3", [(i, rows("cosyvoice3")[0])], epoch, keep))[0]
+                for i in range(20)
+            ]
+            for epoch in range(3)
+        ]
 
     kept, drawn = epochs(True), epochs(False)
     assert kept[0] == kept[1] == kept[2] and set(kept[0]) == {0, 2}
@@ -103,7 +132,10 @@ def test_a_layout_that_is_kept_is_the_same_in_all_epochs():
 
 def test_a_pair_costs_both_of_its_rows():
     batch = collate("cosyvoice")
-    sizes = {name: np.array([row[name].shape[1] for row in rows("cosyvoice")]) for name in ("text", "speech", "rejected", "speaker")}
+    sizes = {
+        name: np.array([row[name].shape[1] for row in rows("cosyvoice")])
+        for name in ("text", "speech", "rejected", "speaker")
+    }
     cost = view("cosyvoice").length(sizes)
     assert cost.tolist() == [2 * (4 + 12 + 3), 2 * (3 + 14 + 3), 2 * (6 + 15 + 3)]
     assert (cost >= [int(batch.lens_B[i] + batch.lens_B[i + 3]) for i in range(3)]).all()
@@ -117,7 +149,15 @@ def test_a_pair_costs_both_of_its_rows():
 def test_log_probabilities_are_those_of_the_answers(family, normalize):
     found = objective(family, normalize=normalize)
     net, batch = found.players["llm"].module, collate(family)
-    logits = net(batch.text_BL, batch.text_lens_B, batch.speech_BN, batch.speaker_BE, batch.order_BT, batch.lens_B, batch.answer_BA)
+    logits = net(
+        batch.text_BL,
+        batch.text_lens_B,
+        batch.speech_BN,
+        batch.speaker_BE,
+        batch.order_BT,
+        batch.lens_B,
+        batch.answer_BA,
+    )
     for row, value in enumerate(found.reference(batch, net)):
         count = int(batch.answers_B[row])
         each = [logits[row, i].log_softmax(-1)[batch.target_BA[row, i]] for i in range(count)]
@@ -134,11 +174,15 @@ def test_only_answers_count(family):
     padded = batch.target_BA.clone()
     for row, count in enumerate(batch.answers_B.tolist()):
         padded[row, count:] += 1
-    assert torch.equal(found.reference(type(batch)(**{**vars(batch), "target_BA": padded}), net), wanted)
+    assert torch.equal(
+        found.reference(type(batch)(**{**vars(batch), "target_BA": padded}), net), wanted
+    )
     for row in range(6):
         target = batch.target_BA.clone()
         target[row, 0] = (target[row, 0] + 1) % SPEECHES
-        changed = found.reference(type(batch)(**{**vars(batch), "target_BA": target}), net) != wanted
+        changed = (
+            found.reference(type(batch)(**{**vars(batch), "target_BA": target}), net) != wanted
+        )
         assert changed.nonzero().flatten().tolist() == [row]
 
 
@@ -159,9 +203,15 @@ def test_rewards_loss_and_sft_have_their_formulas():
             parameter.add_(0.05)
         reference.load_state_dict(found.helpers[0].state_dict())
     loss, units = next(found.turns(batch)), found.weights(batch)
-    policy, against = found.reference(batch, found.players["llm"].module), found.reference(batch, reference)
+    policy, against = (
+        found.reference(batch, found.players["llm"].module),
+        found.reference(batch, reference),
+    )
     gain = 0.4 * (policy - against)
-    assert units == {"pairs": 3, "tokens": sum(len(row["speech"][0]) + 1 for row in rows("cosyvoice"))}
+    assert units == {
+        "pairs": 3,
+        "tokens": sum(len(row["speech"][0]) + 1 for row in rows("cosyvoice")),
+    }
     assert_close(loss["dpo_loss"].sum, -logsigmoid(gain[:3] - gain[3:]).sum())
     assert_close(loss["chosen_reward"].sum, gain[:3].sum())
     assert_close(loss["rejected_reward"].sum, gain[3:].sum())
@@ -177,7 +227,9 @@ def test_what_is_cached_serves_as_the_network_does():
             parameter.mul_(1.1)
     live, cached = objective("cosyvoice2", net), objective("cosyvoice2")
     known = type(batch)(**{**vars(batch), "reference_B": live.reference(batch, net)})
-    for (name, ours), theirs in zip(next(live.turns(batch)).items(), next(cached.turns(known)).values(), strict=True):
+    for (name, ours), theirs in zip(
+        next(live.turns(batch)).items(), next(cached.turns(known)).values(), strict=True
+    ):
         assert_close(ours.sum, theirs.sum, msg=name)
 
 
@@ -186,7 +238,10 @@ def test_simpo_compares_with_no_reference():
     batch = collate("cosyvoice")
     policy = found.reference(batch, found.players["llm"].module)
     assert not found.needs_reference
-    assert_close(next(found.turns(batch))["dpo_loss"].sum, -logsigmoid(2 * (policy[:3] - policy[3:]) - 0.3).sum())
+    assert_close(
+        next(found.turns(batch))["dpo_loss"].sum,
+        -logsigmoid(2 * (policy[:3] - policy[3:]) - 0.3).sum(),
+    )
 
 
 def test_there_is_no_dropout():

@@ -32,8 +32,15 @@ def step(net, token, cache):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_row_in_a_batch_speaks_as_alone(family):
-    net, text, speaker = network(family).double().eval(), torch.tensor([[1, 2, 3]] * 3 + [[4, 0, 2]] * 3), torch.randn(6, SPEAKER).double()
-    choose = [partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(seed)), top_p=1.0) for seed in range(6)]
+    net, text, speaker = (
+        network(family).double().eval(),
+        torch.tensor([[1, 2, 3]] * 3 + [[4, 0, 2]] * 3),
+        torch.randn(6, SPEAKER).double(),
+    )
+    choose = [
+        partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(seed)), top_p=1.0)
+        for seed in range(6)
+    ]
     limits = {"speech_vocabulary": SPEECHES, "shortest": 2, "longest": 60}
     x = net.prompt(text, speaker)
     together = [[] for _ in choose]
@@ -45,10 +52,14 @@ def test_a_row_in_a_batch_speaks_as_alone(family):
     for row, spoken in enumerate(together):
         x = net.prompt(text[row : row + 1], speaker[row : row + 1])
         choose = partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(row)), top_p=1.0)
-        assert spoken == list(decode(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits))
+        assert spoken == list(
+            decode(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits)
+        )
     lengths = list(map(len, together))
     assert min(lengths) >= 2 and len(set(lengths)) > 2  # rows end at other times
-    assert sizes == [sum(length > i for length in lengths) for i in range(max(lengths))]  # and leave the batch
+    assert sizes == [
+        sum(length > i for length in lengths) for i in range(max(lengths))
+    ]  # and leave the batch
 
 
 @pytest.mark.parametrize("longest", [0, 1, 3])
@@ -58,7 +69,9 @@ def test_a_batch_ends_at_the_longest(longest):
     x = net.prompt(torch.tensor([[1, 2]] * 2))
     limits = {"speech_vocabulary": SPEECHES, "shortest": longest, "longest": longest}
     choose = [partial(greedy, draw=None)] * 2
-    spoken = list(decode_batch(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits))
+    spoken = list(
+        decode_batch(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits)
+    )
     assert len(spoken) == longest and all(tokens[0] == tokens[1] for tokens in spoken)
 
 
@@ -66,7 +79,11 @@ def test_a_batch_ends_at_the_longest(longest):
 
 
 def test_an_edit_distance_is_a_share_of_the_longer_one():
-    assert edit_distance([1, 2, 3, 4], [2, 3, 4]) == 0.25 and edit_distance([], []) == 0 and edit_distance([], [1]) == 1
+    assert (
+        edit_distance([1, 2, 3, 4], [2, 3, 4]) == 0.25
+        and edit_distance([], []) == 0
+        and edit_distance([], [1]) == 1
+    )
 
 
 def test_what_is_chosen_and_what_is_rejected():
@@ -74,7 +91,10 @@ def test_what_is_chosen_and_what_is_rejected():
     assert pair(row, [[1, 2]], None, 9) == ([1, 2, 3, 4], [1, 2])
     assert pair(row, [[], [1, 2, 3, 4], [5]], None, 9) == ([1, 2, 3, 4], [5])
     assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit, 9) == ([1, 2, 3], [6])
-    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit, 3) == ([1, 2], [1, 2, 3])  # which did not end by itself
+    assert pair(row, [[1, 2], [5], [], [1, 2, 3], [6]], edit, 3) == (
+        [1, 2],
+        [1, 2, 3],
+    )  # which did not end by itself
     for candidates, score, reason in (
         ([[]], None, "empty"),
         ([[], []], edit, "empty"),
@@ -106,13 +126,21 @@ def run(data, tmp_path_factory):
 def source(data, tmp_path_factory):
     """The `data` node of a config: 14 utterances in three shards to train on, 3 to validate on, two of which cannot be used."""
     folder = tmp_path_factory.mktemp("source")
-    rows = [row for shard in read_list(str(data / "train.list")) for row in read_rows(shard, COLUMNS.names)][:17]
+    rows = [
+        row
+        for shard in read_list(str(data / "train.list"))
+        for row in read_rows(shard, COLUMNS.names)
+    ][:17]
     rows[3]["text"], rows[15]["speech_token"] = "", None
     shards = [folder / f"{name}.parquet" for name in "abcd"]
     for shard, begin, end in zip(shards, (0, 5, 10, 14), (5, 10, 14, 17), strict=True):
         write_shard(shard, rows[begin:end])
     write_list(folder / "train.list", shards[:3])
-    return {"train": str(folder / "train.list"), "valid": [str(shards[3])], "speakers": str(data / "speakers.safetensors")}
+    return {
+        "train": str(folder / "train.list"),
+        "valid": [str(shards[3])],
+        "speakers": str(data / "speakers.safetensors"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -122,45 +150,81 @@ def pairs(run, source, tmp_path_factory):
 
 
 def contents(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
 
 
 def table(out):
     return [
-        row for name in ("train", "valid") for shard in read_list(str(out / f"{name}.list")) for row in pq.read_table(shard).to_pylist()
+        row
+        for name in ("train", "valid")
+        for shard in read_list(str(out / f"{name}.list"))
+        for row in pq.read_table(shard).to_pylist()
     ]
 
 
 def test_the_folder_has_the_rows_of_the_data_and_an_answer_to_reject(pairs, source):
     out, meta = pairs
-    lists, shards = ["train.list", "valid.list"], ["train/00000", "train/00001", "train/00002", "valid/00000"]
-    assert set(contents(out)) == {"meta.yaml", "speakers.safetensors", *lists, *(f"{shard}.parquet" for shard in shards)}
+    lists, shards = (
+        ["train.list", "valid.list"],
+        ["train/00000", "train/00001", "train/00002", "valid/00000"],
+    )
+    assert set(contents(out)) == {
+        "meta.yaml",
+        "speakers.safetensors",
+        *lists,
+        *(f"{shard}.parquet" for shard in shards),
+    }
     originals = [
-        row for name in (source["train"], source["valid"][0]) for shard in read_list(name) for row in read_rows(shard, COLUMNS.names)
+        row
+        for name in (source["train"], source["valid"][0])
+        for shard in read_list(name)
+        for row in read_rows(shard, COLUMNS.names)
     ]
     rows = table(out)
-    assert [{**row, "reject_speech_token": 0} for row in originals] == [{**row, "reject_speech_token": 0} for row in rows]
+    assert [{**row, "reject_speech_token": 0} for row in originals] == [
+        {**row, "reject_speech_token": 0} for row in rows
+    ]
     assert [i for i, row in enumerate(rows) if row["reject_speech_token"] is None] == [3, 15]
     assert (meta["utterances"], meta["pairs"], meta["skipped"]) == (17, 15, {"unusable": 2})
-    distances = [edit_distance(r["speech_token"], r["reject_speech_token"]) for r in rows if r["reject_speech_token"]]
+    distances = [
+        edit_distance(r["speech_token"], r["reject_speech_token"])
+        for r in rows
+        if r["reject_speech_token"]
+    ]
     assert meta["distance"] == pytest.approx(np.mean(distances)) and 0 < meta["distance"] <= 1
     assert meta["settings"]["token_rate"] == 50
-    assert read_tensors(out / "speakers.safetensors").keys() == read_tensors(out.parent / source["speakers"]).keys()
+    assert (
+        read_tensors(out / "speakers.safetensors").keys()
+        == read_tensors(out.parent / source["speakers"]).keys()
+    )
 
 
 def test_candidates_do_not_depend_on_what_they_are_batched_with(pairs, run, source, tmp_path):
     for size in (1, 3):
         write_pairs(run, source, tmp_path / str(size), Options(candidates=2, batch_size=size))
         assert table(tmp_path / str(size)) == table(pairs[0])
-    write_pairs(run, source, tmp_path / "one", Options(candidates=1))  # the second candidate is another draw
+    write_pairs(
+        run, source, tmp_path / "one", Options(candidates=1)
+    )  # the second candidate is another draw
     assert table(tmp_path / "one") == table(pairs[0])
     write_pairs(run, source, tmp_path / "seed", Options(seed=1))
-    ours, theirs = ([row["reject_speech_token"] for row in table(out)] for out in (tmp_path / "seed", pairs[0]))
+    ours, theirs = (
+        [row["reject_speech_token"] for row in table(out)] for out in (tmp_path / "seed", pairs[0])
+    )
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) == 2  # those without
 
 
 def test_draws_have_keys_of_their_own():
-    seeds = [int(keyed(seed, utt, "prefer", k).integers(2**63)) for seed in (0, 1) for utt in ("a", "b") for k in (0, 1)]
+    seeds = [
+        int(keyed(seed, utt, "prefer", k).integers(2**63))
+        for seed in (0, 1)
+        for utt in ("a", "b")
+        for k in (0, 1)
+    ]
     assert len(set(seeds)) == len(seeds)
 
 
@@ -171,14 +235,22 @@ def test_the_best_and_the_worst_by_their_distance(pairs, run, source, tmp_path):
         if row["reject_speech_token"] is None:
             assert row["speech_token"] == truth
         else:
-            chosen, rejected, longest = row["speech_token"], row["reject_speech_token"], 2 * len(row["text"])
+            chosen, rejected, longest = (
+                row["speech_token"],
+                row["reject_speech_token"],
+                2 * len(row["text"]),
+            )
             assert len(chosen) < longest
-            assert len(rejected) == longest or edit_distance(truth, chosen) < edit_distance(truth, rejected)
+            assert len(rejected) == longest or edit_distance(truth, chosen) < edit_distance(
+                truth, rejected
+            )
     assert meta["pairs"] > 8
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3])
-def test_a_stopped_command_goes_on_where_it_was(pairs, run, source, tmp_path, monkeypatch, stopped_at):
+def test_a_stopped_command_goes_on_where_it_was(
+    pairs, run, source, tmp_path, monkeypatch, stopped_at
+):
     out, written = tmp_path / "out", []
 
     def write_some(path, *arguments):
@@ -192,8 +264,15 @@ def test_a_stopped_command_goes_on_where_it_was(pairs, run, source, tmp_path, mo
         write_pairs(run, source, out, Options(candidates=2))
     assert (out / BEGUN).exists() and not (out / "meta.yaml").exists()
     times = {path: path.stat().st_mtime_ns for path in written}
-    for other in (Options(candidates=3), Options(candidates=2, limit=4), Options(candidates=2, seed=7)):
-        with pytest.raises(UserError, match=r"was begun with (candidates=2, not 3|limit=None, not 4|seed=0, not 7): repeat"):
+    for other in (
+        Options(candidates=3),
+        Options(candidates=2, limit=4),
+        Options(candidates=2, seed=7),
+    ):
+        with pytest.raises(
+            UserError,
+            match=r"was begun with (candidates=2, not 3|limit=None, not 4|seed=0, not 7): repeat",
+        ):
             write_pairs(run, source, out, other)
     with pytest.raises(UserError, match="was begun with other data"):
         write_pairs(run, {**source, "train": source["valid"]}, out, Options(candidates=2))
@@ -228,4 +307,8 @@ def test_a_folder_of_something_else_is_left_alone(run, source, data, tmp_path):
 
 def test_the_settings_are_plain(pairs):
     settings = yaml.safe_load((pairs[0] / "meta.yaml").read_text())["settings"]
-    assert settings["candidates"] == 2 and settings["score"] == "none" and len(settings["weights"]) == 64
+    assert (
+        settings["candidates"] == 2
+        and settings["score"] == "none"
+        and len(settings["weights"]) == 64
+    )

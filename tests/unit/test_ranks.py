@@ -34,7 +34,10 @@ def test_one_process_is_no_launch():
     [
         (ranks.refuse, "rank 1 has no shoes: buy some"),
         (ranks.die, "rank 1 was ended by SIGKILL, as the system does when memory runs out"),
-        (ranks.crash, "rank 1 failed with AssertionError: a bug of ours; its traceback stands above"),
+        (
+            ranks.crash,
+            "rank 1 failed with AssertionError: a bug of ours; its traceback stands above",
+        ),
         (ranks.crash_beside_a_waiting_rank, "rank 1 failed with AssertionError: a bug of ours"),
         (ranks.hang, "rank 0 waited 3 s in vain for another rank"),
         (ranks.never_start, "rank 0 waited 3 s in vain for another rank"),
@@ -47,7 +50,12 @@ def test_what_ends_one_rank_ends_the_run_with_its_reason(work, message, capfd):
     assert time.monotonic() - began < ranks.LONG / 3
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     said = capfd.readouterr().err
-    assert said.count("Traceback") == said.count('AssertionError("a bug of ours")') == said.count("rank 1 failed:") == ("bug" in message)
+    assert (
+        said.count("Traceback")
+        == said.count('AssertionError("a bug of ours")')
+        == said.count("rank 1 failed:")
+        == ("bug" in message)
+    )
     assert multiprocessing.active_children() == []
 
 
@@ -68,9 +76,19 @@ def test_a_signal_before_the_ranks_listen_means_what_it_means_to_the_whole_run()
 
 
 def test_torchrun_names_the_rank_that_failed():
-    words = ["--standalone", "--nproc_per_node=2", "-m", "tests.unit.ranks", "crash_beside_a_waiting_rank"]
+    words = [
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "tests.unit.ranks",
+        "crash_beside_a_waiting_rank",
+    ]
     said = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words], cwd=ROOT, env=environment(), capture_output=True, text=True
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     summary = said.stderr.split("Root Cause (first observed failure):")[1]
     assert said.returncode == 1
@@ -116,7 +134,11 @@ def test_validation_leaves_training_as_it_was(request, trainer, data, tmp_path):
     assert found[0] == found[1]
 
 
-BUDGETS = {"llm": 700, "flow": 700, "hifigan": 24}  # of frames, such that there are several micro-batches
+BUDGETS = {
+    "llm": 700,
+    "flow": 700,
+    "hifigan": 24,
+}  # of frames, such that there are several micro-batches
 
 
 def free_ports(count):
@@ -128,7 +150,10 @@ def free_ports(count):
 
 
 def test_two_ranks_validate_as_one(data, tmp_path):
-    models = {model: settings(model, data, tmp_path, f"data.max_frames={budget}") for model, budget in BUDGETS.items()}
+    models = {
+        model: settings(model, data, tmp_path, f"data.max_frames={budget}")
+        for model, budget in BUDGETS.items()
+    }
     work = {**TWO, "models": models, "ports": free_ports(len(models))}
     one, two = ranks.validate(work), launch(ranks.validate, work)
     assert one == two and set(one) == set(BUDGETS)
@@ -139,7 +164,9 @@ def test_two_ranks_validate_as_one(data, tmp_path):
 
 def steps_of(model, data, tmp_path, precision):
     """The losses of two updates, and the trainer."""
-    trainer = trainer_of(settings(model, data, tmp_path, f"trainer.precision={precision}"), double=False)
+    trainer = trainer_of(
+        settings(model, data, tmp_path, f"trainer.precision={precision}"), double=False
+    )
     losses = []
     for number in range(2):
         micro_batches = trainer.loader.next_step()

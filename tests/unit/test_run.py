@@ -40,7 +40,11 @@ def test_the_latest_checkpoint_is_the_newest_one(run):
     for step in (5, 100, 20):
         add(run, step, {"loss": 1.0})
     latest = again(run).checkpoints.latest()
-    assert latest.step == 100 and latest.losses == {"loss": 1.0} and set(latest.meta["sha256"]) == {"llm.safetensors"}
+    assert (
+        latest.step == 100
+        and latest.losses == {"loss": 1.0}
+        and set(latest.meta["sha256"]) == {"llm.safetensors"}
+    )
 
 
 @pytest.mark.parametrize("point", ["file_hash", "sync", "write_text"])
@@ -78,7 +82,17 @@ def change_a_byte(path):
         (META, lambda path: path.write_text("step: 2\n")),
         (META, lambda path: path.write_text("step: 2\nsha256:\n")),
     ],
-    ids=["cut", "changed", "missing", "no meta", "binary meta", "bad meta", "empty meta", "meta without hashes", "meta with empty hashes"],
+    ids=[
+        "cut",
+        "changed",
+        "missing",
+        "no meta",
+        "binary meta",
+        "bad meta",
+        "empty meta",
+        "meta without hashes",
+        "meta with empty hashes",
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over_aloud(run, said, name, damage):
     add(run, 1)
@@ -105,8 +119,13 @@ def test_a_checkpoint_of_the_same_step_is_replaced(run):
     add(run, 1, tensors={"weight": torch.zeros(3)}, ema={"weight": torch.zeros(3)})
     add(run, 1, {"loss": 2.0}, {"weight": torch.ones(3)})
     latest = again(run).checkpoints.latest()
-    assert latest.losses == {"loss": 2.0} and read_tensors(latest.path / "llm.safetensors")["weight"].sum() == 3
-    assert not (latest.path / "ema.safetensors").exists() and [path.name for path in latest.path.parent.iterdir()] == [latest.path.name]
+    assert (
+        latest.losses == {"loss": 2.0}
+        and read_tensors(latest.path / "llm.safetensors")["weight"].sum() == 3
+    )
+    assert not (latest.path / "ema.safetensors").exists() and [
+        path.name for path in latest.path.parent.iterdir()
+    ] == [latest.path.name]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +209,9 @@ def nested(key, value):
     return value
 
 
-@pytest.mark.parametrize("key", ["optimizer.lr", "seed", "network.llm.blocks", "trainer.precision", "data.max_frames"])
+@pytest.mark.parametrize(
+    "key", ["optimizer.lr", "seed", "network.llm.blocks", "trainer.precision", "data.max_frames"]
+)
 def test_a_resume_may_not_change_what_is_learned(tmp_path, key):
     run = make_run(tmp_path, nested(key, 1))
     with pytest.raises(UserError, match=rf"{key}=1, not 2.*run_dir="):
@@ -205,8 +226,23 @@ def test_a_key_more_or_less_is_a_change(run):
 
 
 FREE = [
-    *("run_dir", "init_from", "data.workers", "trainer.steps", "trainer.epochs", "trainer.accumulate", "trainer.log_every"),
-    *("trainer.valid_every", "trainer.valid_epochs", "checkpoint.every", "checkpoint.keep_best", "engine.nproc_per_node", "engine.threads"),
+    *(
+        "run_dir",
+        "init_from",
+        "data.workers",
+        "trainer.steps",
+        "trainer.epochs",
+        "trainer.accumulate",
+        "trainer.log_every",
+    ),
+    *(
+        "trainer.valid_every",
+        "trainer.valid_epochs",
+        "checkpoint.every",
+        "checkpoint.keep_best",
+        "engine.nproc_per_node",
+        "engine.threads",
+    ),
 ]
 
 
@@ -218,13 +254,20 @@ def test_a_resume_may_change_where_and_how_long(tmp_path, key):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_command_is_no_change(tmp_path, model):
-    settings = config(model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null")
+    settings = config(
+        model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null"
+    )
     run = make_run(tmp_path, settings)
     run.refuse_other(settings)
 
 
 @pytest.mark.parametrize(
-    "word", ["trainer.accumulate=4", "trainer.steps=9 trainer.valid_every=3", "engine.nproc_per_node=2 data.workers=1"]
+    "word",
+    [
+        "trainer.accumulate=4",
+        "trainer.steps=9 trainer.valid_every=3",
+        "engine.nproc_per_node=2 data.workers=1",
+    ],
 )
 @pytest.mark.parametrize("model", MODELS)
 def test_what_may_change_may_change_on_the_command_line(tmp_path, model, word):
@@ -234,7 +277,10 @@ def test_what_may_change_may_change_on_the_command_line(tmp_path, model, word):
 
 def test_every_changeable_pattern_is_a_key_of_some_config():
     configs = [config(model, Path("data"), "run_dir=x") for model in MODELS]
-    configs += [composed("train", [f"family={family}", "model=llm"]) for family in ("cosyvoice", "cosyvoice2")]
+    configs += [
+        composed("train", [f"family={family}", "model=llm"])
+        for family in ("cosyvoice", "cosyvoice2")
+    ]
     keys = [key for known in configs for key, _ in flat(known)]
     for pattern in CHANGEABLE:
         assert any(Path(key).match(pattern) for key in keys), pattern
@@ -242,7 +288,10 @@ def test_every_changeable_pattern_is_a_key_of_some_config():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no run directory"), *((text, "is not the YAML of a run") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1"))],
+    [
+        (None, "no run directory"),
+        *((text, "is not the YAML of a run") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1")),
+    ],
 )
 def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
     if content is not None:
@@ -258,7 +307,9 @@ def test_a_run_is_trained_by_one_process(run):
         again(run).lock()
     script = f"from cosyexp.run.directory import RunDirectory; RunDirectory({str(run)!r}).lock()"
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert other.returncode != 0 and "another process is training in" in other.stderr.splitlines()[-1]
+    assert (
+        other.returncode != 0 and "another process is training in" in other.stderr.splitlines()[-1]
+    )
     held.close()
     again(run).lock().close()
 

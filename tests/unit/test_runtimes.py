@@ -32,8 +32,16 @@ WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 @pytest.fixture(scope="module")
 def components(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    sizes = {"llm": ["network.llm.width=64"], "flow": SMALL["flow"], "hifigan": []}  # wide enough for an int8 scale to pay
-    return {name: part for model in sizes for name, part in components_of(run_of(model, folder / model, *sizes[model])).items()}
+    sizes = {
+        "llm": ["network.llm.width=64"],
+        "flow": SMALL["flow"],
+        "hifigan": [],
+    }  # wide enough for an int8 scale to pay
+    return {
+        name: part
+        for model in sizes
+        for name, part in components_of(run_of(model, folder / model, *sizes[model])).items()
+    }
 
 
 # TorchScript
@@ -44,8 +52,18 @@ def program(tmp_path_factory) -> Path:
     """tests/unit/libtorch.cpp, compiled against the installed torch."""
     path = tmp_path_factory.mktemp("program") / "libtorch"
     includes, libraries = cpp_extension.include_paths(), cpp_extension.library_paths()
-    words = ["g++", "-std=c++20", "-O0", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    words += [str(Path(__file__).with_name("libtorch.cpp")), "-o", str(path), *(f"-I{folder}" for folder in includes)]
+    words = [
+        "g++",
+        "-std=c++20",
+        "-O0",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+    ]
+    words += [
+        str(Path(__file__).with_name("libtorch.cpp")),
+        "-o",
+        str(path),
+        *(f"-I{folder}" for folder in includes),
+    ]
     words += [word for folder in libraries for word in (f"-L{folder}", f"-Wl,-rpath,{folder}")]
     subprocess.run([*words, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
     return path
@@ -55,7 +73,9 @@ def test_an_exported_language_model_runs_in_cpp(components, program, tmp_path):
     component, length = components["llm.llm"], 7
     width = component.encoder.in_width
     Jit().write(component, tmp_path / "llm.zip")
-    subprocess.run([program, tmp_path / "llm.zip", str(length), str(width), tmp_path / "found"], check=True)
+    subprocess.run(
+        [program, tmp_path / "llm.zip", str(length), str(width), tmp_path / "found"], check=True
+    )
     found = torch.from_numpy(np.fromfile(tmp_path / "found", np.float32)).view(2, length, -1)
     xs = torch.arange(length * width, dtype=torch.float32).sin().view(1, length, width)
     wanted = eager(component, xs, torch.tensor([length]))[0]
@@ -68,20 +88,32 @@ def test_the_original_s_runtime_calls_a_language_model(components, tmp_path, pre
     """With the arguments that it gives: a prompt behind nothing, then position after position."""
     component = components["llm.llm"]
     Jit().write(component, tmp_path / "llm.zip", precision)
-    model, dtype = torch.jit.load(str(tmp_path / "llm.zip")), {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    model, dtype = (
+        torch.jit.load(str(tmp_path / "llm.zip")),
+        {"fp32": torch.float32, "fp16": torch.float16}[precision],
+    )
     xs, _ = component.example(9, torch.Generator().manual_seed(0))
     cache, nothing = torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
     found = []
     for begin, end in ((0, 5), *((i, i + 1) for i in range(5, 9))):
         seen = torch.tril(torch.ones(1, end - begin, end - begin)).to(torch.bool)
         piece = xs[:, begin:end].to(dtype)
-        out, cache, _ = model.forward_chunk(piece, offset=begin, required_cache_size=-1, att_cache=cache, cnn_cache=nothing, att_mask=seen)
+        out, cache, _ = model.forward_chunk(
+            piece,
+            offset=begin,
+            required_cache_size=-1,
+            att_cache=cache,
+            cnn_cache=nothing,
+            att_mask=seen,
+        )
         found.append(out.float())
     assert cache.shape[2] == 9 and cache.dtype == dtype
     wanted = eager(component, xs, torch.tensor([9]))[0]
     assert error(wanted, torch.cat(found, dim=1), precision) < TOLERANCES[precision]
     assert model.forward_chunk(xs[:, :1].to(dtype), 9, 4, cache, nothing)[1].shape[2] == 4
-    rows = model(xs.to(dtype), torch.tensor([9]), decoding_chunk_size=1, num_decoding_left_chunks=-1)[0].float()
+    rows = model(
+        xs.to(dtype), torch.tensor([9]), decoding_chunk_size=1, num_decoding_left_chunks=-1
+    )[0].float()
     assert error(wanted, rows, precision) < TOLERANCES[precision]
 
 
@@ -91,7 +123,9 @@ def test_the_original_s_runtime_calls_an_upsampling_encoder(tmp_path):
     from cosyexp.models.flow.upsampling import UpsamplingEncoder
 
     net = torch.nn.Module()
-    net.encoder = UpsamplingEncoder(width=16, heads=2, hidden=32, blocks=1, up_blocks=1, factor=2, look_ahead=3, chunk=5)
+    net.encoder = UpsamplingEncoder(
+        width=16, heads=2, hidden=32, blocks=1, up_blocks=1, factor=2, look_ahead=3, chunk=5
+    )
     component = OriginalUpsampler(net.eval(), "encoder").eval()
     Jit().write(component, tmp_path / "encoder.zip")
     encoder, xs = torch.jit.load(str(tmp_path / "encoder.zip")), torch.randn(1, 20, 16)
@@ -99,7 +133,9 @@ def test_the_original_s_runtime_calls_an_upsampling_encoder(tmp_path):
     assert whole.shape == (1, 40, 16) and mask.shape == (1, 1, 40) and mask.all()
     begun, _ = encoder(xs[:, :10], torch.tensor([10]), context=xs[:, 10:13], streaming=True)
     assert_close(begun, whole[:, :20], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(encoder(xs[:, :10], torch.tensor([10]), streaming=True)[0], begun, atol=1e-4)
+    assert not torch.allclose(
+        encoder(xs[:, :10], torch.tensor([10]), streaming=True)[0], begun, atol=1e-4
+    )
 
 
 def test_exporting_leaves_torchscript_s_settings_as_they_were(components, tmp_path):
@@ -115,10 +151,16 @@ def test_exporting_leaves_torchscript_s_settings_as_they_were(components, tmp_pa
 
 def test_what_a_format_cannot_is_refused_before_anything_is_made(tmp_path):
     source = of_run(run_of("hifigan", tmp_path / "run"), "last")
-    with pytest.raises(UserError, match=r"hift of .* cannot be exported as format=jit precision=fp16, but as .*format=jit precision=fp32"):
+    with pytest.raises(
+        UserError,
+        match=r"hift of .* cannot be exported as format=jit precision=fp16, but as .*format=jit precision=fp32",
+    ):
         Jit().export(source, tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()
-    assert chosen(of_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16") == ["llm.text_encoder", "llm.llm"]
+    assert chosen(of_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16") == [
+        "llm.text_encoder",
+        "llm.llm",
+    ]
 
 
 # ONNX
@@ -143,42 +185,73 @@ def test_half_precision_but_for_norms_softmax_and_angles(components, files, name
     path = files(name, "fp16")
     measured = compare(components[name], Onnx().load(path, "fp16"), "fp16")
     assert 0 < max(measured["largest_error"].values()) < TOLERANCES["fp16"]
-    assert exact(path, {"Softmax", "LayerNormalization", "InstanceNormalization", "CumSum"}) <= {TensorProto.FLOAT, TensorProto.DOUBLE}
+    assert exact(path, {"Softmax", "LayerNormalization", "InstanceNormalization", "CumSum"}) <= {
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+    }
     assert TensorProto.FLOAT16 in exact(path, WEIGHTED)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("name", ["llm.prefill", "llm.decode", "flow.conditions", "flow.decoder.estimator", "hift"])
+@pytest.mark.parametrize(
+    "name", ["llm.prefill", "llm.decode", "flow.conditions", "flow.decoder.estimator", "hift"]
+)
 def test_files_keep_to_the_standard(files, name, precision):
     onnx.checker.check_model(onnx.load(files(name, precision)), full_check=True)
 
 
 def exact(path: Path, kinds: set[str]) -> set[int]:
     """The types of what nodes of some kinds give."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True).graph
-    types = {info.name: info.type.tensor_type.elem_type for info in [*graph.value_info, *graph.output]}
-    return {types[name] for node in graph.node if node.op_type in kinds for name in node.output if name in types}
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.load(path), check_type=True, strict_mode=True
+    ).graph
+    types = {
+        info.name: info.type.tensor_type.elem_type for info in [*graph.value_info, *graph.output]
+    }
+    return {
+        types[name]
+        for node in graph.node
+        if node.op_type in kinds
+        for name in node.output
+        if name in types
+    }
 
 
 def test_a_time_keeps_its_digits_in_half_precision(components, files):
     """Its sines turn a thousand times as fast."""
-    component, exported = components["flow.decoder.estimator"], Onnx().load(files("flow.decoder.estimator", "fp16"))
+    component, exported = (
+        components["flow.decoder.estimator"],
+        Onnx().load(files("flow.decoder.estimator", "fp16")),
+    )
     x, mask, mu, t, spks, cond = component.example(50, torch.Generator().manual_seed(0), 2)
     near = t + 1e-4  # less than fp16 tells apart
     inputs = [(x, mask, mu, at, spks, cond) for at in (t, near)]
-    wanted, found = ([function(*given)[0] for given in inputs] for function in (lambda *given: eager(component, *given), exported))
-    assert_close(found[1] - found[0], wanted[1] - wanted[0], rtol=0.2, atol=float((wanted[1] - wanted[0]).abs().max()) / 2)
+    wanted, found = (
+        [function(*given)[0] for given in inputs]
+        for function in (lambda *given: eager(component, *given), exported)
+    )
+    assert_close(
+        found[1] - found[0],
+        wanted[1] - wanted[0],
+        rtol=0.2,
+        atol=float((wanted[1] - wanted[0]).abs().max()) / 2,
+    )
 
 
 def test_weights_of_eight_bits(components, files):
     path, whole = files("llm.decode", "int8"), files("llm.decode", "fp32")
     measured = compare(components["llm.decode"], Onnx().load(path, "int8"), "int8")
     assert 0 < max(measured["largest_error"].values()) < TOLERANCES["int8"]
-    kept = [sum(tensor.ByteSize() for tensor in onnx.load(file).graph.initializer) for file in (path, whole)]
+    kept = [
+        sum(tensor.ByteSize() for tensor in onnx.load(file).graph.initializer)
+        for file in (path, whole)
+    ]
     assert kept[0] < 0.5 * kept[1]
 
 
-@pytest.mark.parametrize(("name", "precision"), [("llm.decode", "fp32"), ("llm.decode", "int8"), ("hift", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("llm.decode", "fp32"), ("llm.decode", "int8"), ("hift", "fp32")]
+)
 def test_exported_files_run_in_openvino(components, files, name, precision):
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
@@ -202,18 +275,31 @@ def test_a_program_takes_any_size(components, tmp_path, name):
 
 def test_a_program_whose_sizes_hang_together(tmp_path):
     """The v2 encoder makes two frames of a token: in a program there are always as many."""
-    config = composed("train", ["family=cosyvoice2", "model=flow", "tokenizer@family.tokenizer=characters", *FLOW2])
+    config = composed(
+        "train",
+        ["family=cosyvoice2", "model=flow", "tokenizer@family.tokenizer=characters", *FLOW2],
+    )
     torch.manual_seed(0)
-    component = build(config["components"]["flow.conditions"], build(config["network"]).requires_grad_(False)).eval()
+    component = build(
+        config["components"]["flow.conditions"], build(config["network"]).requires_grad_(False)
+    ).eval()
     Pt2().write(component, tmp_path / "program.pt2")
-    assert max(compare(component, Pt2().load(tmp_path / "program.pt2"))["largest_error"].values()) < TOLERANCES["fp32"]
+    assert (
+        max(compare(component, Pt2().load(tmp_path / "program.pt2"))["largest_error"].values())
+        < TOLERANCES["fp32"]
+    )
 
 
 @pytest.mark.parametrize("name", ["llm.decode", "hift"])
 def test_a_program_can_be_compiled_for_this_machine(components, tmp_path, name):
     form = Pt2(compile=True)
     form.write(components[name], tmp_path / "program.pt2")
-    assert max(compare(components[name], form.load(tmp_path / "program.pt2"))["largest_error"].values()) < TOLERANCES["fp32"]
+    assert (
+        max(
+            compare(components[name], form.load(tmp_path / "program.pt2"))["largest_error"].values()
+        )
+        < TOLERANCES["fp32"]
+    )
 
 
 def test_without_a_compiler_nothing_is_compiled(components, tmp_path, monkeypatch):

@@ -5,7 +5,12 @@ import pytest
 from cosyexp.errors import UserError
 from cosyexp.run.targets import build, check_targets
 
-ALLOWED = ["torch.optim.AdamW", "torch.nn.Linear", "cosyexp.training.schedules.warmup", "cosyexp.models.layers.encoder.Encoder"]
+ALLOWED = [
+    "torch.optim.AdamW",
+    "torch.nn.Linear",
+    "cosyexp.training.schedules.warmup",
+    "cosyexp.models.layers.encoder.Encoder",
+]
 REFUSED = [
     "os.system",
     "builtins.eval",
@@ -40,7 +45,12 @@ def test_our_own_and_torch_s_building_blocks_are_allowed(target):
     check_targets({"_target_": target})
 
 
-PLACES = [lambda x: x, lambda x: {"a": {"b": x}}, lambda x: [1, [x]], lambda x: {"_target_": ALLOWED[1], "a": ({"b": [x]},)}]
+PLACES = [
+    lambda x: x,
+    lambda x: {"a": {"b": x}},
+    lambda x: [1, [x]],
+    lambda x: {"_target_": ALLOWED[1], "a": ({"b": [x]},)},
+]
 
 
 @pytest.mark.parametrize("target", REFUSED)
@@ -59,7 +69,10 @@ def test_a_config_cannot_run_a_command(tmp_path):
 
 def test_an_interpolation_cannot_bring_a_target_in(tmp_path):
     path = f"{{_target_: pathlib.Path, _args_: [{tmp_path}/executed]}}"
-    config = {"_target_": "torch.nn.Identity", "x": f"${{oc.create:{{_target_: pathlib.Path.touch, _args_: [{path}]}}}}"}
+    config = {
+        "_target_": "torch.nn.Identity",
+        "x": f"${{oc.create:{{_target_: pathlib.Path.touch, _args_: [{path}]}}}}",
+    }
     with pytest.raises(UserError):
         build(config)
     assert not list(tmp_path.iterdir())

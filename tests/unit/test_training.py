@@ -50,11 +50,16 @@ def test_noam_hold_has_a_plateau_at_the_base_rate():
 def test_noam_hold_takes_shares_of_the_steps():
     shares, numbers = {"warmup": 0.1, "hold": 0.3}, {"warmup": 100, "hold": 300}
     for update in range(0, 1000, 7):
-        assert noam_hold(update, 1.0, steps=1000, **shares) == noam_hold(update, 1.0, steps=1000, **numbers)
+        assert noam_hold(update, 1.0, steps=1000, **shares) == noam_hold(
+            update, 1.0, steps=1000, **numbers
+        )
 
 
 def test_noam_hold_never_falls_below_its_lowest_rate():
-    rates = [noam_hold(update, 1.0, steps=500, warmup=10, decay=2.0, lowest=0.01) for update in range(600)]
+    rates = [
+        noam_hold(update, 1.0, steps=500, warmup=10, decay=2.0, lowest=0.01)
+        for update in range(600)
+    ]
     assert min(rates[10:]) == 0.01 and set(rates[501:]) == {0.01}
 
 
@@ -81,12 +86,19 @@ class Counted(nn.Module):
 def test_the_running_mean_is_that_of_a_plain_loop():
     module, mean = Counted(), {}
     ema = EMA(module.state_dict(), 0.9)
-    mean = {name: tensor.double() for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    mean = {
+        name: tensor.double()
+        for name, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
     for update in range(1, 200):
         module.change(update)
         ema.update(update, torch.tensor(True))
         decay = min(0.9, (1 + update) / (10 + update))
-        mean = {name: decay * old + (1 - decay) * module.state_dict()[name].double() for name, old in mean.items()}
+        mean = {
+            name: decay * old + (1 - decay) * module.state_dict()[name].double()
+            for name, old in mean.items()
+        }
     found = dict(ema.items())
     for name, wanted in mean.items():
         assert found[name].dtype == torch.float32
@@ -137,7 +149,9 @@ def test_a_running_sum_has_the_mean_of_any_stretch_to_the_last_digit_of_fp32():
         wanted += module.linear.weight.detach().double() if update % 10 else 0
     found = dict(total.items())["linear.weight"] - before
     torch.testing.assert_close(found / 900, wanted / 900, rtol=0, atol=1e-10)
-    assert {tensor.dtype for _, tensor in total.items()} == {torch.float64} and "count" not in dict(total.items())
+    assert {tensor.dtype for _, tensor in total.items()} == {torch.float64} and "count" not in dict(
+        total.items()
+    )
 
 
 # sums
@@ -164,11 +178,18 @@ def test_the_ranks_sums_are_merged():
     ranks = []
     for value in (1.0, 2.0):
         ranks.append(PlayerMetrics())
-        ranks[-1].add([loss(value)], {"frames": 6, "rows": 2}, StepReport(torch.tensor(7.0), torch.tensor(True)))
+        ranks[-1].add(
+            [loss(value)],
+            {"frames": 6, "rows": 2},
+            StepReport(torch.tensor(7.0), torch.tensor(True)),
+        )
     ranks.append(PlayerMetrics())  # a rank without micro-batches
     ranks[-1].add([], {"frames": 6, "rows": 2}, StepReport(torch.tensor(7.0), torch.tensor(True)))
     found = merged([rank.state_dict() for rank in ranks])
-    assert found["loss"]["mse"] == (3.0, "frames", 2.0) and found["units"] == {"frames": 6, "rows": 2}
+    assert found["loss"]["mse"] == (3.0, "frames", 2.0) and found["units"] == {
+        "frames": 6,
+        "rows": 2,
+    }
     assert found["norm"] == 7.0 and found["updates"] == 1
 
 
@@ -186,7 +207,10 @@ def test_sums_go_on_after_a_resume():
 
 # updates that are not finite
 
-BAD, GOOD = StepReport(torch.tensor(math.nan), torch.tensor(False)), StepReport(torch.tensor(1.0), torch.tensor(True))
+BAD, GOOD = (
+    StepReport(torch.tensor(math.nan), torch.tensor(False)),
+    StepReport(torch.tensor(1.0), torch.tensor(True)),
+)
 
 
 def watch_of(tmp_path, precision=Precision.fp32, policy=OnNonfinite.stop):
@@ -197,7 +221,9 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_utterances(tmp_p
     watch = watch_of(tmp_path)
     watch.add(7, "llm", ("utt_a", "utt_b"), [loss(1.0), loss(math.nan)], BAD)
     assert watch.check(7), "the step is not over yet"
-    with pytest.raises(UserError, match=r"at step 7 the loss of llm .*trainer.on_nonfinite=skip") as error:
+    with pytest.raises(
+        UserError, match=r"at step 7 the loss of llm .*trainer.on_nonfinite=skip"
+    ) as error:
         watch.check(8)
     (dump,) = (tmp_path / "logs").iterdir()
     assert str(dump) in str(error.value)

@@ -18,14 +18,26 @@ from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_te
 from cosyexp.run.weights import find_weights, init_weights, load_weights
 from tests.unit.runs import add, cut, make_run
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def sample(dtype):
     """A matrix, a number and an empty tensor, in an order that leaves them unaligned in the file."""
     draw = torch.Generator().manual_seed(0)
     values = [(torch.randn(shape, generator=draw) * 3).to(dtype) for shape in ((3, 5), (), (0, 4))]
-    return {"byte": torch.tensor([1, 2, 3], dtype=torch.uint8), **dict(zip(("matrix", "number", "empty"), values, strict=True))}
+    return {
+        "byte": torch.tensor([1, 2, 3], dtype=torch.uint8),
+        **dict(zip(("matrix", "number", "empty"), values, strict=True)),
+    }
 
 
 def assert_equal(found, wanted):
@@ -50,7 +62,11 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path, dtype):
 
 
 def test_all_dtypes_live_in_one_file(tmp_path):
-    tensors = {f"{dtype}.{name}": tensor for dtype in DTYPES[::-1] for name, tensor in sample(dtype).items()}
+    tensors = {
+        f"{dtype}.{name}": tensor
+        for dtype in DTYPES[::-1]
+        for name, tensor in sample(dtype).items()
+    }
     save_tensors(tmp_path / "a.safetensors", tensors)
     assert_equal(load_file(tmp_path / "a.safetensors"), tensors)
     assert_equal(read_tensors(tmp_path / "a.safetensors"), tensors)
@@ -67,14 +83,25 @@ def test_metadata_is_the_library_s(tmp_path):
 
 def test_tied_and_strided_tensors_are_written_as_they_look(tmp_path):
     base = nn.Parameter(torch.arange(12.0).reshape(3, 4))
-    tensors = {"a": base, "tied": base, "turned": base.t(), "sliced": base[:, ::2], "wide": base[:1].expand(5, 4)}
+    tensors = {
+        "a": base,
+        "tied": base,
+        "turned": base.t(),
+        "sliced": base[:, ::2],
+        "wide": base[:1].expand(5, 4),
+    }
     save_tensors(tmp_path / "a.safetensors", tensors)
-    assert_equal(read_tensors(tmp_path / "a.safetensors"), {name: tensor.detach() for name, tensor in tensors.items()})
+    assert_equal(
+        read_tensors(tmp_path / "a.safetensors"),
+        {name: tensor.detach() for name, tensor in tensors.items()},
+    )
 
 
 def test_a_tensor_of_two_names_is_written_once_as_the_library_writes_it(tmp_path):
     """So a large tied embedding takes its place on the disk once."""
-    network = nn.ModuleDict({"embedding": nn.Linear(4, 3, bias=False), "head": nn.Linear(4, 3, bias=False)})
+    network = nn.ModuleDict(
+        {"embedding": nn.Linear(4, 3, bias=False), "head": nn.Linear(4, 3, bias=False)}
+    )
     network["head"].weight = network["embedding"].weight
     save_tensors(tmp_path / "ours.safetensors", network.state_dict())
     save_model(network, str(tmp_path / "theirs.safetensors"))
@@ -104,7 +131,9 @@ def test_what_is_read_can_be_changed_without_changing_the_file(tmp_path):
 
 def test_a_tensor_other_than_announced_is_not_written(tmp_path):
     with pytest.raises(AssertionError):
-        write_tensors(tmp_path / "a.safetensors", {"a": (torch.float32, (2,))}, iter([torch.zeros(3)]))
+        write_tensors(
+            tmp_path / "a.safetensors", {"a": (torch.float32, (2,))}, iter([torch.zeros(3)])
+        )
 
 
 def test_a_file_cut_anywhere_is_no_weights(tmp_path):
@@ -113,9 +142,13 @@ def test_a_file_cut_anywhere_is_no_weights(tmp_path):
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"a\.safetensors (is no safetensors file|is cut short)"):
+        with pytest.raises(
+            ValueError, match=r"a\.safetensors (is no safetensors file|is cut short)"
+        ):
             TensorFile(path)
-        with pytest.raises(UserError, match=r"a\.safetensors (is no safetensors file|is cut short)"):
+        with pytest.raises(
+            UserError, match=r"a\.safetensors (is no safetensors file|is cut short)"
+        ):
             load_weights(nn.Linear(1, 1), path)
 
 
@@ -134,7 +167,9 @@ def average(run, name, time):
     folder = run.averages / name
     folder.mkdir(parents=True)
     save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
-    (folder / "meta.yaml").write_text(yaml.safe_dump({"sha256": {"llm.safetensors": file_hash(folder / "llm.safetensors")}}))
+    (folder / "meta.yaml").write_text(
+        yaml.safe_dump({"sha256": {"llm.safetensors": file_hash(folder / "llm.safetensors")}})
+    )
     os.utime(folder / "meta.yaml", (time, time))
 
 
@@ -161,7 +196,12 @@ def test_damaged_checkpoints_are_no_weights(run):
 
 
 def test_a_loss_that_is_not_finite_is_not_the_best(run):
-    for step, loss in ((5, float("nan")), (15, float("nan")), (25, float("nan")), (40, float("-inf"))):
+    for step, loss in (
+        (5, float("nan")),
+        (15, float("nan")),
+        (25, float("nan")),
+        (40, float("-inf")),
+    ):
         add(run, step, {"loss": loss})
     assert find_weights(run, "best").parent.name == "step_00000020"
 
@@ -178,9 +218,14 @@ def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
     network = nn.Linear(4, 1, bias=False)
     network.weight = nn.Parameter(torch.ones(4))
     networks = {"llm": network}
-    assert init_weights(networks, "llm", str(run)).parent.name == "step_00000030" and network.weight.tolist() == [30.0] * 4
+    assert (
+        init_weights(networks, "llm", str(run)).parent.name == "step_00000030"
+        and network.weight.tolist() == [30.0] * 4
+    )
     average(run, "best2", 2000)
-    assert init_weights(networks, "llm", str(run)).parent.name == "best2" and not network.weight.any()
+    assert (
+        init_weights(networks, "llm", str(run)).parent.name == "best2" and not network.weight.any()
+    )
 
 
 # loading
@@ -197,38 +242,52 @@ def load(path, tensors):
 def test_weights_come_into_a_network(tmp_path, suffix):
     tensors = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
     network = load(tmp_path / f"a.{suffix}", tensors)
-    assert torch.equal(network.weight, tensors["weight"]) and torch.equal(network.bias, tensors["bias"])
+    assert torch.equal(network.weight, tensors["weight"]) and torch.equal(
+        network.bias, tensors["bias"]
+    )
 
 
 @pytest.mark.parametrize(
     ("tensors", "parts"),
     [
         ({"weight": torch.zeros(3, 2)}, ["1 missing (such as bias)"]),
-        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)}, ["1 unknown (such as more)"]),
+        (
+            {"weight": torch.zeros(3, 2), "bias": torch.zeros(3), "more": torch.zeros(1)},
+            ["1 unknown (such as more)"],
+        ),
         (
             {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)},
             ["1 of another shape (such as weight, [2, 2] instead of [3, 2])"],
         ),
-        ({"weight": torch.zeros(2, 2), "more": torch.zeros(1)}, ["such as bias", "such as more", "such as weight"]),
+        (
+            {"weight": torch.zeros(2, 2), "more": torch.zeros(1)},
+            ["such as bias", "such as more", "such as weight"],
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_weights_that_do_not_fit_are_named_in_one_sentence(tmp_path, suffix, tensors, parts):
     with pytest.raises(UserError) as error:
         load(tmp_path / f"a.{suffix}", tensors)
-    assert all(part in str(error.value) for part in [*parts, f"a.{suffix}"]) and "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in [*parts, f"a.{suffix}"]) and "\n" not in str(
+        error.value
+    )
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.pt holds values that are not finite \(in bias\)"):
-        load(tmp_path / "a.pt", {"weight": torch.zeros(3, 2), "bias": torch.tensor([0, math.nan, 0])})
+        load(
+            tmp_path / "a.pt", {"weight": torch.zeros(3, 2), "bias": torch.tensor([0, math.nan, 0])}
+        )
 
 
 def test_weights_at_home_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}, tmp_path / "a.pt")
     assert init_weights({"llm": nn.Linear(2, 3)}, "llm", "~/a.pt") == tmp_path / "a.pt"
-    with pytest.raises(UserError, match=r"there are no weights ~/b\.pt: name a run, or a file of weights"):
+    with pytest.raises(
+        UserError, match=r"there are no weights ~/b\.pt: name a run, or a file of weights"
+    ):
         init_weights({"llm": nn.Linear(2, 3)}, "llm", "~/b.pt")
 
 
@@ -240,7 +299,11 @@ class Executes:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))], ids=["torch", "pickle"])
+@pytest.mark.parametrize(
+    "write",
+    [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))],
+    ids=["torch", "pickle"],
+)
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
     write({"weight": torch.zeros(3, 2), "bias": Executes(tmp_path / "executed")}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt holds no readable weights") as error:
@@ -249,7 +312,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "there are no"), (b"", "no readable|is no safe"), (b"PK\3\4", "no readable|is no safe")]
+    ("content", "message"),
+    [
+        (None, "there are no"),
+        (b"", "no readable|is no safe"),
+        (b"PK\3\4", "no readable|is no safe"),
+    ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, message):
@@ -277,12 +345,22 @@ def normed():
 def players():
     """A vocoder and its discriminator, both with weight norms."""
     torch.manual_seed(0)
-    return {"hifigan": nn.Sequential(normed()), "discriminator": nn.Sequential(normed(), nn.Linear(3, 1))}
+    return {
+        "hifigan": nn.Sequential(normed()),
+        "discriminator": nn.Sequential(normed(), nn.Linear(3, 1)),
+    }
 
 
 def old(tensors, prefix="", legacy=True):
     """Under the names that a checkpoint of the original has."""
-    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"} if legacy else {}
+    names = (
+        {
+            "parametrizations.weight.original0": "weight_g",
+            "parametrizations.weight.original1": "weight_v",
+        }
+        if legacy
+        else {}
+    )
     found = {}
     for name, tensor in tensors.items():
         for modern, older in names.items():
@@ -292,13 +370,18 @@ def old(tensors, prefix="", legacy=True):
 
 
 def are_loaded(networks, names):
-    return all(all((tensor % 1 == 0).all() for tensor in networks[name].state_dict().values()) for name in names)
+    return all(
+        all((tensor % 1 == 0).all() for tensor in networks[name].state_dict().values())
+        for name in names
+    )
 
 
 @pytest.fixture
 def whole(players):
     """A training checkpoint of the original's GAN, in which every number is whole."""
-    tensors = {name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()}
+    tensors = {
+        name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()
+    }
     return {
         **old(tensors["hifigan"], "generator.", legacy=False),
         **old(tensors["discriminator"], "discriminator."),
@@ -307,7 +390,12 @@ def whole(players):
     }
 
 
-WRAPPED = [lambda x: x, lambda x: {"module": x}, lambda x: {"state_dict": x}, lambda x: {f"module.{n}": t for n, t in x.items()}]
+WRAPPED = [
+    lambda x: x,
+    lambda x: {"module": x},
+    lambda x: {"state_dict": x},
+    lambda x: {f"module.{n}": t for n, t in x.items()},
+]
 
 
 @pytest.mark.parametrize("wrap", WRAPPED)
@@ -319,19 +407,30 @@ def test_a_training_checkpoint_of_the_original_brings_both_networks(tmp_path, pl
 
 
 def test_a_release_brings_the_generator_alone(tmp_path, players, whole, caplog):
-    release = {name.removeprefix("generator."): tensor for name, tensor in whole.items() if name.startswith("generator.")}
+    release = {
+        name.removeprefix("generator."): tensor
+        for name, tensor in whole.items()
+        if name.startswith("generator.")
+    }
     torch.save(release, tmp_path / "hift.pt")
-    before = {name: tensor.clone() for name, tensor in players["discriminator"].state_dict().items()}
+    before = {
+        name: tensor.clone() for name, tensor in players["discriminator"].state_dict().items()
+    }
     with caplog.at_level("INFO"):
         init_weights(players, "hifigan", str(tmp_path / "hift.pt"))
     assert are_loaded(players, ["hifigan"])
     assert_equal(players["discriminator"].state_dict(), before)
-    assert "hift.pt: 3 tensors loaded" in caplog.text and "no discriminator, which starts from scratch" in caplog.text
+    assert (
+        "hift.pt: 3 tensors loaded" in caplog.text
+        and "no discriminator, which starts from scratch" in caplog.text
+    )
 
 
 def test_a_run_brings_the_discriminator_beside_its_model(tmp_path, players):
     run = make_run(tmp_path / "run", {"model": {"name": "hifigan"}})
-    tensors = {name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()}
+    tensors = {
+        name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()
+    }
     add(run, 10, {"loss": 1.0}, tensors["hifigan"], discriminator=tensors["discriminator"])
     init_weights(players, "hifigan", str(run))
     assert are_loaded(players, players)
@@ -341,13 +440,19 @@ def test_what_is_new_is_taken_as_it_is_only_if_allowed(tmp_path, caplog):
     torch.save({"weight": torch.ones(3, 2), "more": torch.zeros(1)}, tmp_path / "a.pt")
     network = nn.Linear(2, 3)
     bias = network.bias.detach().clone()
-    with pytest.raises(UserError, match=r"1 missing .such as bias., 1 unknown .such as more.; init_strict=false takes what"):
+    with pytest.raises(
+        UserError,
+        match=r"1 missing .such as bias., 1 unknown .such as more.; init_strict=false takes what",
+    ):
         init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"))
     assert not (network.weight == 1).any()
     with caplog.at_level("INFO"):
         init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict=False)
     assert (network.weight == 1).all() and torch.equal(network.bias, bias)
-    assert "1 new, not from the file: bias" in caplog.text and "1 left out of the file: more" in caplog.text
+    assert (
+        "1 new, not from the file: bias" in caplog.text
+        and "1 left out of the file: more" in caplog.text
+    )
 
 
 def test_another_shape_is_left_out_if_allowed(tmp_path, caplog):
@@ -357,7 +462,10 @@ def test_another_shape_is_left_out_if_allowed(tmp_path, caplog):
     with caplog.at_level("INFO"):
         init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict=False)
     assert torch.equal(network.weight, weight) and (network.bias == 7).all()
-    assert "1 new, not from the file: weight" in caplog.text and "1 left out of the file: weight" in caplog.text
+    assert (
+        "1 new, not from the file: weight" in caplog.text
+        and "1 left out of the file: weight" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("tensors", [{"weight": torch.zeros(2, 2)}, {"other": torch.zeros(1)}])

@@ -14,11 +14,27 @@ from cosyexp.data.draws import keyed
 from cosyexp.errors import UserError
 
 WORDS = {
-    "who": ["my sister", "my brother", "the teacher", "our doctor", "the old man", "a young woman", "she", "he"],
+    "who": [
+        "my sister",
+        "my brother",
+        "the teacher",
+        "our doctor",
+        "the old man",
+        "a young woman",
+        "she",
+        "he",
+    ],
     "did": ["found", "bought", "lost", "saw", "painted", "cleaned", "sold", "carried"],
     "how": ["red", "green", "small", "big", "old", "new", "heavy", "empty"],
     "what": ["book", "cup", "box", "lamp", "chair", "clock", "letter", "bottle", "door", "table"],
-    "where": ["in the garden", "in the kitchen", "at the station", "behind the house", "near the river", "on the train"],
+    "where": [
+        "in the garden",
+        "in the kitchen",
+        "at the station",
+        "behind the house",
+        "near the river",
+        "on the train",
+    ],
     "when": ["today", "this morning", "yesterday", "after lunch", "on monday", "last night"],
 }
 PATTERNS = [
@@ -82,7 +98,9 @@ class Demo:
         for i, ((text, name), audio) in enumerate(zip(said, audios, strict=True)):
             utt = f"demo_{i:05d}_{name}"
             held_out = i >= len(said) - unseen
-            yield Recording(utt=utt, text=text, speaker=name, path=f"{utt}.wav", held_out=held_out, audio=audio)
+            yield Recording(
+                utt=utt, text=text, speaker=name, path=f"{utt}.wav", held_out=held_out, audio=audio
+            )
 
 
 def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:

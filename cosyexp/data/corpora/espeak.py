@@ -18,7 +18,9 @@ def main() -> None:
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    sample_rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0)
+    sample_rate = library.espeak_Initialize(
+        SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0
+    )
     spoken = io.BytesIO()
 
     def keep(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _: int) -> int:
@@ -26,7 +28,9 @@ def main() -> None:
             spoken.write(ctypes.string_at(samples, 2 * count))
         return 0
 
-    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(keep)
+    callback = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+    )(keep)
     library.espeak_SetSynthCallback(callback)
     for line in sys.stdin:
         order = json.loads(line)

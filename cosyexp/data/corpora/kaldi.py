@@ -28,10 +28,14 @@ class Kaldi:
 
     def _check(self) -> None:
         if (Path(self.root) / "segments").exists():
-            raise UserError(f"{self.root} has segments, parts of longer recordings: cut the audio into utterances first")
+            raise UserError(
+                f"{self.root} has segments, parts of longer recordings: cut the audio into utterances first"
+            )
         for utt, path in self._pairs("wav.scp"):
             if path.endswith("|"):
-                raise UserError(f"{self.root}/wav.scp has a command instead of a file for {utt}: write the audio to files first")
+                raise UserError(
+                    f"{self.root}/wav.scp has a command instead of a file for {utt}: write the audio to files first"
+                )
 
     def __len__(self) -> int:
         self._check()

@@ -22,7 +22,9 @@ class LibriTTS:
             for subset in subsets:
                 folder = Path(self.root) / subset
                 if not folder.is_dir():
-                    raise UserError(f"{self.root} has no folder {subset}: give corpus.root=, or other corpus.train= or corpus.valid=")
+                    raise UserError(
+                        f"{self.root} has no folder {subset}: give corpus.root=, or other corpus.train= or corpus.valid="
+                    )
                 for speaker in sorted(folder.iterdir()):
                     yield from ((held_out, path) for path in sorted(speaker.glob("*/*.wav")))
 
@@ -34,7 +36,9 @@ class LibriTTS:
             text = path.with_suffix(".normalized.txt")
             yield Recording(
                 utt=path.stem,
-                text=text.read_text(encoding="utf-8", errors="surrogateescape").strip() if text.exists() else "",
+                text=text.read_text(encoding="utf-8", errors="surrogateescape").strip()
+                if text.exists()
+                else "",
                 speaker=path.parts[-3],
                 path=str(path),
                 held_out=held_out,

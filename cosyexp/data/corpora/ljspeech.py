@@ -19,7 +19,9 @@ class LJSpeech:
     def _lines(self) -> Iterator[str]:
         path = Path(self.root) / "metadata.csv"
         if not path.is_file():
-            raise UserError(f"{self.root} is not LJSpeech's folder (it has no metadata.csv): give corpus.root=")
+            raise UserError(
+                f"{self.root} is not LJSpeech's folder (it has no metadata.csv): give corpus.root="
+            )
         return (line for _, line in text_lines(path, "give corpus.root="))
 
     def __len__(self) -> int:

@@ -39,20 +39,28 @@ class Table:
             return
         delimiter = self.delimiter or DELIMITERS.get(Path(self.path).suffix)
         if delimiter is None:
-            raise UserError(f"{self.path} is neither .csv, .tsv nor .jsonl: say by corpus.delimiter= what is between its columns")
+            raise UserError(
+                f"{self.path} is neither .csv, .tsv nor .jsonl: say by corpus.delimiter= what is between its columns"
+            )
         lines = (line + "\n" for _, line in self._lines())
-        quotes: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # elsewhere a quotation mark is one of the text
+        quotes: Any = (
+            csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+        )  # elsewhere a quotation mark is one of the text
         reader = csv.DictReader(lines, delimiter=delimiter, quoting=quotes)
         try:
             header = list(reader.fieldnames or [])
-            if absent := [column for column in self.columns.values() if column and column not in header]:
+            if absent := [
+                column for column in self.columns.values() if column and column not in header
+            ]:
                 raise UserError(
                     f"{self.path} has no column {absent[0]!r}, but {', '.join(map(repr, header)) or 'nothing'}: "
                     "name its columns by corpus.columns.<what>=, or what is between them by corpus.delimiter="
                 )
             yield from ((reader.line_num, row) for row in reader)
         except csv.Error as error:
-            raise UserError(f"{self.path} cannot be read as a table, line {reader.line_num}: {error}") from None
+            raise UserError(
+                f"{self.path} cannot be read as a table, line {reader.line_num}: {error}"
+            ) from None
 
     def __len__(self) -> int:
         return sum(1 for _ in self._rows())
@@ -60,7 +68,10 @@ class Table:
     def recordings(self) -> Iterator[Recording]:
         total = len(self)
         for i, (number, row) in enumerate(self._rows()):
-            cells = {what: str(row.get(column) or "").strip() if column else "" for what, column in self.columns.items()}
+            cells = {
+                what: str(row.get(column) or "").strip() if column else ""
+                for what, column in self.columns.items()
+            }
             named = cells["utt"] or Path(cells["audio"]).stem or f"line {number}"
             beside = Path(self.path).parent / cells["audio"]
             yield Recording(

@@ -26,12 +26,16 @@ class Frames:
 
     @cached_property
     def _mel(self) -> MelSpectrogram:
-        return MelSpectrogram(sample_rate=SAMPLE_RATE, n_fft=1024, hop=SAMPLE_RATE // self.rate, win=1024, bins=80)
+        return MelSpectrogram(
+            sample_rate=SAMPLE_RATE, n_fft=1024, hop=SAMPLE_RATE // self.rate, win=1024, bins=80
+        )
 
     def __call__(self, wave: np.ndarray) -> Tensor:
         """(T, F) of a wave (S,); ValueError where it is too short for one frame."""
         if len(wave) < 1024:
-            raise ValueError(f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token")
+            raise ValueError(
+                f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token"
+            )
         frames_TF = self._mel(torch.from_numpy(wave)[None])[0].T
         return frames_TF - frames_TF.mean(0)
 
@@ -44,7 +48,9 @@ class KMeansTokenizer(FrontEnd):
     rate: int
 
     @classmethod
-    def fit(cls, waves: Iterable[np.ndarray], *, codes: int, rate: int, seed: int) -> "KMeansTokenizer":
+    def fit(
+        cls, waves: Iterable[np.ndarray], *, codes: int, rate: int, seed: int
+    ) -> "KMeansTokenizer":
         """Lloyd's algorithm (1982) over the frames of all waves; a centroid that no frame is near to moves to a random frame."""
         frames = Frames(rate)
         x_NF = torch.cat([frames(wave) for wave in waves])
@@ -87,7 +93,9 @@ class KMeans:
         return repr(self)
 
     def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> KMeansTokenizer:
-        return KMeansTokenizer.fit(waves, codes=min(self.codes, wanted.codes), rate=wanted.token_rate, seed=wanted.seed)
+        return KMeansTokenizer.fit(
+            waves, codes=min(self.codes, wanted.codes), rate=wanted.token_rate, seed=wanted.seed
+        )
 
     def load(self, path: Path, wanted: Wanted) -> KMeansTokenizer:
         return KMeansTokenizer.load(path)

@@ -23,7 +23,9 @@ def spectrogram() -> MelSpectrogram:
 def statistics(wave: np.ndarray) -> Tensor:
     """(3F,) mean, standard deviation and mean absolute change of each band; ValueError where the wave is too short."""
     if len(wave) < 2048:
-        raise ValueError(f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speaker embedding")
+        raise ValueError(
+            f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speaker embedding"
+        )
     mel_FT = spectrogram()(torch.from_numpy(wave)[None])[0]
     return torch.cat([mel_FT.mean(1), mel_FT.std(1), mel_FT.diff(dim=1).abs().mean(1)])
 
@@ -42,7 +44,9 @@ class MelSpeakerEncoder(FrontEnd):
         each = torch.stack([statistics(wave) for wave in waves])
         random = torch.randn(each.size(1), width, generator=torch.Generator().manual_seed(seed))
         std = each.std(0).nan_to_num(1.0).clamp(min=1e-3)
-        return cls(each.mean(0), std, torch.linalg.qr(random).Q.contiguous())  # as a loaded one: another order, other last bits
+        return cls(
+            each.mean(0), std, torch.linalg.qr(random).Q.contiguous()
+        )  # as a loaded one: another order, other last bits
 
     def encode(self, wave: np.ndarray) -> np.ndarray:
         """(E,) of a wave (S,) at 16 kHz."""

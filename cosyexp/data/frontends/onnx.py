@@ -30,18 +30,24 @@ def session(path: str, threads: int) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     available = onnxruntime.get_available_providers()
-    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+    providers = [
+        name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
+    ]
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # the runtime has its own
-        raise UserError(f"{path} cannot be opened as an ONNX model ({str(error).splitlines()[0]}): give its path") from None
+        raise UserError(
+            f"{path} cannot be opened as an ONNX model ({str(error).splitlines()[0]}): give its path"
+        ) from None
 
 
 def run(path: str, threads: int, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """The first output of a model, its inputs by position; ValueError where it fails."""
     opened = session(path, threads)
     try:
-        output: np.ndarray = opened.run(None, dict(zip((node.name for node in opened.get_inputs()), inputs, strict=True)))[0]
+        output: np.ndarray = opened.run(
+            None, dict(zip((node.name for node in opened.get_inputs()), inputs, strict=True))
+        )[0]
     except Exception as error:  # the runtime has its own
         raise ValueError(f"{Path(path).name} fails on it ({str(error).splitlines()[0]})") from None
     return output
@@ -80,7 +86,9 @@ class OnnxFile(FrontEnd):
     def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> "OnnxFile":
         """Fits nothing: tries the file with noise. UserError where it is another kind of model, or not the family's."""
         check_inputs(self.path, self.threads, self.inputs, self.told)
-        noise = np.random.default_rng(0).standard_normal(PROBE * SAMPLE_RATE).astype(np.float32) / 10
+        noise = (
+            np.random.default_rng(0).standard_normal(PROBE * SAMPLE_RATE).astype(np.float32) / 10
+        )
         try:
             output = np.asarray(self.encode(noise))
         except ValueError as error:
@@ -100,7 +108,9 @@ class OnnxTokenizer(OnnxFile):
     """
 
     longest: ClassVar[float] = 30.0
-    told: ClassVar[str] = "a speech tokenizer takes float log-mel (1, 128, T) and an int32 length; give one as speech_tokenizer.path="
+    told: ClassVar[str] = (
+        "a speech tokenizer takes float log-mel (1, 128, T) and an int32 length; give one as speech_tokenizer.path="
+    )
     inputs: ClassVar[tuple[tuple[str, int], ...]] = (("tensor(float)", 3), ("tensor(int32)", 1))
 
     def check(self, wanted: Wanted, output: np.ndarray) -> None:
@@ -109,11 +119,17 @@ class OnnxTokenizer(OnnxFile):
                 f"{self.path} gives {len(output) / PROBE:g} tokens a second, the family wants {wanted.token_rate}: give another"
             )
         if output.max(initial=0) >= wanted.codes:
-            raise UserError(f"{self.path} gives token {output.max()}, the family knows {wanted.codes}: give another")
+            raise UserError(
+                f"{self.path} gives token {output.max()}, the family knows {wanted.codes}: give another"
+            )
 
     def encode(self, wave: np.ndarray) -> np.ndarray:
         mel_FT = log_mel(wave)
-        return run(self.path, self.threads, [mel_FT[None], np.array([mel_FT.shape[1]], np.int32)]).reshape(-1).astype(np.int32)
+        return (
+            run(self.path, self.threads, [mel_FT[None], np.array([mel_FT.shape[1]], np.int32)])
+            .reshape(-1)
+            .astype(np.int32)
+        )
 
     def encode_all(self, waves: Sequence[np.ndarray]) -> list[Sequence[float] | np.ndarray]:
         if session(self.path, self.threads).get_inputs()[0].shape[0] == 1:
@@ -123,7 +139,11 @@ class OnnxTokenizer(OnnxFile):
         batch_BFT = np.zeros((len(mels), BANDS, lengths.max(initial=0)), np.float32)
         for row, mel in zip(batch_BFT, mels, strict=True):
             row[:, : mel.shape[1]] = mel
-        tokens = run(self.path, self.threads, [batch_BFT, lengths]).reshape(len(mels), -1).astype(np.int32)
+        tokens = (
+            run(self.path, self.threads, [batch_BFT, lengths])
+            .reshape(len(mels), -1)
+            .astype(np.int32)
+        )
         per_token = round(batch_BFT.shape[2] / max(tokens.shape[1], 1))
         return [row[: length // per_token] for row, length in zip(tokens, lengths, strict=True)]
 
@@ -132,16 +152,24 @@ class OnnxTokenizer(OnnxFile):
 class OnnxSpeaker(OnnxFile):
     """campplus: Kaldi's filter banks (1, T, 80), less their mean over time, to an embedding (1, E)."""
 
-    told: ClassVar[str] = "a speaker encoder takes float filter banks (1, T, 80); give one as speaker_encoder.path="
+    told: ClassVar[str] = (
+        "a speaker encoder takes float filter banks (1, T, 80); give one as speaker_encoder.path="
+    )
     inputs: ClassVar[tuple[tuple[str, int], ...]] = (("tensor(float)", 3),)
 
     def check(self, wanted: Wanted, output: np.ndarray) -> None:
         if len(output) != wanted.speaker_dim:
-            raise UserError(f"{self.path} gives {len(output)} numbers for a speaker, the family wants {wanted.speaker_dim}: give another")
+            raise UserError(
+                f"{self.path} gives {len(output)} numbers for a speaker, the family wants {wanted.speaker_dim}: give another"
+            )
 
     def encode(self, wave: np.ndarray) -> np.ndarray:
         bank_TF = filter_bank(wave)
-        return run(self.path, self.threads, [(bank_TF - bank_TF.mean(0))[None]]).reshape(-1).astype(np.float32)
+        return (
+            run(self.path, self.threads, [(bank_TF - bank_TF.mean(0))[None]])
+            .reshape(-1)
+            .astype(np.float32)
+        )
 
 
 @cache
@@ -152,7 +180,9 @@ def whisper_mel() -> WhisperMel:
 def log_mel(wave: np.ndarray) -> np.ndarray:
     """(F, T) as Whisper hears a wave (S,) at 16 kHz; ValueError where it is too short."""
     if len(wave) < SAMPLE_RATE // 25:
-        raise ValueError(f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token")
+        raise ValueError(
+            f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token"
+        )
     mel_FT: np.ndarray = whisper_mel()(torch.from_numpy(wave)).numpy()
     return mel_FT
 
@@ -169,5 +199,7 @@ def filter_bank(wave: np.ndarray) -> np.ndarray:
     bank.accept_waveform(SAMPLE_RATE, wave.tolist())
     bank.input_finished()
     if not bank.num_frames_ready:
-        raise ValueError(f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speaker embedding")
+        raise ValueError(
+            f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speaker embedding"
+        )
     return np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)])

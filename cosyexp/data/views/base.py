@@ -9,7 +9,9 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import Field
 
-Row = Mapping[str, np.ndarray]  # the fields of one utterance; a field of width w has shape (w, time)
+Row = Mapping[
+    str, np.ndarray
+]  # the fields of one utterance; a field of width w has shape (w, time)
 
 
 class View(Protocol):

@@ -56,25 +56,40 @@ class FlowView:
         prompt: float = 0.3,
         streaming: float = 0.0,
     ) -> None:
-        self.frames_per_token, self.drop, self.prompt, self.streaming = frames_per_token, drop, prompt, streaming
+        self.frames_per_token, self.drop, self.prompt, self.streaming = (
+            frames_per_token,
+            drop,
+            prompt,
+            streaming,
+        )
         self.fields: Mapping[str, Field] = {
             "token": AlignedTokens(speech_vocabulary, token_rate, sample_rate),
-            "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
+            "speaker": SpeakerEmbedding(
+                "spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim
+            ),
             "mel": Mel(sample_rate=sample_rate, **mel),
         }
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.frames_per_token is None:
             return sizes["mel"]
-        return self.frames_per_token * np.minimum(sizes["token"], sizes["mel"] // self.frames_per_token)
+        return self.frames_per_token * np.minimum(
+            sizes["token"], sizes["mel"] // self.frames_per_token
+        )
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> FlowBatch:
         token, mel = [row["token"][0] for row in rows], [row["mel"] for row in rows]
         if self.frames_per_token is not None:
-            sizes = [min(len(t), m.shape[1] // self.frames_per_token) for t, m in zip(token, mel, strict=True)]
+            sizes = [
+                min(len(t), m.shape[1] // self.frames_per_token)
+                for t, m in zip(token, mel, strict=True)
+            ]
             token = [t[:size] for t, size in zip(token, sizes, strict=True)]
             mel = [m[:, : size * self.frames_per_token] for m, size in zip(mel, sizes, strict=True)]
-        noise = [draws(u, "noise").standard_normal(m.shape, dtype=np.float32) for u, m in zip(utts, mel, strict=True)]
+        noise = [
+            draws(u, "noise").standard_normal(m.shape, dtype=np.float32)
+            for u, m in zip(utts, mel, strict=True)
+        ]
         return FlowBatch(
             utts=tuple(utts),
             token_BN=pad(token).long(),
@@ -84,9 +99,16 @@ class FlowView:
             mel_lens_B=lengths(mel),
             time_B=torch.tensor([draws(utt, "time").random(dtype=np.float32) for utt in utts]),
             noise_BFT=pad(noise),
-            prompt_lens_B=torch.tensor([self._prompt(m.shape[1], draws(u, "prompt")) for u, m in zip(utts, mel, strict=True)]),
+            prompt_lens_B=torch.tensor(
+                [
+                    self._prompt(m.shape[1], draws(u, "prompt"))
+                    for u, m in zip(utts, mel, strict=True)
+                ]
+            ),
             keep_B=torch.tensor([float(draws(utt, "keep").random() >= self.drop) for utt in utts]),
-            streaming_B=torch.tensor([bool(draws(utt, "streaming").random() < self.streaming) for utt in utts]),
+            streaming_B=torch.tensor(
+                [bool(draws(utt, "streaming").random() < self.streaming) for utt in utts]
+            ),
         )
 
     def _prompt(self, frames: int, draw: np.random.Generator) -> int:

@@ -35,7 +35,9 @@ class VocoderView:
     Mel and F0 are those of the whole utterance, then cut. segment: samples, a multiple of the hop. harmonics: of the source.
     """
 
-    def __init__(self, *, sample_rate: int, mel: Mapping[str, Any], pitch: str, segment: int, harmonics: int) -> None:
+    def __init__(
+        self, *, sample_rate: int, mel: Mapping[str, Any], pitch: str, segment: int, harmonics: int
+    ) -> None:
         self.hop = int(mel["hop"])
         if segment % self.hop:
             raise ValueError(f"segment={segment} is no multiple of the hop of {self.hop} samples")
@@ -51,7 +53,10 @@ class VocoderView:
         return np.full_like(sizes["mel"], self.frames)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> VocoderBatch:
-        wave, mel, f0, phase, noise = zip(*(self._segment(row, utt, draws) for utt, row in zip(utts, rows, strict=True)), strict=True)
+        wave, mel, f0, phase, noise = zip(
+            *(self._segment(row, utt, draws) for utt, row in zip(utts, rows, strict=True)),
+            strict=True,
+        )
         return VocoderBatch(
             utts=tuple(utts),
             wave_BS=torch.from_numpy(np.stack(wave)),

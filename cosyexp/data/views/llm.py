@@ -53,7 +53,9 @@ class LanguageView:
         self.fields: Mapping[str, Field] = {
             "text": TextTokens(tokenizer),
             "speech": SpeechTokens(speech_vocabulary),
-            "speaker": SpeakerEmbedding("spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim),
+            "speaker": SpeakerEmbedding(
+                "spk_embedding" if use_spk_embedding else "utt_embedding", speaker_dim
+            ),
         }
         if instruct is not None:
             self.fields = {**self.fields, "instruct": InstructTokens(tokenizer, instruct)}
@@ -62,21 +64,32 @@ class LanguageView:
         return 3 + np.sum([sizes[name] for name in self.fields if name != "speaker"], axis=0)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> LanguageBatch:
-        blocks = [self.in_blocks(utt, row, row["speech"].shape[1], draws) for utt, row in zip(utts, rows, strict=True)]
+        blocks = [
+            self.in_blocks(utt, row, row["speech"].shape[1], draws)
+            for utt, row in zip(utts, rows, strict=True)
+        ]
         return LanguageBatch(utts=tuple(utts), **self.tensors(rows, blocks))
 
     def in_blocks(self, utt: str, row: Row, speech: int, draws: Draws) -> bool:
         """Whether a row with so many speech tokens is laid out in blocks."""
         if not self.layout.interleaved:
             return False
-        return self.layout.in_blocks(row["text"].shape[1], speech, float(draws(utt, "layout").random()))
+        return self.layout.in_blocks(
+            row["text"].shape[1], speech, float(draws(utt, "layout").random())
+        )
 
     def tensors(self, rows: Sequence[Row], blocks: Sequence[bool]) -> dict[str, Tensor]:
         leads = [row["instruct"].shape[1] if "instruct" in row else 0 for row in rows]
-        text = [np.concatenate([row[name][0] for name in ("instruct", "text") if name in row]) for row in rows]
+        text = [
+            np.concatenate([row[name][0] for name in ("instruct", "text") if name in row])
+            for row in rows
+        ]
         speech = [row["speech"][0] for row in rows]
         size = max(map(len, text)), max(map(len, speech))
-        sequences = [self.layout(len(t), s, lead, b, size) for t, s, lead, b in zip(text, speech, leads, blocks, strict=True)]
+        sequences = [
+            self.layout(len(t), s, lead, b, size)
+            for t, s, lead, b in zip(text, speech, leads, blocks, strict=True)
+        ]
         order, answer, target = zip(*sequences, strict=True)
         return {
             "text_BL": pad(text).long(),

@@ -62,7 +62,14 @@ class PreferenceView(LanguageView):
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> PreferenceBatch:
         layouts = Draws(draws.seed, KEPT) if self.keep_layout else draws
         shorter = [min(row["speech"].shape[1], row["rejected"].shape[1]) for row in rows]
-        blocks = [self.in_blocks(utt, row, size, layouts) for utt, row, size in zip(utts, rows, shorter, strict=True)]
+        blocks = [
+            self.in_blocks(utt, row, size, layouts)
+            for utt, row, size in zip(utts, rows, shorter, strict=True)
+        ]
         both = [*rows, *({**row, "speech": row["rejected"]} for row in rows)]
         known_P2 = np.stack([row.get("reference", np.zeros(2, np.float32)) for row in rows])
-        return PreferenceBatch(utts=tuple(utts), reference_B=torch.from_numpy(known_P2.T.flatten()), **self.tensors(both, 2 * blocks))
+        return PreferenceBatch(
+            utts=tuple(utts),
+            reference_B=torch.from_numpy(known_P2.T.flatten()),
+            **self.tensors(both, 2 * blocks),
+        )

@@ -18,7 +18,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, channels: int, width: int = 256) -> None:
         super().__init__()
         self.width = width
-        self.time_mlp = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels))
+        self.time_mlp = nn.Sequential(
+            nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, channels)
+        )
 
     def forward(self, time_B: Tensor) -> Tensor:
         return self.time_mlp(time_features(time_B, self.width))
@@ -29,8 +31,12 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, channels: int, kernel: int, groups: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(PaddedConv(channels, channels, kernel, left=kernel - 1, groups=groups), nn.Mish())
-        self.conv2 = nn.Sequential(PaddedConv(channels, channels, kernel, left=kernel - 1, groups=groups), nn.Mish())
+        self.conv1 = nn.Sequential(
+            PaddedConv(channels, channels, kernel, left=kernel - 1, groups=groups), nn.Mish()
+        )
+        self.conv2 = nn.Sequential(
+            PaddedConv(channels, channels, kernel, left=kernel - 1, groups=groups), nn.Mish()
+        )
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return self.conv2(self.conv1(x_BTC.transpose(1, 2))).transpose(1, 2)
@@ -58,12 +64,16 @@ class RotaryPositions(nn.Module):
     def __init__(self, head_width: int) -> None:
         super().__init__()
         self.head_width = head_width
-        self.register_buffer("inv_freq", 1 / 10000.0 ** (torch.arange(0, head_width, 2).float() / head_width))
+        self.register_buffer(
+            "inv_freq", 1 / 10000.0 ** (torch.arange(0, head_width, 2).float() / head_width)
+        )
 
     def forward(self, frames: int) -> Tensor:
         channels = torch.arange(0, self.head_width, 2, device=self.inv_freq.device).float()
         places = torch.arange(frames, device=self.inv_freq.device).float()
-        return (places.unsqueeze(1) / 10000.0 ** (channels / self.head_width)).repeat_interleave(2, dim=-1)
+        return (places.unsqueeze(1) / 10000.0 ** (channels / self.head_width)).repeat_interleave(
+            2, dim=-1
+        )
 
 
 class AdaptiveNorm(nn.Module):
@@ -76,7 +86,11 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, time_BC: Tensor) -> Tensor:
         """The vectors, (vectors, B, 1, C)."""
-        return self.linear(functional.silu(time_BC)).unflatten(-1, (self.vectors, 1, self.channels)).transpose(0, 1)
+        return (
+            self.linear(functional.silu(time_BC))
+            .unflatten(-1, (self.vectors, 1, self.channels))
+            .transpose(0, 1)
+        )
 
 
 def modulated(x_BTC: Tensor, shift_B1C: Tensor, scale_B1C: Tensor) -> Tensor:
@@ -87,7 +101,9 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.ff = nn.Sequential(
-            nn.Sequential(nn.Linear(channels, hidden), nn.GELU(approximate="tanh")), nn.Dropout(dropout), nn.Linear(hidden, channels)
+            nn.Sequential(nn.Linear(channels, hidden), nn.GELU(approximate="tanh")),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, channels),
         )
 
     def forward(self, x_BTC: Tensor) -> Tensor:
@@ -97,15 +113,21 @@ class FeedForward(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and feed-forward, their inputs scaled and shifted and their outputs gated by the time (adaLN-Zero)."""
 
-    def __init__(self, channels: int, heads: int, head_width: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_width: int, hidden: int, dropout: float
+    ) -> None:
         super().__init__()
         self.attn_norm = AdaptiveNorm(channels, 6)
         self.attn = SelfAttention(channels, heads, head_width, dropout, bias=True)
         self.ff = FeedForward(channels, hidden, dropout)
 
-    def forward(self, x_BTC: Tensor, time_BC: Tensor, valid_BT1: Tensor, visible: Tensor, angles_TR: Tensor) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, time_BC: Tensor, valid_BT1: Tensor, visible: Tensor, angles_TR: Tensor
+    ) -> Tensor:
         shift, scale, gate, ff_shift, ff_scale, ff_gate = self.attn_norm(time_BC).unbind(0)
-        x_BTC = x_BTC + gate * (self.attn(modulated(x_BTC, shift, scale), visible, angles_TR) * valid_BT1)
+        x_BTC = x_BTC + gate * (
+            self.attn(modulated(x_BTC, shift, scale), visible, angles_TR) * valid_BT1
+        )
         return x_BTC + ff_gate * self.ff(modulated(x_BTC, ff_shift, ff_scale))
 
 
@@ -136,7 +158,9 @@ class DiT(nn.Module):
         self.time_embed = TimeEmbedding(width)
         self.input_embed = InputEmbedding(mel_bins, width, kernel, groups)
         self.rotary_embed = RotaryPositions(head_width)
-        self.transformer_blocks = nn.ModuleList(DiTBlock(width, heads, head_width, hidden, dropout) for _ in range(blocks))
+        self.transformer_blocks = nn.ModuleList(
+            DiTBlock(width, heads, head_width, hidden, dropout) for _ in range(blocks)
+        )
         self.norm_out = AdaptiveNorm(width, 2)
         self.proj_out = nn.Linear(width, mel_bins)
 

@@ -34,16 +34,32 @@ class LengthRegulator(nn.Module):
         between them, so that utterances cut out of a stream fit together.
     """
 
-    def __init__(self, *, channels: int, layers: int, edge_tokens: int = 0, edge_frames: int = 0, padding: str = "own") -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        layers: int,
+        edge_tokens: int = 0,
+        edge_frames: int = 0,
+        padding: str = "own",
+    ) -> None:
         super().__init__()
         self.edge_tokens, self.edge_frames = edge_tokens, edge_frames
         self.model = nn.ModuleList()
         for _ in range(layers):
-            self.model.extend([nn.Conv1d(channels, channels, 3, padding=1), MaskedGroupNorm(1, channels), nn.Mish()])
+            self.model.extend(
+                [
+                    nn.Conv1d(channels, channels, 3, padding=1),
+                    MaskedGroupNorm(1, channels),
+                    nn.Mish(),
+                ]
+            )
         self.model.append(nn.Conv1d(channels, channels, 1))
         self.whole_rows = padding == "original"
 
-    def parts(self, tokens_B: Tensor, frames_B: Tensor, prompt_tokens_B: Tensor, prompt_frames_B: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(
+        self, tokens_B: Tensor, frames_B: Tensor, prompt_tokens_B: Tensor, prompt_frames_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Tokens and frames (B, 4) of what synthesis stretches apart: the prompt, and of the rest the head, the middle, the tail."""
         tokens_B, frames_B = tokens_B - prompt_tokens_B, frames_B - prompt_frames_B
         cut_B = (tokens_B > 2 * self.edge_tokens).to(tokens_B.dtype)
@@ -57,8 +73,12 @@ class LengthRegulator(nn.Module):
         mask = valid_mask(frames_BP.sum(1), frames).unsqueeze(1).to(x_BFN.dtype)
         inner = mask
         if self.whole_rows:  # as the original: a row's last part is stretched with its padding
-            tokens_BP = torch.cat([tokens_BP[:, :-1], x_BFN.size(2) - tokens_BP[:, :-1].sum(1, keepdim=True)], dim=1)
-            frames_BP = torch.cat([frames_BP[:, :-1], frames - frames_BP[:, :-1].sum(1, keepdim=True)], dim=1)
+            tokens_BP = torch.cat(
+                [tokens_BP[:, :-1], x_BFN.size(2) - tokens_BP[:, :-1].sum(1, keepdim=True)], dim=1
+            )
+            frames_BP = torch.cat(
+                [frames_BP[:, :-1], frames - frames_BP[:, :-1].sum(1, keepdim=True)], dim=1
+            )
             inner = torch.ones_like(mask)
         x = stretch(x_BFN, tokens_BP, frames_BP, frames)
         for layer in self.model:

@@ -23,7 +23,9 @@ class FlowNetwork(nn.Module):
     if TYPE_CHECKING:  # TorchScript reads annotations, and knows no such type
         decoder: FlowMatching
 
-    def __init__(self, speech_vocabulary: int, token_width: int, speaker_dim: int, mel_bins: int) -> None:
+    def __init__(
+        self, speech_vocabulary: int, token_width: int, speaker_dim: int, mel_bins: int
+    ) -> None:
         super().__init__()
         self.input_embedding = nn.Embedding(speech_vocabulary, token_width)
         self.spk_embed_affine_layer = nn.Linear(speaker_dim, mel_bins)
@@ -45,10 +47,14 @@ class FlowNetwork(nn.Module):
         keep: 1 where a row keeps its conditions, 0 where it drops them all (classifier-free guidance).
         streaming: bool, True where a row sees the future by chunks alone.
         """
-        mu, speaker = self.encode(token_BN, token_lens_B, speaker_BE, noisy_BFT.size(2), mel_lens_B, streaming_B)
+        mu, speaker = self.encode(
+            token_BN, token_lens_B, speaker_BE, noisy_BFT.size(2), mel_lens_B, streaming_B
+        )
         keep = keep_B.to(mu.dtype)[:, None, None]
         mask = valid_mask(mel_lens_B, noisy_BFT.size(2)).unsqueeze(1).to(mu.dtype)
-        return self.decoder(noisy_BFT, mask, mu * keep, t_B, speaker * keep[:, 0], prompt_BFT * keep, streaming_B)
+        return self.decoder(
+            noisy_BFT, mask, mu * keep, t_B, speaker * keep[:, 0], prompt_BFT * keep, streaming_B
+        )
 
     def encode(
         self,
@@ -65,8 +71,12 @@ class FlowNetwork(nn.Module):
         prompt_lens: in synthesis, how many of the tokens and of the frames are the prompt's, (B,) each.
         """
         speaker = self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1))
-        tokens = self.input_embedding(token_BN) * valid_mask(token_lens_B, token_BN.size(1)).unsqueeze(-1)
-        return self.to_mu(tokens, token_lens_B, frames, mel_lens_B, streaming_B, prompt_lens).transpose(1, 2), speaker
+        tokens = self.input_embedding(token_BN) * valid_mask(
+            token_lens_B, token_BN.size(1)
+        ).unsqueeze(-1)
+        return self.to_mu(
+            tokens, token_lens_B, frames, mel_lens_B, streaming_B, prompt_lens
+        ).transpose(1, 2), speaker
 
     def to_mu(
         self,
@@ -110,7 +120,11 @@ class MaskedDiffWithXvec(FlowNetwork):
         self.encoder_proj = nn.Linear(encoder.width, mel_bins)
         self.decoder = FlowMatching(estimator)
         self.length_regulator = LengthRegulator(
-            channels=mel_bins, layers=regulator_layers, edge_tokens=edge_tokens, edge_frames=edge_frames, padding=padding
+            channels=mel_bins,
+            layers=regulator_layers,
+            edge_tokens=edge_tokens,
+            edge_frames=edge_frames,
+            padding=padding,
         )
 
     def to_mu(
@@ -125,7 +139,9 @@ class MaskedDiffWithXvec(FlowNetwork):
         hidden = self.encoder_proj(self.encoder(token_BND, token_lens_B)).transpose(1, 2)
         tokens_BP, frames_BP = token_lens_B.unsqueeze(1), mel_lens_B.unsqueeze(1)
         if prompt_lens is not None:
-            tokens_BP, frames_BP = self.length_regulator.parts(token_lens_B, mel_lens_B, prompt_lens[0], prompt_lens[1])
+            tokens_BP, frames_BP = self.length_regulator.parts(
+                token_lens_B, mel_lens_B, prompt_lens[0], prompt_lens[1]
+            )
         return self.length_regulator(hidden, tokens_BP, frames_BP, frames).transpose(1, 2)
 
 
@@ -133,7 +149,13 @@ class CausalMaskedDiffWithXvec(FlowNetwork):
     """v2: an encoder that upsamples by a fixed factor (Du et al. 2024, "CosyVoice 2", section 2.4)."""
 
     def __init__(
-        self, *, speech_vocabulary: int, speaker_dim: int, mel_bins: int, encoder: UpsamplingEncoder, estimator: nn.Module
+        self,
+        *,
+        speech_vocabulary: int,
+        speaker_dim: int,
+        mel_bins: int,
+        encoder: UpsamplingEncoder,
+        estimator: nn.Module,
     ) -> None:
         super().__init__(speech_vocabulary, encoder.width, speaker_dim, mel_bins)
         self.encoder = encoder
@@ -149,7 +171,9 @@ class CausalMaskedDiffWithXvec(FlowNetwork):
         streaming_B: Tensor | None,
         prompt_lens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        return self.encoder_proj(self.encoder(token_BND, token_lens_B, frames, mel_lens_B, streaming_B))
+        return self.encoder_proj(
+            self.encoder(token_BND, token_lens_B, frames, mel_lens_B, streaming_B)
+        )
 
 
 class CausalMaskedDiffWithDiT(FlowNetwork):

@@ -22,7 +22,9 @@ def probability_path(mel: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Ten
     return (1 - (1 - SIGMA_MIN) * t) * noise + t * mel, mel - (1 - SIGMA_MIN) * noise
 
 
-def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps: int = 10) -> Tensor:
+def euler(
+    velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps: int = 10
+) -> Tensor:
     """Follows `velocity(y, t)` from noise to mel over times 1 - cos(pi / 2 * i / steps), dense near the noise.
 
     `t` is (B,). Returns the mel (B, F, T).
@@ -30,7 +32,9 @@ def euler(velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps
     times = [1 - math.cos(math.pi / 2 * i / steps) for i in range(steps + 1)]
     y = noise_BFT
     for now, then in pairwise(times):
-        y = y + (then - now) * velocity(y, torch.full((y.size(0),), now, dtype=y.dtype, device=y.device))
+        y = y + (then - now) * velocity(
+            y, torch.full((y.size(0),), now, dtype=y.dtype, device=y.device)
+        )
     return y
 
 
@@ -59,7 +63,14 @@ class FlowMatching(nn.Module):
         return self.estimator(x_BFT, mask_B1T, mu_BFT, t_B, spks_BF, cond_BFT, streaming_B)
 
     def sample(
-        self, noise_BFT: Tensor, mu_BFT: Tensor, spks_BF: Tensor, cond_BFT: Tensor, steps: int, guidance: float, streaming: bool
+        self,
+        noise_BFT: Tensor,
+        mu_BFT: Tensor,
+        spks_BF: Tensor,
+        cond_BFT: Tensor,
+        steps: int,
+        guidance: float,
+        streaming: bool,
     ) -> Tensor:
         """The mel of rows without padding; with and without conditions in one call on twice the rows."""
         mask = torch.ones_like(noise_BFT[:, :1]).repeat(2, 1, 1)

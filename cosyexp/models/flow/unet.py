@@ -18,7 +18,11 @@ from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
 
 def convolution(channels: int, out_channels: int, causal: bool) -> nn.Conv1d:
     """Over three frames: the one before and the one behind, or the two before."""
-    return PaddedConv(channels, out_channels, 3, left=2) if causal else nn.Conv1d(channels, out_channels, 3, padding=1)
+    return (
+        PaddedConv(channels, out_channels, 3, left=2)
+        if causal
+        else nn.Conv1d(channels, out_channels, 3, padding=1)
+    )
 
 
 class Block(nn.Module):
@@ -26,7 +30,11 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, causal: bool) -> None:
         super().__init__()
-        norm = [nn.Identity(), FrameNorm(out_channels)] if causal else [MaskedGroupNorm(8, out_channels)]
+        norm = (
+            [nn.Identity(), FrameNorm(out_channels)]
+            if causal
+            else [MaskedGroupNorm(8, out_channels)]
+        )
         self.block = nn.ModuleList([convolution(channels, out_channels, causal), *norm])
 
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor) -> Tensor:
@@ -44,7 +52,9 @@ class ResnetBlock(nn.Module):
         self.block2 = Block(out_channels, out_channels, causal)
         self.res_conv = nn.Conv1d(channels, out_channels, 1)
 
-    def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor) -> Tensor:
+    def forward(
+        self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor
+    ) -> Tensor:
         h = self.block1(x_BCT, mask_B1T, statistics_B1T) + self.mlp(time_BD).unsqueeze(-1)
         return self.block2(h, mask_B1T, statistics_B1T) + self.res_conv(x_BCT * mask_B1T)
 
@@ -61,7 +71,11 @@ class GeluProjection(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
-        self.net = nn.Sequential(GeluProjection(channels, 4 * channels), nn.Dropout(dropout), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(
+            GeluProjection(channels, 4 * channels),
+            nn.Dropout(dropout),
+            nn.Linear(4 * channels, channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -116,8 +130,16 @@ class Level(nn.ModuleList):
         causal: bool,
         end: nn.Module | None,
     ) -> None:
-        attention = nn.ModuleList(TransformerBlock(out, heads, head_width, dropout) for _ in range(blocks))
-        super().__init__([ResnetBlock(channels, out, time, causal), attention, *([end] if end is not None else [])])
+        attention = nn.ModuleList(
+            TransformerBlock(out, heads, head_width, dropout) for _ in range(blocks)
+        )
+        super().__init__(
+            [
+                ResnetBlock(channels, out, time, causal),
+                attention,
+                *([end] if end is not None else []),
+            ]
+        )
 
     def forward(self, x_BCT: Tensor, frames: Frames, time_BD: Tensor) -> Tensor:
         x_BTC = self[0](x_BCT, frames.mask_B1T, frames.statistics_B1T, time_BD).transpose(1, 2)
@@ -174,12 +196,24 @@ class UNet(nn.Module):
         self.time_mlp = TimeEmbedding(4 * mel_bins, time)
         self.down_blocks = nn.ModuleList()
         for i, (before, out) in enumerate(zip([4 * mel_bins, *widths], widths, strict=False)):
-            down = Resample(nn.Conv1d(out, out, 3, 2, 1)) if i < last else convolution(out, out, causal)
+            down = (
+                Resample(nn.Conv1d(out, out, 3, 2, 1))
+                if i < last
+                else convolution(out, out, causal)
+            )
             self.down_blocks.append(Level(before, out, *rest, end=down))
-        self.mid_blocks = nn.ModuleList(Level(widths[-1], widths[-1], *rest, end=None) for _ in range(mid_blocks))
+        self.mid_blocks = nn.ModuleList(
+            Level(widths[-1], widths[-1], *rest, end=None) for _ in range(mid_blocks)
+        )
         self.up_blocks = nn.ModuleList()
-        for i, (before, out) in enumerate(zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True)):
-            up = Resample(nn.ConvTranspose1d(out, out, 4, 2, 1)) if i < last else convolution(out, out, causal)
+        for i, (before, out) in enumerate(
+            zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True)
+        ):
+            up = (
+                Resample(nn.ConvTranspose1d(out, out, 4, 2, 1))
+                if i < last
+                else convolution(out, out, causal)
+            )
             self.up_blocks.append(Level(2 * before, out, *rest, end=up))
         self.final_block = Block(widths[0], widths[0], causal)
         self.final_proj = nn.Conv1d(widths[0], mel_bins, 1)
@@ -209,13 +243,21 @@ class UNet(nn.Module):
             x = level(x, depths[-1], time)
         for level in self.up_blocks:
             frames, skip = depths.pop(), skips.pop()
-            there = torch.arange(skip.size(2), device=x.device)  # a slice would tie an exported program to even or to odd numbers of frames
+            there = torch.arange(
+                skip.size(2), device=x.device
+            )  # a slice would tie an exported program to even or to odd numbers of frames
             x = torch.cat([x.index_select(2, there), skip], dim=1)
             x = level(x, frames, time)
             x = level[2](x * frames.mask_B1T)  # type: ignore[index]
-        x = self.final_block(x, mask_B1T, torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T)
+        x = self.final_block(
+            x, mask_B1T, torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T
+        )
         return self.final_proj(x * mask_B1T) * mask_B1T
 
     def _frames(self, mask_B1T: Tensor, streaming_B: Tensor | None) -> Frames:
-        statistics = torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T  # the original counts padding too
-        return Frames(mask_B1T, statistics, visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B))
+        statistics = (
+            torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T
+        )  # the original counts padding too
+        return Frames(
+            mask_B1T, statistics, visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
+        )

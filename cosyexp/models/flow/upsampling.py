@@ -21,7 +21,9 @@ class Upsample(nn.Module):
         self.conv = PaddedConv(width, width, 2 * factor + 1, left=2 * factor)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.conv(x_BTD.repeat_interleave(self.factor, dim=1).transpose(1, 2)).transpose(1, 2)
+        return self.conv(x_BTD.repeat_interleave(self.factor, dim=1).transpose(1, 2)).transpose(
+            1, 2
+        )
 
 
 class UpsamplingEncoder(nn.Module):
@@ -51,9 +53,17 @@ class UpsamplingEncoder(nn.Module):
             raise ValueError(f"padding={padding!r} is neither 'own' nor 'original'")
 
         def layers(count: int) -> nn.ModuleList:
-            return nn.ModuleList(ConformerLayer(width, heads, hidden, dropout, attention_dropout) for _ in range(count))
+            return nn.ModuleList(
+                ConformerLayer(width, heads, hidden, dropout, attention_dropout)
+                for _ in range(count)
+            )
 
-        self.width, self.factor, self.chunk, self.whole_rows = width, factor, chunk, padding == "original"
+        self.width, self.factor, self.chunk, self.whole_rows = (
+            width,
+            factor,
+            chunk,
+            padding == "original",
+        )
         self.embed = InputEmbedding(width, width, dropout, relu=False)
         self.after_norm = nn.LayerNorm(width, eps=1e-5)
         self.pre_lookahead_layer = LookAhead(width, width, look_ahead)
@@ -63,19 +73,30 @@ class UpsamplingEncoder(nn.Module):
         self.up_encoders = layers(up_blocks)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BND: Tensor, lengths_B: Tensor, frames: int, frames_B: Tensor, streaming_B: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BND: Tensor,
+        lengths_B: Tensor,
+        frames: int,
+        frames_B: Tensor,
+        streaming_B: Tensor | None = None,
+    ) -> Tensor:
         """Returns (B, frames, D). Tokens behind those that the frames cover are looked at ahead, no more."""
         x = self.dropout(self.embed(x_BND) * math.sqrt(self.width))
         if not self.whole_rows:
             x = x * valid_mask(lengths_B, x.size(1)).unsqueeze(-1)
         x = self.pre_lookahead_layer(x)[:, : frames // self.factor]
         positions = self._positions(x)
-        visible = visible_keys(valid_mask(frames_B // self.factor, x.size(1)), self.chunk, streaming_B)
+        visible = visible_keys(
+            valid_mask(frames_B // self.factor, x.size(1)), self.chunk, streaming_B
+        )
         for layer in self.encoders:
             x = layer(x, positions, visible)[0]
         x = self.dropout(self.up_embed(self.up_layer(x)) * math.sqrt(self.width))
         positions = self._positions(x)
-        visible = visible_keys(valid_mask(frames_B, x.size(1)), self.chunk * self.factor, streaming_B)
+        visible = visible_keys(
+            valid_mask(frames_B, x.size(1)), self.chunk * self.factor, streaming_B
+        )
         for layer in self.up_encoders:
             x = layer(x, positions, visible)[0]
         return self.after_norm(x)

@@ -13,7 +13,12 @@ class Vocoder(nn.Module):
 
     inputs = ("mel", "phase", "noise")
     outputs = ("wave",)
-    dynamic = {"mel": {0: "B", 2: "T"}, "phase": {0: "B"}, "noise": {0: "B", 2: "S"}, "wave": {0: "B", 1: "S"}}
+    dynamic = {
+        "mel": {0: "B", 2: "T"},
+        "phase": {0: "B"},
+        "noise": {0: "B", 2: "S"},
+        "wave": {0: "B", 1: "S"},
+    }
     full = ("f0_predictor", "m_source", "stft")  # an error of F0 adds up over all samples
 
     def __init__(self, network: HiFTGenerator) -> None:

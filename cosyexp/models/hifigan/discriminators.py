@@ -32,7 +32,9 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, wave_BS: Tensor) -> list[Tensor]:
         """The feature maps; the last one, flattened, is the score."""
         missing = -wave_BS.size(1) % self.period
-        x = functional.pad(wave_BS.unsqueeze(1), (0, missing), mode="reflect").unflatten(2, (-1, self.period))
+        x = functional.pad(wave_BS.unsqueeze(1), (0, missing), mode="reflect").unflatten(
+            2, (-1, self.period)
+        )
         maps = []
         for conv in self.convs:
             x = functional.leaky_relu(conv(x), LEAK)
@@ -59,7 +61,9 @@ class SpectralDiscriminator(nn.Module):
         """The feature maps; the last one, flattened, is the score."""
         with torch.autocast(wave_BS.device.type, enabled=False):
             wave = wave_BS.float() if wave_BS.dtype in HALVES else wave_BS
-            spectrum = torch.stft(wave, self.n_fft, self.hop, self.win, self.window, return_complex=True)
+            spectrum = torch.stft(
+                wave, self.n_fft, self.hop, self.win, self.window, return_complex=True
+            )
             x = spectrum.abs().transpose(1, 2).unsqueeze(1)
         maps = []
         for conv in self.discriminators:
@@ -91,12 +95,19 @@ class Discriminators(nn.Module):
         *,
         periods: Sequence[int] = (2, 3, 5, 7, 11),
         channels: Sequence[int] = (32, 128, 512, 1024, 1024),
-        resolutions: Sequence[Sequence[int]] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)),
+        resolutions: Sequence[Sequence[int]] = (
+            (1024, 120, 600),
+            (2048, 240, 1200),
+            (512, 50, 240),
+        ),
         spectral_channels: int = 32,
     ) -> None:
         super().__init__()
         self.mpd = Bank(PeriodDiscriminator(period, channels) for period in periods)
-        self.mrd = Bank(SpectralDiscriminator(n_fft, hop, win, spectral_channels) for n_fft, hop, win in resolutions)
+        self.mrd = Bank(
+            SpectralDiscriminator(n_fft, hop, win, spectral_channels)
+            for n_fft, hop, win in resolutions
+        )
 
     def forward(self, wave_BS: Tensor) -> list[list[Tensor]]:
         """For each discriminator its feature maps, the score map last."""

@@ -35,14 +35,25 @@ class OneSided(nn.Conv1d):
     """A convolution with zeros `before` and `after`; each sample is taken `repeat` times first."""
 
     def __init__(
-        self, ins: int, outs: int, kernel: int, *, before: int = 0, after: int = 0, stride: int = 1, dilation: int = 1, repeat: int = 1
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        *,
+        before: int = 0,
+        after: int = 0,
+        stride: int = 1,
+        dilation: int = 1,
+        repeat: int = 1,
     ) -> None:
         super().__init__(ins, outs, kernel, stride, dilation=dilation)
         self.before, self.after, self.repeat = before, after, repeat
 
     def forward(self, x_BCS: Tensor) -> Tensor:
         x = x_BCS.repeat_interleave(self.repeat, dim=2) if self.repeat > 1 else x_BCS
-        return self._conv_forward(functional.pad(x, (self.before, self.after)), self.weight, self.bias)
+        return self._conv_forward(
+            functional.pad(x, (self.before, self.after)), self.weight, self.bias
+        )
 
 
 def convolution(ins: int, outs: int, kernel: int, *, causal: bool, dilation: int = 1) -> nn.Conv1d:
@@ -78,15 +89,24 @@ def downsampling(ins: int, outs: int, rate: int, *, causal: bool) -> nn.Module:
 class ResBlock(nn.Module):
     """Dilated convolutions with residuals and snakes (Kong et al. 2020, "HiFi-GAN", section 2.2.1)."""
 
-    def __init__(self, channels: int, kernel: int, dilations: Sequence[int], *, causal: bool = False) -> None:
+    def __init__(
+        self, channels: int, kernel: int, dilations: Sequence[int], *, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(convolution(channels, channels, kernel, causal=causal, dilation=step) for step in dilations)
-        self.convs2 = nn.ModuleList(convolution(channels, channels, kernel, causal=causal) for _ in dilations)
+        self.convs1 = nn.ModuleList(
+            convolution(channels, channels, kernel, causal=causal, dilation=step)
+            for step in dilations
+        )
+        self.convs2 = nn.ModuleList(
+            convolution(channels, channels, kernel, causal=causal) for _ in dilations
+        )
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
-        for snake1, conv1, snake2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2):  # noqa: B905
+        for snake1, conv1, snake2, conv2 in zip(
+            self.activations1, self.convs1, self.activations2, self.convs2
+        ):
             x = x + conv2(snake2(conv1(snake1(x))))
         return x
 
@@ -153,33 +173,59 @@ class HiFTGenerator(nn.Module):
     ) -> None:
         super().__init__()
         if channels % 2 ** len(rates):
-            raise ValueError(f"channels={channels} cannot be halved {len(rates)} times, once for each of rates")
+            raise ValueError(
+                f"channels={channels} cannot be halved {len(rates)} times, once for each of rates"
+            )
         if even := [kernel for kernel in (*resblock_kernels, *source_kernels) if kernel % 2 == 0]:
-            raise ValueError(f"a residual block with a kernel of {even[0]} has no middle: give odd numbers")
-        widths, causal = [channels // 2 ** (i + 1) for i in range(len(rates))], look_ahead is not None
+            raise ValueError(
+                f"a residual block with a kernel of {even[0]} has no middle: give odd numbers"
+            )
+        widths, causal = (
+            [channels // 2 ** (i + 1) for i in range(len(rates))],
+            look_ahead is not None,
+        )
         # the source's spectrum has the rate of the last stage; each stage takes it down to its own
         downs = list(accumulate([1, *list(rates)[:0:-1]], mul))[::-1]
         blocks = list(zip(resblock_kernels, for_each(resblock_kernels, dilations), strict=True))
-        source_blocks = zip(widths, source_kernels, for_each(source_kernels, source_dilations or dilations), strict=True)
+        source_blocks = zip(
+            widths,
+            source_kernels,
+            for_each(source_kernels, source_dilations or dilations),
+            strict=True,
+        )
         self.m_source = source
         self.conv_pre = entrance(mel_bins, channels, 7, look_ahead)
         self.ups = nn.ModuleList(
-            upsampling(2 * width, width, kernel, rate, causal=causal) for width, rate, kernel in zip(widths, rates, kernels, strict=True)
+            upsampling(2 * width, width, kernel, rate, causal=causal)
+            for width, rate, kernel in zip(widths, rates, kernels, strict=True)
         )
         self.source_downs = nn.ModuleList(
-            downsampling(n_fft + 2, width, down, causal=causal) for width, down in zip(widths, downs, strict=True)
+            downsampling(n_fft + 2, width, down, causal=causal)
+            for width, down in zip(widths, downs, strict=True)
         )
-        self.source_resblocks = nn.ModuleList(ResBlock(width, kernel, steps, causal=causal) for width, kernel, steps in source_blocks)
-        self.resblocks = nn.ModuleList(ResBlock(width, kernel, steps, causal=causal) for width in widths for kernel, steps in blocks)
+        self.source_resblocks = nn.ModuleList(
+            ResBlock(width, kernel, steps, causal=causal) for width, kernel, steps in source_blocks
+        )
+        self.resblocks = nn.ModuleList(
+            ResBlock(width, kernel, steps, causal=causal)
+            for width in widths
+            for kernel, steps in blocks
+        )
         self.conv_post = convolution(widths[-1], n_fft + 2, 7, causal=causal)
         self.f0_predictor = f0
         self.stft = ConvolutionalSTFT(n_fft, n_hop)
         self.branches, self.leak, self.loudest = len(blocks), leak, loudest
-        self.loudest_bin = math.log(1e2)  # clipped before the exponential, whose gradient would overflow
+        self.loudest_bin = math.log(
+            1e2
+        )  # clipped before the exponential, whose gradient would overflow
         # the last frames of a mel, whose wave more mel would change: each part's look-ahead, and one that windows reach into
-        self.context = 0 if look_ahead is None or f0.look_ahead is None else look_ahead + f0.look_ahead + 1
+        self.context = (
+            0 if look_ahead is None or f0.look_ahead is None else look_ahead + f0.look_ahead + 1
+        )
 
-    def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The wave (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
 
         phase, noise: the draws of the source, see `HarmonicSource`.
@@ -188,7 +234,13 @@ class HiFTGenerator(nn.Module):
         return self.decode(mel_BFT, self.m_source(f0_BT, phase_BH, noise_BHS)), f0_BT
 
     def speak(
-        self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor, *, heard_B1S: Tensor | None = None, final: bool = True
+        self,
+        mel_BFT: Tensor,
+        phase_BH: Tensor,
+        noise_BHS: Tensor,
+        *,
+        heard_B1S: Tensor | None = None,
+        final: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """A piece of a stream: the wave (B, S) and its excitation (B, 1, S).
 
@@ -198,14 +250,18 @@ class HiFTGenerator(nn.Module):
         source_B1S = self.m_source(self.f0_predictor(mel_BFT), phase_BH, noise_BHS)
         if heard_B1S is not None:
             source_B1S = torch.cat([heard_B1S, source_B1S[:, :, heard_B1S.size(2) :]], dim=2)
-        sure = source_B1S.size(2) - (0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop)
+        sure = source_B1S.size(2) - (
+            0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop
+        )
         return self.decode(mel_BFT, source_B1S)[:, :sure], source_B1S[:, :, :sure]
 
     def decode(self, mel_BFT: Tensor, source_B1S: Tensor) -> Tensor:
         """The wave (B, S) of a mel and an excitation (B, 1, S)."""
         spectrum = self.stft(source_B1S)
         x = self.conv_pre(mel_BFT)
-        for i, (up, down, block) in enumerate(zip(self.ups, self.source_downs, self.source_resblocks)):  # noqa: B905
+        for i, (up, down, block) in enumerate(
+            zip(self.ups, self.source_downs, self.source_resblocks)
+        ):
             x = up(functional.leaky_relu(x, self.leak))
             if i == len(self.ups) - 1:
                 x = functional.pad(x, (1, 0), mode="reflect")
@@ -221,10 +277,14 @@ class HiFTGenerator(nn.Module):
         bins = self.stft.bins
         magnitude = torch.exp(x[:, :bins].clamp(max=self.loudest_bin))
         phase = torch.sin(x[:, bins:])
-        wave = self.stft.inverse(torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1))
+        wave = self.stft.inverse(
+            torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1)
+        )
         return wave.clamp(-self.loudest, self.loudest)
 
 
-def for_each(kernels: Sequence[int], dilations: Sequence[int] | Sequence[Sequence[int]]) -> list[Sequence[int]]:
+def for_each(
+    kernels: Sequence[int], dilations: Sequence[int] | Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
     """The dilations of the block of each kernel."""
     return [dilations for _ in kernels] if isinstance(dilations[0], int) else list(dilations)  # type: ignore[arg-type, misc]

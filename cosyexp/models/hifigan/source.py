@@ -50,11 +50,17 @@ class HarmonicSource(nn.Module):
         """The harmonics with noise, (B, H, S). Phases add up over frames in double precision, modulo one turn."""
         dtype = torch.float64 if f0_BT.dtype == torch.float64 else torch.float32
         order = torch.arange(1, self.harmonics + 1, dtype=torch.float64, device=f0_BT.device)
-        turns_BHT = (f0_BT.double().unsqueeze(1) * order.unsqueeze(1) / self.sample_rate) % 1.0  # of a circle, in one sample
-        turned_BHT = torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0  # in all frames up to this one
+        turns_BHT = (
+            f0_BT.double().unsqueeze(1) * order.unsqueeze(1) / self.sample_rate
+        ) % 1.0  # of a circle, in one sample
+        turned_BHT = (
+            torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0
+        )  # in all frames up to this one
         circle_BHTN = turned_BHT.to(dtype).unsqueeze(3) + self.within(turns_BHT.to(dtype), phase_BH)
         sines = self.amplitude * torch.sin(2 * math.pi * (circle_BHTN % 1.0).flatten(2))
-        voiced = (f0_BT > self.voiced_above).unsqueeze(1).to(dtype).repeat_interleave(self.hop, dim=2)
+        voiced = (
+            (f0_BT > self.voiced_above).unsqueeze(1).to(dtype).repeat_interleave(self.hop, dim=2)
+        )
         spread = voiced * self.noise_std + (1 - voiced) * self.amplitude / 3
         return sines * voiced + spread * noise_BHS
 
@@ -62,9 +68,14 @@ class HarmonicSource(nn.Module):
         """What the samples of a frame are ahead of it, in turns, (B, H, T, N)."""
         steps = torch.arange(self.hop, dtype=turns_BHT.dtype, device=turns_BHT.device)
         if self.glide == "running":
-            return turns_BHT.unsqueeze(3) * (steps + 1 - self.hop) + phase_BH[:, :, None, None] / (2 * math.pi)
+            return turns_BHT.unsqueeze(3) * (steps + 1 - self.hop) + phase_BH[:, :, None, None] / (
+                2 * math.pi
+            )
         if self.glide == "linear":
             offset, inner = steps - (self.hop - 1) / 2, turns_BHT[:, :, 1:]
-            arriving, leaving = functional.pad(inner, (1, 0)).unsqueeze(3), functional.pad(inner, (0, 1)).unsqueeze(3)
+            arriving, leaving = (
+                functional.pad(inner, (1, 0)).unsqueeze(3),
+                functional.pad(inner, (0, 1)).unsqueeze(3),
+            )
             return arriving * offset.clamp(max=0) + leaving * offset.clamp(min=0)
         return turns_BHT.unsqueeze(3) * torch.zeros_like(steps)

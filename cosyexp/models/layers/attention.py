@@ -90,14 +90,18 @@ def rotate(x_BTC: Tensor, angles_TR: Tensor) -> Tensor:
     turned, kept = x_BTC.split([angles_TR.size(-1), x_BTC.size(-1) - angles_TR.size(-1)], dim=-1)
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
-    turned = turned * torch.cos(angles_TR).to(x_BTC.dtype) + quarter * torch.sin(angles_TR).to(x_BTC.dtype)
+    turned = turned * torch.cos(angles_TR).to(x_BTC.dtype) + quarter * torch.sin(angles_TR).to(
+        x_BTC.dtype
+    )
     return torch.cat([turned, kept], dim=-1)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention whose inner width need not be the outer one, as the estimators of the flow use it."""
 
-    def __init__(self, channels: int, heads: int, head_width: int, dropout: float, bias: bool = False) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_width: int, dropout: float, bias: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(channels, heads * head_width, bias=bias)

@@ -55,7 +55,9 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm attention and feed-forward, with the key names of the original's transformer layer."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ) -> None:
         super().__init__()
         self.self_attn = RelativeAttention(width, heads, attention_dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, nn.ReLU())
@@ -63,7 +65,9 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         attended, k, v = self.self_attn(self.norm1(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))), k, v
@@ -72,7 +76,9 @@ class TransformerLayer(nn.Module):
 class ConformerLayer(nn.Module):
     """The same with SiLU, under the key names of the original's conformer layer (macaron and convolution are off there)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ) -> None:
         super().__init__()
         self.self_attn = RelativeAttention(width, heads, attention_dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, nn.SiLU())
@@ -80,7 +86,9 @@ class ConformerLayer(nn.Module):
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         attended, k, v = self.self_attn(self.norm_mha(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm_ff(x_BTD))), k, v
@@ -127,7 +135,9 @@ class Encoder(nn.Module):
         self.chunk = chunk
         self.embed = InputEmbedding(in_width, width, dropout, relu=layer == "transformer")
         self.after_norm = nn.LayerNorm(width, eps=1e-5)
-        self.encoders = nn.ModuleList(kind(width, heads, hidden, dropout, attention_dropout) for _ in range(blocks))
+        self.encoders = nn.ModuleList(
+            kind(width, heads, hidden, dropout, attention_dropout) for _ in range(blocks)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTI: Tensor, lengths_B: Tensor) -> Tensor:
@@ -143,7 +153,9 @@ class Encoder(nn.Module):
         """A cache with nothing in it, (L, B, H, 0, 2K), for a batch like `x`."""
         return x.new_zeros(self.blocks, x.size(0), self.heads, 0, 2 * (self.width // self.heads))
 
-    def extend(self, x_BTI: Tensor, cache_LBHSK: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def extend(
+        self, x_BTI: Tensor, cache_LBHSK: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encodes positions that follow a cached prefix, without padding; returns (B, T, D) and the grown cache.
 
         seen: what each position sees, instead of what its chunk says; broadcastable to (B, T, S + T).

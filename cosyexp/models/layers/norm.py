@@ -23,7 +23,9 @@ class MaskedGroupNorm(nn.Module):
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor) -> Tensor:
         if not torch.jit.is_scripting():  # noqa: SIM102  (a script reads no further)
             if torch.compiler.is_exporting():
-                return nn.functional.group_norm(x_BCT, self.groups, self.weight, self.bias, self.eps)
+                return nn.functional.group_norm(
+                    x_BCT, self.groups, self.weight, self.bias, self.eps
+                )
         x = x_BCT.unflatten(1, (self.groups, -1))
         mask = mask_B1T.unsqueeze(1).to(x.dtype)
         count = mask.sum(dim=(2, 3), keepdim=True) * x.size(2)
@@ -44,5 +46,7 @@ class FrameNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor) -> Tensor:
-        normed = nn.functional.layer_norm(x_BCT.transpose(1, 2), self.weight.shape, self.weight, self.bias, self.eps)
+        normed = nn.functional.layer_norm(
+            x_BCT.transpose(1, 2), self.weight.shape, self.weight, self.bias, self.eps
+        )
         return normed.transpose(1, 2)

@@ -20,7 +20,9 @@ def mel_filters(sample_rate: int, n_fft: int, bins: int, fmin: float, fmax: floa
     """(bins, n_fft // 2 + 1) triangles of equal area, evenly spaced on Slaney's scale from `fmin` to `fmax` Hz."""
     limits = slaney_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
     mels = torch.linspace(float(limits[0]), float(limits[1]), bins + 2, dtype=torch.float64)
-    edges = torch.where(mels < 15.0, mels * 200.0 / 3.0, 1000.0 * torch.exp((mels - 15.0) * math.log(6.4) / 27.0))
+    edges = torch.where(
+        mels < 15.0, mels * 200.0 / 3.0, 1000.0 * torch.exp((mels - 15.0) * math.log(6.4) / 27.0)
+    )
     frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
@@ -38,11 +40,21 @@ class MelSpectrogram(nn.Module):
     window: Tensor
 
     def __init__(
-        self, *, sample_rate: int, n_fft: int, hop: int, win: int, bins: int, fmin: float = 0.0, fmax: float | None = None
+        self,
+        *,
+        sample_rate: int,
+        n_fft: int,
+        hop: int,
+        win: int,
+        bins: int,
+        fmin: float = 0.0,
+        fmax: float | None = None,
     ) -> None:
         super().__init__()
         self.n_fft, self.hop, self.win, self.bins = n_fft, hop, win, bins
-        filters = mel_filters(sample_rate, n_fft, bins, fmin, fmax if fmax is not None else sample_rate / 2)
+        filters = mel_filters(
+            sample_rate, n_fft, bins, fmin, fmax if fmax is not None else sample_rate / 2
+        )
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("window", torch.hann_window(win), persistent=False)
 
@@ -54,7 +66,16 @@ class MelSpectrogram(nn.Module):
     def _log_mel(self, wave_BS: Tensor) -> Tensor:
         pad = (self.n_fft - self.hop) // 2
         padded = functional.pad(wave_BS.unsqueeze(1), (pad, pad), mode="reflect").squeeze(1)
-        spectrum = torch.stft(padded, self.n_fft, self.hop, self.win, self.window, center=False, normalized=False, return_complex=True)
+        spectrum = torch.stft(
+            padded,
+            self.n_fft,
+            self.hop,
+            self.win,
+            self.window,
+            center=False,
+            normalized=False,
+            return_complex=True,
+        )
         magnitude = torch.view_as_real(spectrum).square().sum(-1).add(1e-9).sqrt()
         return torch.matmul(self.filters, magnitude).clamp(min=math.exp(SILENCE)).log()
 
@@ -67,7 +88,9 @@ class WhisperMel(nn.Module):
 
     def __init__(self, bins: int) -> None:
         super().__init__()
-        self.register_buffer("filters", mel_filters(16000, 400, bins, 0.0, 8000.0), persistent=False)
+        self.register_buffer(
+            "filters", mel_filters(16000, 400, bins, 0.0, 8000.0), persistent=False
+        )
         self.register_buffer("window", torch.hann_window(400), persistent=False)
 
     def forward(self, wave_S: Tensor) -> Tensor:
@@ -91,14 +114,20 @@ class ConvolutionalSTFT(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.bins = n_fft, hop, n_fft // 2 + 1
         window = torch.hann_window(n_fft, dtype=torch.float64)
-        angles = torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double() * (2 * math.pi / n_fft)
+        angles = torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double() * (
+            2 * math.pi / n_fft
+        )
         basis = torch.cat([torch.cos(angles), -torch.sin(angles)])
         # a real signal's spectrum is symmetric: every bin but the first and the last counts twice
         count = torch.full((self.bins,), 2.0, dtype=torch.float64)
         count[0] = count[-1] = 1.0
         inverse = basis * torch.cat([count, count])[:, None] / n_fft
-        self.register_buffer("forward_basis", (basis * window).unsqueeze(1).float(), persistent=False)
-        self.register_buffer("inverse_basis", (inverse * window).unsqueeze(1).float(), persistent=False)
+        self.register_buffer(
+            "forward_basis", (basis * window).unsqueeze(1).float(), persistent=False
+        )
+        self.register_buffer(
+            "inverse_basis", (inverse * window).unsqueeze(1).float(), persistent=False
+        )
         self.register_buffer("envelope", window.square()[None, None].float(), persistent=False)
 
     def forward(self, wave_B1S: Tensor) -> Tensor:
@@ -118,8 +147,12 @@ class ConvolutionalSTFT(nn.Module):
         return self._overlap_add(spectrum)
 
     def _overlap_add(self, spectrum: Tensor) -> Tensor:
-        wave = functional.conv_transpose1d(spectrum, self.inverse_basis.to(spectrum.dtype), stride=self.hop)
+        wave = functional.conv_transpose1d(
+            spectrum, self.inverse_basis.to(spectrum.dtype), stride=self.hop
+        )
         ones = torch.ones_like(spectrum[:1, :1])
-        weight = functional.conv_transpose1d(ones, self.envelope.to(spectrum.dtype), stride=self.hop)
+        weight = functional.conv_transpose1d(
+            ones, self.envelope.to(spectrum.dtype), stride=self.hop
+        )
         half = self.n_fft // 2
         return (wave[:, :, half:-half] / weight[:, :, half:-half]).squeeze(1)

@@ -21,7 +21,12 @@ class Prefill(nn.Module):
 
     inputs: tuple[str, ...] = ("text", "speaker")
     outputs = ("logp", "cache")
-    dynamic = {"text": {0: "B", 1: "L"}, "speaker": {0: "B"}, "logp": {0: "B"}, "cache": {1: "B", 3: "S"}}
+    dynamic = {
+        "text": {0: "B", 1: "L"},
+        "speaker": {0: "B"},
+        "logp": {0: "B"},
+        "cache": {1: "B", 3: "S"},
+    }
 
     def __init__(self, network: TransformerLM) -> None:
         super().__init__()
@@ -32,8 +37,12 @@ class Prefill(nn.Module):
         return self.network.decode(x, self.network.empty_cache(x))
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        speaker = torch.randn(batch, self.network.spk_embed_affine_layer.in_features, generator=draw)
-        return torch.randint(self.network.text_embedding.num_embeddings, (batch, size), generator=draw), speaker
+        speaker = torch.randn(
+            batch, self.network.spk_embed_affine_layer.in_features, generator=draw
+        )
+        return torch.randint(
+            self.network.text_embedding.num_embeddings, (batch, size), generator=draw
+        ), speaker
 
 
 class TextPrefill(nn.Module):
@@ -53,7 +62,11 @@ class TextPrefill(nn.Module):
         return self.network.decode(x, self.network.empty_cache(x))
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        return (torch.randint(self.network.text_embedding.num_embeddings, (batch, size), generator=draw),)
+        return (
+            torch.randint(
+                self.network.text_embedding.num_embeddings, (batch, size), generator=draw
+            ),
+        )
 
 
 class Decode(nn.Module):
@@ -61,7 +74,12 @@ class Decode(nn.Module):
 
     inputs = ("token", "cache")
     outputs = ("logp", "new_cache")
-    dynamic = {"token": {0: "B"}, "cache": {1: "B", 3: "S"}, "logp": {0: "B"}, "new_cache": {1: "B", 3: "S_plus_1"}}
+    dynamic = {
+        "token": {0: "B"},
+        "cache": {1: "B", 3: "S"},
+        "logp": {0: "B"},
+        "new_cache": {1: "B", 3: "S_plus_1"},
+    }
 
     def __init__(self, network: "TransformerLM | QwenLM") -> None:
         super().__init__()
@@ -73,7 +91,9 @@ class Decode(nn.Module):
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
         layers, _, heads, _, width = self.network.empty_cache(torch.empty(1)).shape
         cache = torch.randn(layers, batch, heads, size, width, generator=draw)
-        return torch.randint(self.network.speech_embedding.num_embeddings, (batch,), generator=draw), cache
+        return torch.randint(
+            self.network.speech_embedding.num_embeddings, (batch,), generator=draw
+        ), cache
 
 
 class TextDecode(Decode):

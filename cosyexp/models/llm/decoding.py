@@ -13,8 +13,12 @@ from torch import Tensor
 if TYPE_CHECKING:  # transformers takes a second to import
     from cosyexp.models.llm.qwen_lm import QwenLM
 
-Choose = Callable[[Tensor, Sequence[int]], int]  # a class, from log-probabilities (V,) and the classes before
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # tokens (B,) and a cache to log-probabilities (B, V) and a cache
+Choose = Callable[
+    [Tensor, Sequence[int]], int
+]  # a class, from log-probabilities (V,) and the classes before
+Step = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # tokens (B,) and a cache to log-probabilities (B, V) and a cache
 
 
 def decode(
@@ -57,13 +61,17 @@ def decode_batch(
         logp_BV = logp_BV.cpu().clone()
         if length < shortest:
             logp_BV[:, slice(speech_vocabulary, None) if barred is None else barred] = -torch.inf
-        chosen = [(row, choose[row](logp_V, said[row])) for row, logp_V in zip(said, logp_BV, strict=True)]
+        chosen = [
+            (row, choose[row](logp_V, said[row])) for row, logp_V in zip(said, logp_BV, strict=True)
+        ]
         going = [place for place, (_, token) in enumerate(chosen) if token < speech_vocabulary]
         if not going:
             return
         tokens = dict(chosen[place] for place in going)
         if len(going) < len(chosen):
-            cache_CBHSK = cache_CBHSK.index_select(1, torch.tensor(going, device=cache_CBHSK.device))
+            cache_CBHSK = cache_CBHSK.index_select(
+                1, torch.tensor(going, device=cache_CBHSK.device)
+            )
         said = {row: said[row] for row in tokens}
         for row, token in tokens.items():
             said[row].append(token)
@@ -132,7 +140,9 @@ def decode_in_blocks(
     waiting += [text, task]
     while len(spoken) < longest:
         logp_V, cache = listen(cache)
-        if (token := choose(logp_V.index_fill(0, torch.tensor([fill]), -torch.inf), spoken)) >= speech_vocabulary:
+        if (
+            token := choose(logp_V.index_fill(0, torch.tensor([fill]), -torch.inf), spoken)
+        ) >= speech_vocabulary:
             return
         spoken.append(token)
         yield token

@@ -93,8 +93,14 @@ class QwenLM(nn.Module):
         attention does not look.
         Returns (B, A, V), the log-odds at the positions `answer`.
         """
-        parts = [self.text_embedding(text_BL), self.speech_embedding(speech_BN), self.marks_embedding(len(text_BL))]
-        hidden = self.llm.model.model(inputs_embeds=take(torch.cat(parts, dim=1), order_BT), use_cache=False).last_hidden_state
+        parts = [
+            self.text_embedding(text_BL),
+            self.speech_embedding(speech_BN),
+            self.marks_embedding(len(text_BL)),
+        ]
+        hidden = self.llm.model.model(
+            inputs_embeds=take(torch.cat(parts, dim=1), order_BT), use_cache=False
+        ).last_hidden_state
         return self.llm_decoder(take(hidden, answer_BA))
 
     @property
@@ -116,13 +122,17 @@ class QwenLM(nn.Module):
         past = DynamicCache()
         for layer, keys_and_values in enumerate(cache_CBHSK):
             past.update(*keys_and_values.chunk(2, dim=-1), layer)
-        hidden = self.llm.model.model(inputs_embeds=x_BTD, past_key_values=past, use_cache=True).last_hidden_state
+        hidden = self.llm.model.model(
+            inputs_embeds=x_BTD, past_key_values=past, use_cache=True
+        ).last_hidden_state
         cache = torch.stack([torch.cat([keys, values], dim=-1) for keys, values, *_ in past])
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache
 
     def load_pretrained(self, folder: Path) -> None:
         """Takes the weights of a pretrained Qwen2 of the same sizes. OSError or ValueError where the folder has none that fit."""
-        loaded: Any = Qwen2ForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True, dtype=torch.float32)
+        loaded: Any = Qwen2ForCausalLM.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
         found, info = loaded[0].state_dict(), loaded[1]
         wanted = {name: tensor.shape for name, tensor in self.llm.model.state_dict().items()}
         if info["missing_keys"] or {name: tensor.shape for name, tensor in found.items()} != wanted:
@@ -134,5 +144,7 @@ class QwenLM(nn.Module):
         if self.marks is None:
             weight = self.llm_embedding.weight
         else:
-            weight = self.speech_embedding(torch.tensor(self.marks, device=self.speech_embedding.weight.device))
+            weight = self.speech_embedding(
+                torch.tensor(self.marks, device=self.speech_embedding.weight.device)
+            )
         return weight.unsqueeze(0).expand(batch, -1, -1)

@@ -17,7 +17,9 @@ def greedy(logp_V: Tensor, history: Sequence[int], draw: Draw) -> int:
     return int(logp_V.argmax())
 
 
-def nucleus(logp_V: Tensor, history: Sequence[int], draw: Draw, *, top_p: float = 0.8, top_k: int = 25) -> int:
+def nucleus(
+    logp_V: Tensor, history: Sequence[int], draw: Draw, *, top_p: float = 0.8, top_k: int = 25
+) -> int:
     """One of the likeliest tokens, at most `top_k` of them, up to the one that fills `top_p` (Holtzman et al. 2020)."""
     probabilities, tokens = logp_V.softmax(0).sort(descending=True, stable=True)
     before = probabilities.cumsum(0) - probabilities

@@ -56,7 +56,12 @@ class TransformerLM(nn.Module):
         order: which of [text_1..L, speech_1..N, start, task, speaker] stands at each position; lens: positions of a row.
         Returns (B, A, V), the log-odds at the positions `answer`.
         """
-        parts = [self._text(text_BL, text_lens_B), self.speech_embedding(speech_BN), self._marks(len(text_BL)), self._speaker(speaker_BE)]
+        parts = [
+            self._text(text_BL, text_lens_B),
+            self.speech_embedding(speech_BN),
+            self._marks(len(text_BL)),
+            self._speaker(speaker_BE),
+        ]
         hidden = self.llm(take(torch.cat(parts, dim=1), order_BT), lens_B)
         return self.llm_decoder(take(hidden, answer_BA))
 
@@ -76,7 +81,9 @@ class TransformerLM(nn.Module):
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache
 
     def _text(self, text_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        return self.text_encoder_affine_layer(self.text_encoder(self.text_embedding(text_BL), lengths_B))
+        return self.text_encoder_affine_layer(
+            self.text_encoder(self.text_embedding(text_BL), lengths_B)
+        )
 
     def _speaker(self, speaker_BE: Tensor) -> Tensor:
         return self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1)).unsqueeze(1)

@@ -22,7 +22,12 @@ def full(x: Tensor) -> Tensor:
 
 def discriminator_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
     """Least squares (Mao et al. 2017, eq. 9): sum over discriminators of mean (1 - D(x))^2 + mean D(G(z))^2."""
-    return total([per_row_mean((1 - full(r[-1])).square()) + per_row_mean(full(f[-1]).square()) for r, f in zip(real, fake, strict=True)])
+    return total(
+        [
+            per_row_mean((1 - full(r[-1])).square()) + per_row_mean(full(f[-1]).square())
+            for r, f in zip(real, fake, strict=True)
+        ]
+    )
 
 
 def generator_loss(fake: Sequence[Maps]) -> Tensor:
@@ -36,7 +41,9 @@ def feature_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
     return 2 * total([per_row_mean((full(r) - full(f)).abs()) for r, f in pairs])
 
 
-def tpr_loss(better: Sequence[Maps], worse: Sequence[Maps], tau: float = 0.04, over: str = "row") -> Tensor:
+def tpr_loss(
+    better: Sequence[Maps], worse: Sequence[Maps], tau: float = 0.04, over: str = "row"
+) -> Tensor:
     """Truncated pointwise relativistic loss (Li et al. 2023, "HiFTNet", section 2.4): tau - relu(tau - L), summed.
 
     L is the mean of (d - m)^2 over the points where d = better - worse lies below its median m; 0 where there is none.

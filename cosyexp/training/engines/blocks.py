@@ -13,7 +13,10 @@ def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
     for child in network.children():
         members = list(child.children())
         kinds = {type(member) for member in members}
-        own = not any(kind.__module__.startswith("torch.") or issubclass(kind, nn.ModuleList) for kind in kinds)
+        own = not any(
+            kind.__module__.startswith("torch.") or issubclass(kind, nn.ModuleList)
+            for kind in kinds
+        )
         if isinstance(child, nn.ModuleList) and len(kinds) == 1 and own:
             yield from members
         else:

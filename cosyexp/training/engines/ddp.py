@@ -18,7 +18,9 @@ class DDP(Shared):
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
         super().place(players, helpers)
-        self.reducers = {name: Reducer(self._trained(name)) for name in players} if self.world > 1 else {}
+        self.reducers = (
+            {name: Reducer(self._trained(name)) for name in players} if self.world > 1 else {}
+        )
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
         if name in self.reducers:

@@ -61,7 +61,8 @@ class DeepSpeed(Shared):
             zero["offload_param"] = {"device": "cpu"}
         self.config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # an utterance count that nothing depends on
-            "gradient_clipping": options.get("clip") or 0.0,  # where it is missing, DeepSpeed clips to 1
+            "gradient_clipping": options.get("clip")
+            or 0.0,  # where it is missing, DeepSpeed clips to 1
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
@@ -73,7 +74,11 @@ class DeepSpeed(Shared):
         if self.stage not in range(4):
             raise UserError(f"ZeRO has no stage {self.stage}: give engine.stage=0, 1, 2 or 3")
         super().__init__(**options)
-        self.layout = f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks" if self.stage else "whole"
+        self.layout = (
+            f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks"
+            if self.stage
+            else "whole"
+        )
         self.engines: dict[str, Any] = {}
         self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by player
 
@@ -86,14 +91,21 @@ class DeepSpeed(Shared):
         module = self.players[name].module
         try:
             self.engines[name], *_ = self.deepspeed.initialize(
-                model=module, optimizer=self.optimizers[name], config=self.config, dist_init_required=False
+                model=module,
+                optimizer=self.optimizers[name],
+                config=self.config,
+                dist_init_required=False,
             )
         except ValueError as error:  # of its config
-            raise UserError(f"DeepSpeed refuses engine.ds_config= or another key of engine: {' '.join(str(error).split())}") from None
+            raise UserError(
+                f"DeepSpeed refuses engine.ds_config= or another key of engine: {' '.join(str(error).split())}"
+            ) from None
         if self.stage and self.dtype is torch.float16:
             self.engines[name].optimizer.loss_scaler = loss_scaler()
         named = module.named_parameters(remove_duplicate=False)
-        self.sharded[name] = {key: parameter for key, parameter in named if hasattr(parameter, "ds_tensor")}
+        self.sharded[name] = {
+            key: parameter for key, parameter in named if hasattr(parameter, "ds_tensor")
+        }
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
         engine = self.engines[name]
@@ -118,7 +130,10 @@ class DeepSpeed(Shared):
     # a checkpoint ---------------------------------------------------------------------------------------------------
 
     def _parts(self, name: str) -> dict[str, Tensor]:
-        return {**super()._parts(name), **{key: parameter.ds_tensor for key, parameter in self.sharded[name].items()}}
+        return {
+            **super()._parts(name),
+            **{key: parameter.ds_tensor for key, parameter in self.sharded[name].items()},
+        }
 
     def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
         parameter = self.sharded[name].get(key)
@@ -156,7 +171,9 @@ class DeepSpeed(Shared):
             zero = self.engines[name].optimizer
             vars(zero.loss_scaler).update(state[name]["loss_scaler"])
             own = {**state[name], "loss_scaler": zero.loss_scaler}
-            zero.load_state_dict([own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True)
+            zero.load_state_dict(
+                [own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True
+            )
         self._load_means(means)
 
 
@@ -167,9 +184,15 @@ def import_deepspeed() -> Any:
     try:
         import deepspeed
     except ModuleNotFoundError:
-        raise UserError("engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'") from None
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # what it calls has newer names
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled for a minute, for Gloo alone
+        raise UserError(
+            "engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'"
+        ) from None
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="torch.distributed"
+    )  # what it calls has newer names
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+        False  # it would be compiled for a minute, for Gloo alone
+    )
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     os.environ.setdefault("LOCAL_RANK", "0")  # it does not start without
     return deepspeed
@@ -179,7 +202,12 @@ def loss_scaler() -> Any:
     """As torch's GradScaler begins and goes on."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-    options = {"delayed_shift": 1, "consecutive_hysteresis": False, "raise_error_at_min_scale": False, "dtype": torch.half}
+    options = {
+        "delayed_shift": 1,
+        "consecutive_hysteresis": False,
+        "raise_error_at_min_scale": False,
+        "dtype": torch.half,
+    }
     return DynamicLossScaler(init_scale=2**16, scale_window=2000, min_scale=1.0, **options)
 
 
@@ -190,10 +218,16 @@ def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
     except (OSError, ValueError) as error:
         raise UserError(f"engine.ds_config={path} is no JSON that can be read: {error}") from None
     if not isinstance(given, dict):
-        raise UserError(f"engine.ds_config={path} holds no JSON object: give one as DeepSpeed takes it")
+        raise UserError(
+            f"engine.ds_config={path} holds no JSON object: give one as DeepSpeed takes it"
+        )
     taken = {key: value for key, value in given.items() if key not in OURS}
     before, now = dict(flat(config)), dict(flat(taken))
-    changes = [f"{key}={now[key]}" + (f" (was {before[key]})" if key in before else "") for key in now if before.get(key) != now[key]]
+    changes = [
+        f"{key}={now[key]}" + (f" (was {before[key]})" if key in before else "")
+        for key in now
+        if before.get(key) != now[key]
+    ]
     left = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
     said = f"{path} sets {', '.join(changes) or 'nothing'}; not taken from it: {', '.join(left) or 'nothing'}"
     zero = {**config["zero_optimization"], **taken.get("zero_optimization", {})}
@@ -203,4 +237,8 @@ def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
     """A ZeRO optimizer's state without its objects, which no safe reader takes."""
     kept = {key: value for key, value in state.items() if key != "param_slice_mappings"}
-    return {**kept, "loss_scaler": dict(vars(state["loss_scaler"])), "zero_stage": int(state["zero_stage"])}
+    return {
+        **kept,
+        "loss_scaler": dict(vars(state["loss_scaler"])),
+        "zero_stage": int(state["zero_stage"]),
+    }

@@ -29,21 +29,29 @@ class FSDP(Shared):
     even = True
     needs_group = True
 
-    def __init__(self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any
+    ) -> None:
         if gather not in ("fp32", "bf16"):
             raise UserError(f"engine.gather={gather} is neither fp32 nor bf16")
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing here changes in place
+        warnings.filterwarnings(
+            "ignore", "FSDP2-wrapped module .* returned a view"
+        )  # which nothing here changes in place
         super().__init__(**options)
         self.sharding: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (self.world,)),
             "reshard_after_forward": not keep_gathered,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False),
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False
+            ),
         }
         self.shards: dict[str, dict[str, Tensor]] = {}
 
     def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
         if len(players) > 1:
-            raise UserError(f"engine=fsdp trains one network, not {' and '.join(players)}: give engine=ddp or engine=deepspeed")
+            raise UserError(
+                f"engine=fsdp trains one network, not {' and '.join(players)}: give engine=ddp or engine=deepspeed"
+            )
         super().place(players, helpers)
 
     def _prepare(self, name: str) -> None:
@@ -70,18 +78,25 @@ class FSDP(Shared):
 
     def _load_optimizer(self, name: str, state: Mapping[str, Any], folder: Path) -> None:
         if not (folder / name).exists():  # whole, of another engine
-            parts = {i: shards_like(self._trained(name)[i], entry) for i, entry in state["state"].items()}
+            parts = {
+                i: shards_like(self._trained(name)[i], entry) for i, entry in state["state"].items()
+            }
             state = {**state, "state": parts}
         super()._load_optimizer(name, state, folder)
 
 
 def shards_like(part: Tensor, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a parameter, of which this rank has a part."""
-    return {key: shard_like(part, value) if isinstance(value, Tensor) and value.dim() else value for key, value in entry.items()}
+    return {
+        key: shard_like(part, value) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in entry.items()
+    }
 
 
 def shard_like(part: Tensor, whole: Tensor) -> Tensor:
     """This rank's part of a tensor that every rank has whole."""
     if not isinstance(part, DTensor):
         return whole
-    return distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)
+    return distribute_tensor(
+        whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None
+    )

@@ -19,7 +19,9 @@ class Reducer:
 
     def __init__(self, parameters: Sequence[nn.Parameter], size: int = BUCKET) -> None:
         self.buckets = list(buckets(parameters[::-1], size))  # the backward comes from the end
-        self.bucket_of = {parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket}
+        self.bucket_of = {
+            parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket
+        }
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._arrived)
         self.is_last = False
@@ -50,7 +52,9 @@ class Reducer:
             self._send()
         for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
             work.wait()
-            for parameter, part in zip(bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True):
+            for parameter, part in zip(
+                bucket, flat.split([parameter.numel() for parameter in bucket]), strict=True
+            ):
                 assert parameter.grad is not None
                 parameter.grad.copy_(part.view_as(parameter))
         self.is_last = False
@@ -61,7 +65,9 @@ def buckets(tensors: Sequence[Any], size: int) -> Iterator[list[Any]]:
     """Neighbours of one dtype, together of about `size` bytes; the same on every rank."""
     bucket: list[Any] = []
     for tensor in tensors:
-        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) + tensor.nbytes > size):
+        if bucket and (
+            tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) + tensor.nbytes > size
+        ):
             yield bucket
             bucket = []
         bucket.append(tensor)

@@ -12,7 +12,10 @@ from warnings import catch_warnings
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -22,13 +25,17 @@ def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     tensors, rest = {}, {}
     for i, entry in state["state"].items():
-        tensors.update({f"{i}.{key}": value for key, value in entry.items() if isinstance(value, Tensor)})
+        tensors.update(
+            {f"{i}.{key}": value for key, value in entry.items() if isinstance(value, Tensor)}
+        )
         rest[i] = {key: value for key, value in entry.items() if not isinstance(value, Tensor)}
     save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     return {**state, "state": rest}
 
 
-def load_shards(folder: Path, state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+def load_shards(
+    folder: Path, state: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+) -> dict[str, Any]:
     """The `state_dict` that was saved, with its tensors laid out as this run's parameters are. All ranks call it."""
     tensors: dict[str, Any] = {}
     reader = HuggingFaceStorageReader(str(folder))
@@ -36,7 +43,11 @@ def load_shards(folder: Path, state: Mapping[str, Any], parameters: Sequence[nn.
     for name, tensor in about.items():
         parameter, dtype = parameters[int(name.split(".")[0])], tensor.properties.dtype
         like_it = tensor.size == parameter.shape
-        tensors[name] = torch.zeros_like(parameter, dtype=dtype) if like_it else torch.zeros(tensor.size, dtype=dtype)
+        tensors[name] = (
+            torch.zeros_like(parameter, dtype=dtype)
+            if like_it
+            else torch.zeros(tensor.size, dtype=dtype)
+        )
     with catch_warnings(action="ignore"):  # that it reads as one process, where this is one
         load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     entries = {i: dict(rest) for i, rest in state["state"].items()}

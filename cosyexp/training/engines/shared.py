@@ -49,7 +49,12 @@ class Shared:
         recompute: bool = False,
     ) -> None:
         self.rank, self.world, self.device, self.joined = join(timeout, self.needs_group)
-        self.dtype, self.clip, self.ema, self.running_sum = DTYPES[precision], clip, ema, running_sum
+        self.dtype, self.clip, self.ema, self.running_sum = (
+            DTYPES[precision],
+            clip,
+            ema,
+            running_sum,
+        )
         self.compile, self.recompute = compile, recompute
 
     # the networks ---------------------------------------------------------------------------------------------------
@@ -66,7 +71,9 @@ class Shared:
                 if self.compile:
                     block.compile(dynamic=True)  # lengths differ from batch to batch
             self._prepare(name)
-            optimizer = player.optimizer([parameter for parameter in player.module.parameters() if parameter.requires_grad])
+            optimizer = player.optimizer(
+                [parameter for parameter in player.module.parameters() if parameter.requires_grad]
+            )
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
             self.optimizers[name] = optimizer
@@ -99,7 +106,11 @@ class Shared:
     # a step ---------------------------------------------------------------------------------------------------------
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype is torch.float32 else torch.autocast(self.device.type, self.dtype)
+        return (
+            nullcontext()
+            if self.dtype is torch.float32
+            else torch.autocast(self.device.type, self.dtype)
+        )
 
     def step(self, name: str, update: int) -> StepReport:
         for group in self.optimizers[name].param_groups:
@@ -114,10 +125,14 @@ class Shared:
         optimizer, scaler = self.optimizers[name], self.scalers[name]
         parameters = self._trained(name)
         for parameter in parameters:
-            if parameter.grad is None:  # unused by this rank or in this step: the same update wherever it is unused
+            if (
+                parameter.grad is None
+            ):  # unused by this rank or in this step: the same update wherever it is unused
                 parameter.grad = torch.zeros_like(parameter)
         scaler.unscale_(optimizer)
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        norm = get_total_norm(
+            [parameter.grad for parameter in parameters if parameter.grad is not None]
+        )
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
         applied = torch.isfinite(norm)
         if self.clip is not None:
@@ -129,7 +144,11 @@ class Shared:
         return norm, applied
 
     def _trained(self, name: str) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
+        return [
+            parameter
+            for group in self.optimizers[name].param_groups
+            for parameter in group["params"]
+        ]
 
     def learning_rate(self, name: str) -> float:
         return float(self.optimizers[name].param_groups[0]["lr"])
@@ -162,13 +181,19 @@ class Shared:
             yield key, self._whole(name, key, part)
 
     def means(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
-        return {name: ((key, self._whole(self.last, key, part)) for key, part in mean.items()) for name, mean in self.kept.items()}
+        return {
+            name: ((key, self._whole(self.last, key, part)) for key, part in mean.items())
+            for name, mean in self.kept.items()
+        }
 
     def save_state(self, folder: Path) -> dict[str, Any]:
         optimizers = {name: self._optimizer_state(name, folder) for name in self.optimizers}
         if self.rank > 0:
             return {}
-        return {"optimizers": optimizers, "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()}}
+        return {
+            "optimizers": optimizers,
+            "scalers": {name: scaler.state_dict() for name, scaler in self.scalers.items()},
+        }
 
     def load(
         self,
