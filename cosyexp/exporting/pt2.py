@@ -30,8 +30,10 @@ class Pt2(ComponentFormat):
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         with quiet():
             program = torch.export.export(
-                component, example(component), dynamic_shapes=tied(component)
-            )  # type: ignore[arg-type]
+                component,  # type: ignore[arg-type]
+                example(component),
+                dynamic_shapes=tied(component),
+            )
             if self.compile:
                 compiled(program, path)
             else:

@@ -104,9 +104,8 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
-        for snake1, conv1, snake2, conv2 in zip(
-            self.activations1, self.convs1, self.activations2, self.convs2
-        ):
+        layers = zip(self.activations1, self.convs1, self.activations2, self.convs2)  # noqa: B905
+        for snake1, conv1, snake2, conv2 in layers:
             x = x + conv2(snake2(conv1(snake1(x))))
         return x
 
@@ -259,9 +258,8 @@ class HiFTGenerator(nn.Module):
         """The wave (B, S) of a mel and an excitation (B, 1, S)."""
         spectrum = self.stft(source_B1S)
         x = self.conv_pre(mel_BFT)
-        for i, (up, down, block) in enumerate(
-            zip(self.ups, self.source_downs, self.source_resblocks)
-        ):
+        stages = zip(self.ups, self.source_downs, self.source_resblocks)  # noqa: B905
+        for i, (up, down, block) in enumerate(stages):
             x = up(functional.leaky_relu(x, self.leak))
             if i == len(self.ups) - 1:
                 x = functional.pad(x, (1, 0), mode="reflect")
