@@ -19,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cosyexp.cli.door import CONFIGS, register
 from cosyexp.data import index
 from cosyexp.data.cache import cache_path, fingerprint
 from cosyexp.data.corpus import Corpus
@@ -28,7 +29,6 @@ from cosyexp.data.fields import spectrogram
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.run.targets import build
 
 SECONDS = 4.0  # of each side

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from cosyexp.cli.compose import composed
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.report import show
 from cosyexp.exporting.verify import compare, latencies
-from cosyexp.face.compose import composed
 from cosyexp.run.targets import build
 
 

@@ -20,9 +20,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cosyexp.cli.door import CONFIGS, register
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.shards import read_list
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors

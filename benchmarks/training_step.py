@@ -16,8 +16,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from cosyexp.cli.door import CONFIGS, register
 from cosyexp.data.loader import MicroBatch
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
 from cosyexp.training.trainer import Trainer

@@ -20,7 +20,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.face import door
+from cosyexp.cli import door
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

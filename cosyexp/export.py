@@ -18,7 +18,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.face import door
+from cosyexp.cli import door
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,9 +67,9 @@ def config_of(cfg: "DictConfig") -> dict[str, object]:
     """What a training of the model would have been given."""
     from pathlib import Path
 
+    from cosyexp.cli.compose import composed
+    from cosyexp.cli.door import CONFIGS
     from cosyexp.errors import UserError
-    from cosyexp.face.compose import composed
-    from cosyexp.face.door import CONFIGS
 
     models = (
         [cfg.model]

@@ -16,7 +16,7 @@ Examples
 
 from typing import TYPE_CHECKING, Any
 
-from cosyexp.face import door
+from cosyexp.cli import door
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -18,7 +18,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.face import door
+from cosyexp.cli import door
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

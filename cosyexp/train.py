@@ -24,7 +24,7 @@ Examples
 
 from typing import TYPE_CHECKING, Any
 
-from cosyexp.face import door
+from cosyexp.cli import door
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,7 +35,7 @@ def main(cfg: "DictConfig") -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from cosyexp.face.sweep import tell
+    from cosyexp.cli.sweep import tell
     from cosyexp.training.launch import launch
     from cosyexp.training.session import run
     from cosyexp.training.signals import requeue

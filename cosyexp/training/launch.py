@@ -18,8 +18,8 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from cosyexp.cli.task import rank_of
 from cosyexp.errors import LostRankError, UserError
-from cosyexp.face.task import rank_of
 from cosyexp.training.ranks import speaking
 from cosyexp.training.signals import PREEMPTED, deaf
 

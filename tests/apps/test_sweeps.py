@@ -14,7 +14,7 @@ import yaml
 from hydra.errors import HydraException
 from tensorboard import program
 
-from cosyexp.face.sentences import explain
+from cosyexp.cli.sentences import explain
 from tests.support import (
     MODELS,
     RUNS,

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
+from cosyexp.cli.door import CONFIGS, register
 from cosyexp.data.draws import Draws
 from cosyexp.data.views.flow import FlowView
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, compare
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.models.flow.generate import generate
 from cosyexp.models.flow.length_regulator import LengthRegulator, stretch
 from cosyexp.models.flow.matching import euler, guided, probability_path

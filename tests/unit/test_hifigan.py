@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
+from cosyexp.cli.door import CONFIGS, register
 from cosyexp.data.draws import Draws
 from cosyexp.data.views.hifigan import VocoderBatch, VocoderView
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, compare, eager
-from cosyexp.face.door import CONFIGS, register
 from cosyexp.models.hifigan.discriminators import Discriminators, PeriodDiscriminator
 from cosyexp.models.hifigan.generator import F0Predictor, HiFTGenerator, ResBlock, Snake
 from cosyexp.models.hifigan.source import HarmonicSource

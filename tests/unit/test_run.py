@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cosyexp.cli.compose import composed
 from cosyexp.errors import UserError
-from cosyexp.face.compose import composed
 from cosyexp.run import checkpoint as module
 from cosyexp.run.checkpoint import META
 from cosyexp.run.directory import CHANGEABLE, RunDirectory, flat, newest_run

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from torch.testing import assert_close
 from torch.utils import cpp_extension
 
+from cosyexp.cli.compose import composed
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import chosen
 from cosyexp.exporting.jit import Jit
@@ -19,7 +20,6 @@ from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import of_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
-from cosyexp.face.compose import composed
 from cosyexp.models.original import OriginalUpsampler
 from cosyexp.run.targets import build
 from tests.apps.test_families import NETWORKS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosyexp.face.task import first_node, rank_of
+from cosyexp.cli.task import first_node, rank_of
 
 SRUN = {
     "SLURM_JOB_ID": "41",

@@ -40,8 +40,8 @@ def door(
                 return
             debugging = bool(os.environ.get("HYDRA_FULL_ERROR"))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
-            from cosyexp.face.sentences import explain
-            from cosyexp.face.sweep import print_table
+            from cosyexp.cli.sentences import explain
+            from cosyexp.cli.sweep import print_table
 
             try:
                 run_hydra(told(task, debugging), config, free, lists)
@@ -61,7 +61,7 @@ def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[
     """Composes the config from the command line, and runs the task with it, or a sweep of them."""
     import hydra
 
-    from cosyexp.face.arguments import refuse_added, refuse_ranks, tidy
+    from cosyexp.cli.arguments import refuse_added, refuse_ranks, tidy
 
     register()
     refuse_added(sys.argv[1:])
@@ -85,8 +85,8 @@ def told(task: Task, debugging: bool) -> Task:
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
+        from cosyexp.cli.sentences import explain
         from cosyexp.errors import UserError
-        from cosyexp.face.sentences import explain
 
         try:
             if missing := sorted(OmegaConf.missing_keys(cfg)):
@@ -118,7 +118,7 @@ def register() -> None:
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
-        importlib.import_module("cosyexp.face.queue").register()
+        importlib.import_module("cosyexp.cli.queue").register()
     store = (
         ConfigStore.instance().store
     )  # what every app sees, also the one whose configs lie in a folder of their own

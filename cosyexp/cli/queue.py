@@ -17,8 +17,8 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
     SlurmLauncher,
 )
 
+from cosyexp.cli.sweep import note, sentence, varying
 from cosyexp.errors import LostRankError, UserError
-from cosyexp.face.sweep import note, sentence, varying
 
 
 class Queue(BaseSubmititLauncher):  # type: ignore[misc]
@@ -26,7 +26,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> JobReturn:
         """The job itself, on its node."""
-        from cosyexp.face.door import register
+        from cosyexp.cli.door import register
 
         register()
         return super().__call__(*args)

@@ -8,8 +8,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
+from cosyexp.cli.task import rank_of
 from cosyexp.errors import UserError
-from cosyexp.face.task import rank_of
 
 
 def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) -> Iterator[str]:

@@ -18,8 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from cosyexp.face.sentences import explain
-from cosyexp.face.task import rank_of
+from cosyexp.cli.sentences import explain
+from cosyexp.cli.task import rank_of
 
 FOLDERS: list[Path] = []  # of the sweep that this process started
 FIRST, LAST = (
