@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.data import index
 from cosyexp.data.cache import cache_path, fingerprint
 from cosyexp.data.corpus import Corpus

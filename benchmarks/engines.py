@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
 from cosyexp.training.launch import launch

@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.shards import read_list
 from cosyexp.run.directory import RunDirectory

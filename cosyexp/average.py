@@ -20,7 +20,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("average", lists=("window",))
+@hydra_app("average", lists=("window",))
 def main(cfg: "DictConfig") -> str:
     from pathlib import Path
 

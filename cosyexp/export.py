@@ -18,7 +18,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cosyexp.exporting.source import Source
 
 
-@door("export/config", lists=("components", "precision", "settings"))
+@hydra_app("export/config", lists=("components", "precision", "settings"))
 def main(cfg: "DictConfig") -> str:
     from pathlib import Path
 
@@ -68,7 +68,7 @@ def config_of(cfg: "DictConfig") -> dict[str, object]:
     from pathlib import Path
 
     from cosyexp.cli.compose import composed
-    from cosyexp.cli.door import CONFIGS
+    from cosyexp.cli.hydra_app import CONFIGS
     from cosyexp.errors import UserError
 
     models = (

@@ -22,13 +22,13 @@ Examples
 
 from typing import TYPE_CHECKING, Any
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("prefer")
+@hydra_app("prefer")
 def main(cfg: "DictConfig") -> str:
     from dataclasses import fields
     from pathlib import Path

@@ -16,13 +16,13 @@ Examples
 
 from typing import TYPE_CHECKING, Any
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("prepare", lists=("cache",))
+@hydra_app("prepare", lists=("cache",))
 def main(cfg: "DictConfig") -> None:
     from pathlib import Path
 

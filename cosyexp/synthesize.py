@@ -18,7 +18,7 @@ Examples
 
 from typing import TYPE_CHECKING
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODELS = ("llm", "flow", "hifigan")
 
 
-@door("synthesize", free=("text", "out", "llm", "flow", "hifigan"), lists=("exports",))
+@hydra_app("synthesize", free=("text", "out", "llm", "flow", "hifigan"), lists=("exports",))
 def main(cfg: "DictConfig") -> str:
     import io
     from pathlib import Path

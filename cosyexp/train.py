@@ -24,13 +24,13 @@ Examples
 
 from typing import TYPE_CHECKING, Any
 
-from cosyexp.cli import door
+from cosyexp.cli.hydra_app import hydra_app
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@door("train")
+@hydra_app("train")
 def main(cfg: "DictConfig") -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf

@@ -1,5 +1,1 @@
-"""The command line that all apps share. No torch here: `--help` and a wrong word answer at once."""
-
-from cosyexp.cli.door import door
-
-__all__ = ["door"]
+"""The command line that all apps share. Nothing here imports torch, so `--help` answers at once."""

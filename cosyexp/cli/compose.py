@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 
 
 def composed(app: str, words: Sequence[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> JobReturn:
         """The job itself, on its node."""
-        from cosyexp.cli.door import register
+        from cosyexp.cli.hydra_app import register
 
         register()
         return super().__call__(*args)

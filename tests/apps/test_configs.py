@@ -20,7 +20,7 @@ from hydra.errors import MissingConfigException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.run.targets import build
 from tests.support import MODELS, ROOT, config, environment
 
@@ -282,7 +282,7 @@ def test_apps_of_the_wheel_run_from_any_folder(wheel, tmp_path):
         ).stdout
 
     assert (
-        said("-c", "from cosyexp.cli.door import CONFIGS; print(CONFIGS)")
+        said("-c", "from cosyexp.cli.hydra_app import CONFIGS; print(CONFIGS)")
         == f"{wheel}/cosyexp/conf\n"
     )
     assert yaml.safe_load(said("-m", "cosyexp.train", "--cfg", "job"))["model"]["name"] == "llm"

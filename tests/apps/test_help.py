@@ -134,7 +134,9 @@ def test_a_wrong_word_is_refused_without_torch(words, tmp_path):
 
 def test_every_app_has_a_console_script():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    doors = {path.stem for path in (ROOT / "cosyexp").glob("*.py") if "@door(" in path.read_text()}
+    doors = {
+        path.stem for path in (ROOT / "cosyexp").glob("*.py") if "@hydra_app(" in path.read_text()
+    }
     assert doors == set(APPS)
     assert scripts == {f"cosyexp-{app}": f"cosyexp.{app}:main" for app in doors}
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.data.draws import Draws
 from cosyexp.data.views.flow import FlowView
 from cosyexp.exporting.jit import Jit

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.door import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.data.draws import Draws
 from cosyexp.data.views.hifigan import VocoderBatch, VocoderView
 from cosyexp.exporting.components import fold_parametrizations

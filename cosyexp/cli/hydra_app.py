@@ -22,7 +22,7 @@ CONFIGS = next(
 LONGEST_NAME = 100
 
 
-def door(
+def hydra_app(
     config: str, *, free: Collection[str] = (), lists: Collection[str] = ()
 ) -> Callable[[Task], Callable[[], None]]:
     """Makes a function of a config into an app.
