@@ -44,7 +44,7 @@ def hydra_app(
             from cosyexp.cli.sweep import print_table
 
             try:
-                run_hydra(told(task, debugging), config, free, lists)
+                run_hydra(with_user_errors(task, debugging), config, free, lists)
             except Exception as error:
                 if debugging or (sentence := explain(error)) is None:
                     raise
@@ -73,7 +73,7 @@ def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[
     )()
 
 
-def told(task: Task, debugging: bool) -> Task:
+def with_user_errors(task: Task, debugging: bool) -> Task:
     """The task with a config that misses nothing; where the user can mend what went wrong, it exits with a sentence.
 
     The exit passes Hydra, which has words of its own for a failed job. In a sweep the others go on: there it raises.
