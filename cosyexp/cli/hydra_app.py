@@ -40,13 +40,13 @@ def hydra_app(
                 return
             debugging = bool(os.environ.get("HYDRA_FULL_ERROR"))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
-            from cosyexp.cli.sentences import explain
+            from cosyexp.cli.errors import user_message
             from cosyexp.cli.sweep import print_table
 
             try:
                 run_hydra(with_user_errors(task, debugging), config, free, lists)
             except Exception as error:
-                if debugging or (sentence := explain(error)) is None:
+                if debugging or (sentence := user_message(error)) is None:
                     raise
                 sys.exit(f"cosyexp: {sentence}")
             finally:
@@ -85,7 +85,7 @@ def with_user_errors(task: Task, debugging: bool) -> Task:
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        from cosyexp.cli.sentences import explain
+        from cosyexp.cli.errors import user_message
         from cosyexp.errors import UserError
 
         try:
@@ -93,7 +93,7 @@ def with_user_errors(task: Task, debugging: bool) -> Task:
                 raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=...")
             return task(cfg)
         except Exception as error:
-            sentence = explain(error)
+            sentence = user_message(error)
             if (
                 sweeping := HydraConfig.get().mode == RunMode.MULTIRUN
             ):  # where the error goes may be another node than this

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
-from cosyexp.cli.sentences import explain
+from cosyexp.cli.errors import user_message
 from cosyexp.cli.task import rank_of
 
 FOLDERS: list[Path] = []  # of the sweep that this process started
@@ -100,7 +100,7 @@ def note(sweep: str, job: int, **said: Any) -> None:
 
 def sentence(error: BaseException) -> str:
     """What ended a job, in one line."""
-    return " ".join((explain(error) or f"{type(error).__name__}: {error}").splitlines())
+    return " ".join((user_message(error) or f"{type(error).__name__}: {error}").splitlines())
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ import yaml
 from hydra.errors import HydraException
 from tensorboard import program
 
-from cosyexp.cli.sentences import explain
+from cosyexp.cli.errors import user_message
 from tests.support import (
     MODELS,
     RUNS,
@@ -221,7 +221,7 @@ def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
 def test_a_launcher_whose_package_is_missing_says_how_to_get_it():
     said = "In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'"
     assert (
-        explain(HydraException(said))
+        user_message(HydraException(said))
         == "hydra/launcher= needs a package that is not installed: pip install 'cosyexp[slurm]'"
     )
 

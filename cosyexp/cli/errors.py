@@ -24,7 +24,7 @@ NOISE = (
 )
 
 
-def explain(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """One sentence for what the user can mend; None for what is a fault of ours."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
@@ -39,13 +39,13 @@ def explain(error: BaseException) -> str | None:
             name = cause.filename2 or cause.filename
             return f"{name} cannot be used: {cause.strerror}; look at the path, or name another"
     return (
-        hydra_sentence(causes)
+        hydra_message(causes)
         if isinstance(error, HydraException | OmegaConfBaseException)
         else None
     )
 
 
-def hydra_sentence(causes: list[BaseException]) -> str:
+def hydra_message(causes: list[BaseException]) -> str:
     """What Hydra says, without its noise, with the name that was perhaps meant."""
     if match := re.match(r"Error in call to target '[\w.]*?(\w+)'", str(causes[0])):
         return f"{match[1]} cannot be built with these settings: {causes[-1]}"
