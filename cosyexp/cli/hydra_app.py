@@ -61,12 +61,12 @@ def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[
     """Composes the config from the command line, and runs the task with it, or a sweep of them."""
     import hydra
 
-    from cosyexp.cli.arguments import refuse_added, refuse_ranks, tidy
+    from cosyexp.cli.overrides import normalize_overrides, refuse_added, refuse_ranks
 
     register()
     refuse_added(sys.argv[1:])
     refuse_ranks(sys.argv[1:])
-    sys.argv[1:] = tidy(sys.argv[1:], free, lists)
+    sys.argv[1:] = normalize_overrides(sys.argv[1:], free, lists)
     folder, _, name = config.rpartition("/")
     hydra.main(version_base="1.3", config_path=str((CONFIGS / folder).resolve()), config_name=name)(
         task

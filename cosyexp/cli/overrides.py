@@ -12,7 +12,9 @@ from cosyexp.cli.task import rank_of
 from cosyexp.errors import UserError
 
 
-def tidy(words: Sequence[str], free: Collection[str], lists: Collection[str]) -> Iterator[str]:
+def normalize_overrides(
+    words: Sequence[str], free: Collection[str], lists: Collection[str]
+) -> Iterator[str]:
     """`text=Hello, world!` stays one sentence, `run_dir=a=b` a path, and `precision=fp32,fp16` becomes a list.
 
     In a sweep (-m) commas part the jobs: text and paths stay as typed, a list is a list of one in each job.
