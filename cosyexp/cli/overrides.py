@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
-from cosyexp.cli.task import rank_of
+from cosyexp.distributed import rank_environment
 from cosyexp.errors import UserError
 
 
@@ -55,7 +55,7 @@ def sweeps(words: Sequence[str]) -> bool:
 
 def refuse_ranks(words: Sequence[str]) -> None:
     """Every rank would start the whole sweep."""
-    if sweeps(words) and rank_of(os.environ):
+    if sweeps(words) and rank_environment(os.environ):
         raise UserError(
             "a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and give engine.nproc_per_node="
         )

@@ -18,7 +18,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
 )
 
 from cosyexp.cli.sweep import note, sentence, varying
-from cosyexp.errors import LostRankError, UserError
+from cosyexp.errors import PeerRankError, UserError
 
 
 class Queue(BaseSubmititLauncher):  # type: ignore[misc]
@@ -121,7 +121,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
                 return ranks[0]
             cause = min(
                 (rank._return_value for rank in failures),
-                key=lambda error: isinstance(error, LostRankError),
+                key=lambda error: isinstance(error, PeerRankError),
             )
             error = (
                 cause

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict, read_write
 
 from cosyexp.cli.errors import user_message
-from cosyexp.cli.task import rank_of
+from cosyexp.distributed import rank_environment
 
 FOLDERS: list[Path] = []  # of the sweep that this process started
 FIRST, LAST = (
@@ -77,7 +77,10 @@ class Sweep(Callback):
 
 def first_of_a_sweep(config: DictConfig) -> bool:
     """Whether this is a job of a sweep, and the rank that speaks for it."""
-    return config.hydra.mode.name == "MULTIRUN" and rank_of(os.environ).get("RANK", "0") == "0"
+    return (
+        config.hydra.mode.name == "MULTIRUN"
+        and rank_environment(os.environ).get("RANK", "0") == "0"
+    )
 
 
 def tell(**facts: Any) -> None:

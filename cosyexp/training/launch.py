@@ -18,9 +18,8 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
-from cosyexp.cli.task import rank_of
-from cosyexp.errors import LostRankError, UserError
-from cosyexp.training.ranks import speaking
+from cosyexp.distributed import rank_environment, with_rank_errors
+from cosyexp.errors import PeerRankError, UserError
 from cosyexp.training.signals import PREEMPTED, deaf
 
 Outcome = TypeVar("Outcome")
@@ -35,10 +34,10 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     """
     with deaf():
         resource_tracker.ensure_running()  # Python's helper, for the queues of workers and ranks
-    if rank := rank_of(os.environ):
+    if rank := rank_environment(os.environ):
         os.environ.update(rank)
         told = record(
-            partial(speaking, config["engine"]["timeout"], work)
+            partial(with_rank_errors, config["engine"]["timeout"], work)
         )  # torchrun asks for a record of what went wrong
         outcome = cast(Outcome, told(config))
         atexit.register(_leave)
@@ -87,9 +86,9 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
         heard.append(results.get())
     errors = sorted(
         (outcome for outcome in heard if isinstance(outcome, Exception)),
-        key=lambda error: isinstance(error, LostRankError),
+        key=lambda error: isinstance(error, PeerRankError),
     )
-    if end is not None and all(isinstance(error, LostRankError) for error in errors):
+    if end is not None and all(isinstance(error, PeerRankError) for error in errors):
         _explain(end, passed_on)
     if errors:
         raise errors[0]
@@ -111,7 +110,7 @@ def _rank(
         mp.get_all_start_methods()[0], force=True
     )  # of workers: that of a process which was not spawned
     try:
-        outcome = speaking(config["engine"]["timeout"], work, config)
+        outcome = with_rank_errors(config["engine"]["timeout"], work, config)
         if rank == 0:
             results.put(outcome)
     except (

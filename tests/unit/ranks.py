@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cosyexp.distributed import init_distributed
 from cosyexp.errors import UserError
 from cosyexp.training.launch import launch
-from cosyexp.training.ranks import join
 from cosyexp.training.signals import StopRequest
 
 LONG = 300  # seconds, far above any limit of a test
@@ -43,7 +43,7 @@ def crash(_: Mapping[str, Any]) -> None:
 
 def hang(config: Mapping[str, Any]) -> None:
     """Rank 0 waits for rank 1, which is deaf to SIGTERM, as in a run."""
-    me = join(config["engine"]["timeout"])
+    me = init_distributed(config["engine"]["timeout"])
     with StopRequest():
         if me.rank == 1:
             time.sleep(LONG)
@@ -51,7 +51,7 @@ def hang(config: Mapping[str, Any]) -> None:
 
 
 def crash_beside_a_waiting_rank(config: Mapping[str, Any]) -> None:
-    me = join(config["engine"]["timeout"])
+    me = init_distributed(config["engine"]["timeout"])
     if me.rank == 1:
         raise AssertionError("a bug of ours")
     dist.all_reduce(torch.ones(1))
@@ -60,12 +60,12 @@ def crash_beside_a_waiting_rank(config: Mapping[str, Any]) -> None:
 def never_start(config: Mapping[str, Any]) -> None:
     if is_rank(1):
         time.sleep(LONG)
-    join(config["engine"]["timeout"])
+    init_distributed(config["engine"]["timeout"])
 
 
 def listen(config: Mapping[str, Any]) -> bool:
     """A preemption comes to every rank and to the process that started them, before they listen and again while they do."""
-    me = join(config["engine"]["timeout"])
+    me = init_distributed(config["engine"]["timeout"])
 
     def preempt() -> None:
         if me.rank == 0:

@@ -124,7 +124,7 @@ class DeepSpeed(Shared):
         return norm, torch.as_tensor(not engine.optimizer.overflow, device=self.device)
 
     def close(self) -> None:
-        if self.joined:
+        if self.owns_group:
             self.deepspeed.comm.destroy_process_group()  # which forgets the groups it made, for the next run of this process
 
     # a checkpoint ---------------------------------------------------------------------------------------------------

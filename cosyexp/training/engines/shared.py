@@ -12,12 +12,12 @@ from torch.distributed._composable import checkpoint  # type: ignore[attr-define
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from cosyexp.distributed import init_distributed
 from cosyexp.objectives.base import Player
 from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.shards import load_shards
-from cosyexp.training.ranks import join
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +48,9 @@ class Shared:
         compile: bool = False,
         recompute: bool = False,
     ) -> None:
-        self.rank, self.world, self.device, self.joined = join(timeout, self.needs_group)
+        self.rank, self.world, self.device, self.owns_group = init_distributed(
+            timeout, self.needs_group
+        )
         self.dtype, self.clip, self.ema, self.running_sum = (
             DTYPES[precision],
             clip,
@@ -171,7 +173,7 @@ class Shared:
         return contents
 
     def close(self) -> None:
-        if self.joined:
+        if self.owns_group:
             dist.destroy_process_group()
 
     # a checkpoint ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cosyexp.cli.task import first_node, rank_of
+from cosyexp.distributed import first_node, rank_environment
 
 SRUN = {
     "SLURM_JOB_ID": "41",
@@ -61,7 +61,7 @@ def named(rank, local, world, address, port):
     ],
 )
 def test_ranks_of_all_launchers(environment, expected):
-    assert rank_of(environment) == expected
+    assert rank_environment(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_the_first_node_of_a_list(nodes, first):
 
 def test_jobs_of_one_node_do_not_meet_at_one_port():
     ports = {
-        rank_of({**SRUN, "SLURM_JOB_ID": str(job)})["MASTER_PORT"] for job in range(1000, 3000)
+        rank_environment({**SRUN, "SLURM_JOB_ID": str(job)})["MASTER_PORT"]
+        for job in range(1000, 3000)
     }
     assert len(ports) == 2000 and all(12000 <= int(port) < 32000 for port in ports)
