@@ -63,12 +63,12 @@ def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
     )
     size = sum(
         parameter.numel()
-        for player in trainer.objective.players.values()
-        for parameter in player.module.parameters()
+        for trainable in trainer.objective.trainables.values()
+        for parameter in trainable.module.parameters()
     )
     cuda, seconds = engine.device.type == "cuda", []
     before = megabytes(cuda) - size * 4 / 2**20  # the network is there already
-    engine.place(trainer.objective.players, trainer.objective.helpers)
+    engine.place(trainer.objective.trainables, trainer.objective.helpers)
     for _ in range(STEPS + 1):
         micro_batches, began = trainer.loader.next_step(), time.perf_counter()
         trainer.step(micro_batches)

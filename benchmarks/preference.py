@@ -80,7 +80,7 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     corpora = session.corpora_of(config, engine)
     trainer = session._trainer(config, engine, directory, *corpora)
     take_reference(trainer.objective, config, directory, corpora, engine)  # type: ignore[arg-type]
-    engine.place(trainer.objective.players, trainer.objective.helpers)
+    engine.place(trainer.objective.trainables, trainer.objective.helpers)
     return trainer
 
 
@@ -118,7 +118,7 @@ def main() -> None:
                 times += [pair] if step else []
             live, cached = (1000 * statistics.median(column) for column in zip(*times, strict=True))
             ratio = statistics.median(ours / theirs for theirs, ours in times)
-            module = trainers[True].objective.players["llm"].module
+            module = trainers[True].objective.trainables["llm"].module
             weights = sum(parameter.nbytes for parameter in module.parameters()) / 1e6
             with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
                 memory = [

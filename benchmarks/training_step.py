@@ -37,7 +37,7 @@ def trainer_of(model: str, folder: str) -> Trainer:
     trainer = session._trainer(
         config, engine, RunDirectory(folder), *session.corpora_of(config, engine)
     )
-    engine.place(trainer.objective.players, trainer.objective.helpers)
+    engine.place(trainer.objective.trainables, trainer.objective.helpers)
     return trainer
 
 
@@ -45,11 +45,11 @@ def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
     """What a script would do: forward, backward, clip, update; no sums, no watch, no metrics, no keyed dropout."""
     (micro,) = micro_batches
     units = {unit: float(count) for unit, count in trainer.objective.weights(micro.batch).items()}
-    for (name, player), loss in zip(
-        trainer.objective.players.items(), trainer.objective.turns(micro.batch), strict=True
+    for (name, trainable), loss in zip(
+        trainer.objective.trainables.items(), trainer.objective.turns(micro.batch), strict=True
     ):
         loss.scaled(units).backward()
-        torch.nn.utils.clip_grad_norm_(player.module.parameters(), trainer.options.clip or 1e9)
+        torch.nn.utils.clip_grad_norm_(trainable.module.parameters(), trainer.options.clip or 1e9)
         optimizer = trainer.engine.optimizers[name]  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -68,7 +68,7 @@ def milliseconds(
 
 
 def twice_forward(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
-    """The generator's forward done once for each player's turn, as GAN scripts do."""
+    """The generator's forward done once for each trainable's turn, as GAN scripts do."""
     trainer.objective.reuse_forward = False  # type: ignore[attr-defined]
     bare_step(trainer, micro_batches)
     trainer.objective.reuse_forward = True  # type: ignore[attr-defined]

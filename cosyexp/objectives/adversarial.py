@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cosyexp.data.views.hifigan import VocoderBatch
 from cosyexp.models.layers.spectrogram import MelSpectrogram
-from cosyexp.objectives.base import Loss, Picture, Player, Sound, frozen
+from cosyexp.objectives.base import Loss, Picture, Sound, Trainable, frozen
 from cosyexp.objectives.losses.adversarial import (
     discriminator_loss,
     feature_loss,
@@ -57,9 +57,11 @@ class Adversarial:
         )
         self.mel_weight, self.feature_weight = mel_weight, feature_weight
         self.tpr_weight, self.f0_weight = tpr_weight, f0_weight
-        self.generator = Player(network, optimizer, scheduler)
-        self.discriminator = Player(discriminator, discriminator_optimizer, discriminator_scheduler)
-        self.players: Mapping[str, Player] = {
+        self.generator = Trainable(network, optimizer, scheduler)
+        self.discriminator = Trainable(
+            discriminator, discriminator_optimizer, discriminator_scheduler
+        )
+        self.trainables: Mapping[str, Trainable] = {
             "discriminator": self.discriminator,
             "hifigan": self.generator,
         }

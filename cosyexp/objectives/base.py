@@ -1,4 +1,4 @@
-"""What a task is to the trainer: players, and a coroutine that yields one loss for each of them in turn.
+"""What a task is to the trainer: trainables, and a coroutine that yields one loss for each of them in turn.
 
 To add a task, write a class like those beside this file and name it in `conf/objective/`.
 """
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Player:
-    """A network that is trained, with how. Objectives reach the network by calling the player, never by other methods.
+class Trainable:
+    """A network that is trained, with how. Objectives reach the network by calling the trainable, never by other methods.
 
     optimizer: called with the parameters, makes the optimizer. scheduler: (update, base learning rate) -> learning rate.
     """
@@ -73,12 +73,12 @@ class Sound(NamedTuple):
 class Objective(Protocol):
     """All that a task writes.
 
-    players: in the order of their turns; the last one gives the model that is exported, and the step's loss.
+    trainables: in the order of their turns; the last one gives the model that is exported, and the step's loss.
     helpers: networks and transforms that are used but not trained.
     units: the names of all units that `weights` counts.
     """
 
-    players: Mapping[str, Player]
+    trainables: Mapping[str, Trainable]
     helpers: Sequence[nn.Module]
     units: tuple[str, ...]
 
@@ -87,7 +87,7 @@ class Objective(Protocol):
         ...
 
     def turns(self, batch: Any) -> Iterator[Loss]:
-        """Yields one loss for each player; is resumed after that player's update. No context manager stays open at a yield."""
+        """Yields one loss for each trainable; is resumed after that trainable's update. No context manager stays open at a yield."""
         ...
 
     def validate(self, batch: Any) -> Loss:
@@ -120,9 +120,9 @@ class Comparing(Protocol):
 
 
 @contextmanager
-def frozen(player: Player) -> Iterator[None]:
-    """Within it, gradients flow through the player's network but not into its weights."""
-    trained = [parameter for parameter in player.module.parameters() if parameter.requires_grad]
+def frozen(trainable: Trainable) -> Iterator[None]:
+    """Within it, gradients flow through the trainable's network but not into its weights."""
+    trained = [parameter for parameter in trainable.module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

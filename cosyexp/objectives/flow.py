@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cosyexp.data.views.flow import FlowBatch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Player, Sound
+from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
 
 
 class FlowMatchingLoss:
@@ -25,7 +25,9 @@ class FlowMatchingLoss:
         self, network: nn.Module, *, optimizer: Any, scheduler: Any, guidance: float
     ) -> None:
         self.guidance = guidance
-        self.players: Mapping[str, Player] = {"flow": Player(network, optimizer, scheduler)}
+        self.trainables: Mapping[str, Trainable] = {
+            "flow": Trainable(network, optimizer, scheduler)
+        }
 
     def weights(self, batch: FlowBatch) -> dict[str, int]:
         return {"frames": int(batch.mel_lens_B.sum())}
@@ -53,7 +55,7 @@ class FlowMatchingLoss:
     def _velocity(
         self, batch: FlowBatch, noisy: Tensor, time_B: Tensor, prompt: Tensor, keep_B: Tensor
     ) -> Tensor:
-        velocity: Tensor = self.players["flow"](
+        velocity: Tensor = self.trainables["flow"](
             batch.token_BN,
             batch.token_lens_B,
             batch.speaker_BE,

@@ -7,7 +7,7 @@ from torch import nn
 
 from cosyexp.data.views.llm import LanguageBatch
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Player, Sound
+from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 
 
@@ -24,7 +24,7 @@ class Language:
         self, network: nn.Module, *, optimizer: Any, scheduler: Any, smoothing: float = 0.0
     ) -> None:
         self.network, self.smoothing = network, smoothing
-        self.players: Mapping[str, Player] = {"llm": Player(network, optimizer, scheduler)}
+        self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def weights(self, batch: LanguageBatch) -> dict[str, int]:
         return {"tokens": int(batch.answers_B.sum())}
@@ -39,7 +39,7 @@ class Language:
         return iter(())
 
     def _loss(self, batch: LanguageBatch) -> Loss:
-        logits = self.players["llm"](
+        logits = self.trainables["llm"](
             batch.text_BL,
             batch.text_lens_B,
             batch.speech_BN,

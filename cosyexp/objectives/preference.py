@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cosyexp.data.views.preference import PreferenceBatch
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Player, Sound
+from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.losses.cross_entropy import at, hits, log_probabilities
 
@@ -62,11 +62,11 @@ class Preference:
         }[loss]
         self.needs_reference, self.cache_reference = loss != "simpo", cache_reference
         self.helpers: list[nn.Module] = []
-        self.players: Mapping[str, Player] = {"llm": Player(network, optimizer, scheduler)}
+        self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def frozen_copy(self) -> nn.Module:
         """A network like the policy, to hold the weights of the reference."""
-        return copy.deepcopy(self.players["llm"].module).eval().requires_grad_(False)
+        return copy.deepcopy(self.trainables["llm"].module).eval().requires_grad_(False)
 
     def weights(self, batch: PreferenceBatch) -> dict[str, int]:
         return {"pairs": len(batch), "tokens": int(batch.answers_B[: len(batch)].sum())}
@@ -88,7 +88,7 @@ class Preference:
 
     def _loss(self, batch: PreferenceBatch) -> Loss:
         pairs = len(batch)
-        logp_BA, hits_P = self._answers(self.players["llm"], batch)
+        logp_BA, hits_P = self._answers(self.trainables["llm"], batch)
         policy_B = self._whole(logp_BA, batch)
         reference_B = batch.reference_B
         if self.helpers:

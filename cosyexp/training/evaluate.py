@@ -22,7 +22,7 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     corpora, objective = corpora_of(config, engine), objective_of(config)
     if isinstance(objective, Comparing):
         take_reference(objective, config, run, corpora, engine)
-    model = list(objective.players.values())[-1].module
+    model = list(objective.trainables.values())[-1].module
     for module in (model, *objective.helpers):
         module.to(engine.device)
     loader = validation_of(config, corpora[1], engine)

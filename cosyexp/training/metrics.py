@@ -33,8 +33,8 @@ def means(parts: Sequence[Sums], units: Mapping[str, float]) -> dict[str, float]
     return {"loss": sum(terms[name][1] * mean for name, mean in each.items()), **each}
 
 
-class PlayerMetrics:
-    """What one player's updates measured since the last log. The losses are this rank's, everything else is the same on all."""
+class TrainableMetrics:
+    """What one trainable's updates measured since the last log. The losses are this rank's, everything else is the same on all."""
 
     def __init__(self) -> None:
         self.loss = Loss()
@@ -72,7 +72,7 @@ class PlayerMetrics:
 
 
 def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One player's state over all ranks, from the `state_dict` of each."""
+    """One trainable's state over all ranks, from the `state_dict` of each."""
     losses: dict[str, tuple[float, str, float]] = {}
     for state in states:
         for name, (value, unit, factor) in state["loss"].items():

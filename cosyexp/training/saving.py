@@ -18,7 +18,7 @@ OPTIMIZER = "trainer/optimizer"  # what engines write themselves
 def save(
     checkpoints: Checkpoints,
     engine: Engine,
-    players: Iterable[str],
+    trainables: Iterable[str],
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> None:
@@ -26,7 +26,7 @@ def save(
     folder = Path(
         engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
     )
-    for name in players:
+    for name in trainables:
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
     for name, mean in engine.means().items():
         write_weights(folder / f"{name}.safetensors", mean, engine.rank)
@@ -56,7 +56,7 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank:
         save_tensors(path, kept)
 
 
-def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> dict[str, Any]:
+def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -> dict[str, Any]:
     """Gives the engine back its weights and state, and returns the trainer's."""
     first = torch.load(
         checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True
@@ -74,7 +74,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, players: Iterable[str]) -> d
     )
     networks, means = (
         {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names}
-        for names in (players, engine.means())
+        for names in (trainables, engine.means())
     )
     engine.load(networks, means, engine_state, checkpoint.path / OPTIMIZER)
     return dict(first)

@@ -77,7 +77,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
         if isinstance(trainer.objective, Comparing):
             take_reference(trainer.objective, config, directory, corpora, engine)
-        engine.place(trainer.objective.players, trainer.objective.helpers)
+        engine.place(trainer.objective.trainables, trainer.objective.helpers)
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)
@@ -220,7 +220,7 @@ def objective_of(config: Mapping[str, Any]) -> Objective:
 def _weights_to_start_from(config: Mapping[str, Any], trainer: Trainer) -> Path | None:
     """Loads `init_from`, or else what the network's own `pretrained` names, and returns where it was found."""
     networks: dict[str, Any] = {
-        name: player.module for name, player in trainer.objective.players.items()
+        name: trainable.module for name, trainable in trainer.objective.trainables.items()
     }
     if config["init_from"]:
         return init_weights(networks, trainer.model, config["init_from"], config["init_strict"])

@@ -5,7 +5,7 @@ stopped during any of these, does what is missing when it comes back, and goes o
 
     while not done:
         log -> validate -> save
-        step:  units -> for each player: every micro-batch's turn -> engine.step
+        step:  units -> for each trainable: every micro-batch's turn -> engine.step
 """
 
 import logging
@@ -28,7 +28,7 @@ from cosyexp.schema import Trainer as Options
 from cosyexp.training import saving
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers import Logger
-from cosyexp.training.metrics import PlayerMetrics, means, merged
+from cosyexp.training.metrics import TrainableMetrics, means, merged
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
 from cosyexp.training.validation import evaluating, validation_losses
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is. step: updates of the model. samples: utterances seen. updates: of each player.
+    """How far a run is. step: updates of the model. samples: utterances seen. updates: of each trainable.
 
     validated: the step of the newest validation, whose losses `losses` holds. best: the lowest validation loss so far.
     seconds: spent in steps.
@@ -85,8 +85,8 @@ class Trainer:
         self.seed, self.fingerprint = seed, fingerprint
         self.loggers: Sequence[Logger] = ()
         self.stop = StopRequest()
-        self.progress = Progress(updates=dict.fromkeys(objective.players, 0))
-        self.model = list(objective.players)[-1]
+        self.progress = Progress(updates=dict.fromkeys(objective.trainables, 0))
+        self.model = list(objective.trainables)[-1]
         self.saved = -1
         self.watch = Watch(run.logs, engine.rank, options.precision, options.on_nonfinite)
         self._forget()
@@ -118,7 +118,7 @@ class Trainer:
                 bar.update(self.progress.step - bar.n)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """One update of every player. A rank without micro-batches, or with idle ones, takes part all the same."""
+        """One update of every trainable. A rank without micro-batches, or with idle ones, takes part all the same."""
         began, progress = time.perf_counter(), self.progress
         batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
         counted = [
@@ -126,7 +126,7 @@ class Trainer:
         ]
         totals = self._totals(counted)
         games = [self.objective.turns(batch) for batch in batches]
-        for turn, name in enumerate(self.objective.players):
+        for turn, name in enumerate(self.objective.trainables):
             losses = []
             for micro, game in zip(micro_batches, games, strict=True):
                 seed_forward(self.seed, progress.step, micro.number, turn)
@@ -139,7 +139,7 @@ class Trainer:
             report = self.engine.step(name, progress.updates[name])
             self._record(name, counted, losses, totals, report)
         assert all(next(game, None) is None for game in games), (
-            "an objective yields once for each player"
+            "an objective yields once for each trainable"
         )
         progress.samples += int(totals["utterances"])
         progress.seconds += time.perf_counter() - began
@@ -193,14 +193,14 @@ class Trainer:
             "tag": tag,
             "threads": torch.get_num_threads(),
         }
-        saving.save(self.run.checkpoints, self.engine, self.objective.players, state, meta)
+        saving.save(self.run.checkpoints, self.engine, self.objective.trainables, state, meta)
         if self.engine.rank == 0:
             self.run.checkpoints.prune(self.retention.keep_last, self.retention.keep_best)
         self.saved = progress.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint."""
-        state = saving.restore(checkpoint, self.engine, self.objective.players)
+        state = saving.restore(checkpoint, self.engine, self.objective.trainables)
         saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
         self.progress = Progress(**state["progress"])
         place = Place(**state["place"])
@@ -236,7 +236,7 @@ class Trainer:
         totals: Mapping[str, float],
         report: StepReport,
     ) -> None:
-        """Notes an update of a player. Where an update may be skipped, the host waits to know whether it was."""
+        """Notes an update of a trainable. Where an update may be skipped, the host waits to know whether it was."""
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
         self.watch.add(progress.step, name, utts, losses, report)
         if self.watch.forgiving and not self.watch.check(progress.step + 1):
@@ -280,15 +280,17 @@ class Trainer:
 
     def _forget(self) -> None:
         """Starts the means anew."""
-        self.metrics = {name: PlayerMetrics() for name in self.objective.players}
+        self.metrics = {name: TrainableMetrics() for name in self.objective.trainables}
         self._since = replace(self.progress)
 
     def _gathered(self) -> dict[str, dict[str, Any]]:
-        """What each player measured since the last log, over all ranks."""
+        """What each trainable measured since the last log, over all ranks."""
         ranks = self.engine.gather(
             {name: metrics.state_dict() for name, metrics in self.metrics.items()}
         )
-        return {name: merged([states[name] for states in ranks]) for name in self.objective.players}
+        return {
+            name: merged([states[name] for states in ranks]) for name in self.objective.trainables
+        }
 
     def _write(self, values: Mapping[str, float]) -> None:
         for logger in self.loggers:

@@ -14,7 +14,7 @@ from cosyexp.training.metrics import means, to_host
 @contextmanager
 def evaluating(objective: Objective) -> Iterator[None]:
     """Within it there is no dropout, and no gradient."""
-    modules = [player.module for player in objective.players.values()]
+    modules = [trainable.module for trainable in objective.trainables.values()]
     try:
         for module in modules:
             module.eval()

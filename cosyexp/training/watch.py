@@ -25,10 +25,10 @@ PATIENCE = 10  # updates in a row that may be skipped
 
 @dataclass(frozen=True)
 class Update:
-    """What one player's update was made of on this rank. applied: the flag, on its way to the host; copied: when it is there."""
+    """What one trainable's update was made of on this rank. applied: the flag, on its way to the host; copied: when it is there."""
 
     step: int
-    player: str
+    trainable: str
     utts: tuple[str, ...]
     losses: Sequence[Loss]
     report: StepReport
@@ -52,12 +52,12 @@ class Watch:
         self.skips, self.scales = policy is OnNonfinite.skip, precision is Precision.fp16
         self.forgiving = self.skips or self.scales
         self._pending: deque[Update] = deque()
-        self._in_a_row: Counter[str] = Counter()  # skipped updates of each player
+        self._in_a_row: Counter[str] = Counter()  # skipped updates of each trainable
 
     def add(
         self,
         step: int,
-        player: str,
+        trainable: str,
         utts: tuple[str, ...],
         losses: Sequence[Loss],
         report: StepReport,
@@ -69,7 +69,7 @@ class Watch:
             )
             copied = torch.cuda.Event()
             copied.record()
-        self._pending.append(Update(step, player, utts, losses, report, applied, copied))
+        self._pending.append(Update(step, trainable, utts, losses, report, applied, copied))
 
     def check(self, before: int) -> bool:
         """Whether all updates of steps before `before` were applied; UserError where one that was not ends the run."""
@@ -77,9 +77,9 @@ class Watch:
         while self._pending and self._pending[0].step < before:
             update = self._pending.popleft()
             if update.was_applied():
-                self._in_a_row[update.player] = 0
+                self._in_a_row[update.trainable] = 0
             else:
-                self._in_a_row[update.player] += 1
+                self._in_a_row[update.trainable] += 1
                 sound = False
                 self._judge(update)
         return sound
@@ -89,18 +89,18 @@ class Watch:
             {name: value for name, (value, *_) in to_host(loss).items()} for loss in update.losses
         ]
         finite = all(torch.isfinite(torch.tensor(list(loss.values()))).all() for loss in losses)
-        path = self.dumps / f"nonfinite_step_{update.step}.{update.player}.rank_{self.rank}.json"
+        path = self.dumps / f"nonfinite_step_{update.step}.{update.trainable}.rank_{self.rank}.json"
         norm = float(update.report.grad_norm)
         write_json(path, {"grad_norm": norm, "losses": losses, "utterances": update.utts})
-        if (self.skips or (self.scales and finite)) and self._in_a_row[update.player] < PATIENCE:
+        if (self.skips or (self.scales and finite)) and self._in_a_row[update.trainable] < PATIENCE:
             log.warning(
                 "step %d: the update of %s was skipped, its gradient norm is %s",
                 update.step,
-                update.player,
+                update.trainable,
                 norm,
             )
             return
         raise UserError(
-            f"at step {update.step} the {'gradients' if finite else 'loss'} of {update.player} stopped being finite, the weights "
+            f"at step {update.step} the {'gradients' if finite else 'loss'} of {update.trainable} stopped being finite, the weights "
             f"were kept; {path} names the utterances: look at them, lower the learning rate, or set trainer.on_nonfinite=skip"
         )

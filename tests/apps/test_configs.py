@@ -134,15 +134,15 @@ def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_p
     for optimizer, scheduler in product(options("optimizer"), options("scheduler")):
         cfg = config(model, tmp_path, f"optimizer={optimizer}", f"scheduler={scheduler}")
         objective = build(cfg["objective"])(build(cfg["network"]))
-        player = objective.players[model]
-        rates = [player.scheduler(update, 1.0) for update in range(300)]
+        trainable = objective.trainables[model]
+        rates = [trainable.scheduler(update, 1.0) for update in range(300)]
         assert max(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
         weight = next(
-            parameter for parameter in player.module.parameters() if parameter.requires_grad
+            parameter for parameter in trainable.module.parameters() if parameter.requires_grad
         )
         before = weight.detach().clone()
         weight.grad = torch.ones_like(weight)
-        player.optimizer(player.module.parameters()).step()
+        trainable.optimizer(trainable.module.parameters()).step()
         assert not torch.equal(before, weight)
 
 

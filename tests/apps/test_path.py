@@ -192,7 +192,7 @@ def test_a_run_directory_holds_the_whole_run_and_nothing_lies_beside_it(model, t
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_checkpoint_names_its_files_and_losses(model, trained):
-    players = (
+    trainables = (
         {"hifigan.safetensors", "discriminator.safetensors"}
         if model == "hifigan"
         else {f"{model}.safetensors"}
@@ -204,7 +204,7 @@ def test_a_checkpoint_names_its_files_and_losses(model, trained):
         if "valid/loss" in line
     }
     for checkpoint in found:
-        assert set(checkpoint.meta["sha256"]) == {*players, "trainer/rank_0.pt"}
+        assert set(checkpoint.meta["sha256"]) == {*trainables, "trainer/rank_0.pt"}
         assert checkpoint.damage() is None
         assert checkpoint.losses["loss"] == valid[checkpoint.step]
         assert {"step", "epoch", "samples", "loss_dict", "tag", "sha256"} <= set(checkpoint.meta)

@@ -47,7 +47,7 @@ def mean_of_means() -> Iterator[None]:
                 }
                 for micro in micro_batches
             ]
-            * len(self.objective.players)
+            * len(self.objective.trainables)
         )
         from cosyexp.objectives.base import Loss
 
@@ -72,8 +72,8 @@ def left_frozen() -> Iterator[None]:
     """The discriminator is frozen for the generator's turn, and never thawed: its own loss then has nothing to differentiate."""
 
     @contextmanager
-    def freeze(player: Any) -> Iterator[None]:
-        player.module.requires_grad_(False)
+    def freeze(trainable: Any) -> Iterator[None]:
+        trainable.module.requires_grad_(False)
         yield
 
     with patch.object(adversarial, "frozen", freeze):

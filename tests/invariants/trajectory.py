@@ -30,7 +30,7 @@ Fault = Callable[[], AbstractContextManager[Any]]
 
 @dataclass
 class Trajectory:
-    """losses: of each step and player. norms: of its gradients. weights: at the end, of each player."""
+    """losses: of each step and trainable. norms: of its gradients. weights: at the end, of each trainable."""
 
     losses: list[dict[str, float]]
     norms: list[dict[str, float]]
@@ -45,11 +45,11 @@ def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
     )
     if double:
         for module in [
-            *(player.module for player in trainer.objective.players.values()),
+            *(trainable.module for trainable in trainer.objective.trainables.values()),
             *trainer.objective.helpers,
         ]:
             module.double()
-    engine.place(trainer.objective.players, trainer.objective.helpers)
+    engine.place(trainer.objective.trainables, trainer.objective.helpers)
     return trainer
 
 
@@ -66,7 +66,7 @@ def step(trainer: Trainer, micro_batches: list[MicroBatch], found: Trajectory) -
 def finish(trainer: Trainer, found: Trajectory) -> Trajectory:
     found.weights = {
         name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)}
-        for name in trainer.objective.players
+        for name in trainer.objective.trainables
     }
     trainer.engine.close()
     return found
@@ -155,7 +155,7 @@ def by_rows(
 
 
 def assert_same(one: Trajectory, two: Trajectory, double: bool = True) -> None:
-    """The same losses, gradient norms and weights; in fp32 to rounding, without drift to one side; and every player learns."""
+    """The same losses, gradient norms and weights; in fp32 to rounding, without drift to one side; and every trainable learns."""
     for name in one.weights:
         ours, theirs = ([found[name] for found in trajectory.losses] for trajectory in (one, two))
         residuals = [(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]

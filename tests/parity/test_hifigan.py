@@ -204,14 +204,14 @@ TERMS = {
 
 @pytest.mark.filterwarnings("ignore:TF32")
 @pytest.mark.parametrize(
-    ("step", "turn", "player"), [("D_step", 0, "discriminator"), ("G_step", 1, "hifigan")]
+    ("step", "turn", "trainable"), [("D_step", 0, "discriminator"), ("G_step", 1, "hifigan")]
 )
 @pytest.mark.parametrize("name", GAMES)
-def test_losses_and_gradients(fixture, close, name, step, turn, player):
+def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
     numbers = fixture(name)
     objective, recorded, batch = game(numbers, over="batch"), numbers[step], batch_of(numbers, step)
     # oneDNN's rounding depends on the number of rows, and our discriminators judge real and fake ones at once
-    with torch.backends.mkldnn.flags(enabled=player != "discriminator"):
+    with torch.backends.mkldnn.flags(enabled=trainable != "discriminator"):
         loss = list(objective.turns(batch))[turn]
         total = loss.scaled({"segments": len(batch)})
         total.backward()
@@ -219,13 +219,13 @@ def test_losses_and_gradients(fixture, close, name, step, turn, player):
     close("loss", total, recorded["out"]["loss"])
     for theirs, ours in TERMS[step].items():
         close(theirs, loss[ours].sum / len(batch), recorded["out"][theirs])
-    prefix = {"discriminator": "discriminator", "hifigan": "model"}[player]
+    prefix = {"discriminator": "discriminator", "hifigan": "model"}[trainable]
     norms = {our_name(key): norm for key, norm in recorded["grad_norm"].items()}
-    for key, parameter in objective.players[player].module.named_parameters():
+    for key, parameter in objective.trainables[trainable].module.named_parameters():
         close(key, parameter.grad.norm(), norms.pop((prefix, key)))
     assert not any(network == prefix for network, _ in norms)
-    for key, other in objective.players.items():
-        assert key == player or all(
+    for key, other in objective.trainables.items():
+        assert key == trainable or all(
             parameter.grad is None for parameter in other.module.parameters()
         )
 

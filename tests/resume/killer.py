@@ -1,6 +1,6 @@
 """`python -m tests.resume.killer <point> <n> <words of cosyexp.train>`: trains, and dies by SIGKILL at a point of its own code.
 
-Points: the n-th time that it begins a step, is half way through a step (one player has moved), writes half of a file of weights,
+Points: the n-th time that it begins a step, is half way through a step (one trainable has moved), writes half of a file of weights,
 has written the files of a checkpoint but not its meta, or has written it all but not renamed it.
 """
 

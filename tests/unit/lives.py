@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.engines.deepspeed import DeepSpeed
 from cosyexp.training.engines.fsdp import FSDP
@@ -57,7 +57,7 @@ class Net(nn.Module):
 def engine_of(name: str, net: Net, optimizer: str, **options: Any) -> Any:
     engine = ENGINES[name](clip=0.7, ema=0.5, running_sum=True, **options)
     engine.place(
-        {"net": Player(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, []
+        {"net": Trainable(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, []
     )
     return engine
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.engines.reducer import buckets
 
@@ -26,11 +26,11 @@ def constant(update, lr):
 
 def engine_of(*modules, optimizer="fused AdamW", scheduler=constant, **options):
     engine = DDP(**options)
-    players = {
-        f"player{i}": Player(module, OPTIMIZERS[optimizer], scheduler)
+    trainables = {
+        f"trainable{i}": Trainable(module, OPTIMIZERS[optimizer], scheduler)
         for i, module in enumerate(modules)
     }
-    engine.place(players, [])
+    engine.place(trainables, [])
     return engine
 
 

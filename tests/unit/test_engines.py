@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.deepspeed import DeepSpeed, overridden
 from cosyexp.training.engines.fsdp import FSDP
@@ -161,9 +161,9 @@ def test_without_deepspeed_one_sentence_says_so(monkeypatch):
 
 def test_fsdp_trains_one_network():
     engine = FSDP()
-    player = Player(nn.Linear(2, 2), OPTIMIZERS["SGD"], lambda update, lr: lr)
+    trainable = Trainable(nn.Linear(2, 2), OPTIMIZERS["SGD"], lambda update, lr: lr)
     with pytest.raises(UserError, match="engine=fsdp trains one network, not one and two"):
-        engine.place({"one": player, "two": player}, [])
+        engine.place({"one": trainable, "two": trainable}, [])
     engine.close()
 
 

@@ -407,11 +407,13 @@ def losses_and_gradients(objective, batch):
     """Of both turns: the terms, and the gradients of the weights and of what the rows give."""
     batch.mel_BFT.grad = batch.wave_BS.grad = None
     terms, gradients = [], []
-    for (name, player), loss in zip(objective.players.items(), objective.turns(batch), strict=True):
-        player.module.zero_grad()
+    for (name, trainable), loss in zip(
+        objective.trainables.items(), objective.turns(batch), strict=True
+    ):
+        trainable.module.zero_grad()
         loss.scaled({"segments": 1}).backward()
         terms += [loss[term].sum.detach() for term in loss]
-        gradients += [weight.grad.clone() for weight in player.module.parameters()]
+        gradients += [weight.grad.clone() for weight in trainable.module.parameters()]
         assert name == "discriminator" or batch.mel_BFT.grad.any()
     return terms, gradients, [batch.mel_BFT.grad, batch.wave_BS.grad]
 

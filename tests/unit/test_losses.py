@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.objectives.base import Loss, Player, frozen
+from cosyexp.objectives.base import Loss, Trainable, frozen
 from cosyexp.objectives.losses.adversarial import (
     discriminator_loss,
     feature_loss,
@@ -219,7 +219,7 @@ def test_a_detached_loss_is_in_fp64_and_has_no_graph():
 def test_a_frozen_player_passes_gradients_on_and_keeps_none():
     module = nn.Linear(2, 1)
     x = torch.ones(1, 2, requires_grad=True)
-    with frozen(Player(module, None, None)):
+    with frozen(Trainable(module, None, None)):
         loss = module(x).sum()
     loss.backward()
     assert x.grad.any() and module.weight.grad is None
@@ -229,7 +229,7 @@ def test_a_frozen_player_passes_gradients_on_and_keeps_none():
 def test_freezing_restores_what_was_trained_and_nothing_else():
     module = nn.Linear(2, 1)
     module.bias.requires_grad_(False)
-    with pytest.raises(RuntimeError), frozen(Player(module, None, None)):
+    with pytest.raises(RuntimeError), frozen(Trainable(module, None, None)):
         assert not module.weight.requires_grad
         raise RuntimeError
     assert module.weight.requires_grad and not module.bias.requires_grad

@@ -148,7 +148,7 @@ def test_a_pair_costs_both_of_its_rows():
 @pytest.mark.parametrize("normalize", ["length", "sum"])
 def test_log_probabilities_are_those_of_the_answers(family, normalize):
     found = objective(family, normalize=normalize)
-    net, batch = found.players["llm"].module, collate(family)
+    net, batch = found.trainables["llm"].module, collate(family)
     logits = net(
         batch.text_BL,
         batch.text_lens_B,
@@ -169,7 +169,7 @@ def test_log_probabilities_are_those_of_the_answers(family, normalize):
 def test_only_answers_count(family):
     """Another padded token changes nothing; another answer changes its row, and no other."""
     found = objective(family)
-    net, batch = found.players["llm"].module, collate(family)
+    net, batch = found.trainables["llm"].module, collate(family)
     wanted = found.reference(batch, net)
     padded = batch.target_BA.clone()
     for row, count in enumerate(batch.answers_B.tolist()):
@@ -204,7 +204,7 @@ def test_rewards_loss_and_sft_have_their_formulas():
         reference.load_state_dict(found.helpers[0].state_dict())
     loss, units = next(found.turns(batch)), found.weights(batch)
     policy, against = (
-        found.reference(batch, found.players["llm"].module),
+        found.reference(batch, found.trainables["llm"].module),
         found.reference(batch, reference),
     )
     gain = 0.4 * (policy - against)
@@ -236,7 +236,7 @@ def test_what_is_cached_serves_as_the_network_does():
 def test_simpo_compares_with_no_reference():
     found = objective("cosyvoice", loss="simpo", beta=2.0, margin=0.3)
     batch = collate("cosyvoice")
-    policy = found.reference(batch, found.players["llm"].module)
+    policy = found.reference(batch, found.trainables["llm"].module)
     assert not found.needs_reference
     assert_close(
         next(found.turns(batch))["dpo_loss"].sum,
@@ -262,7 +262,7 @@ def test_a_misspelled_choice_is_answered_with_the_choices(options):
 def test_gradients_of_the_objective():
     """Against differences of the loss, in fp64."""
     found, batch = objective("cosyvoice", network("cosyvoice"), beta=0.5), collate("cosyvoice")
-    weight = found.players["llm"].module.llm_decoder.bias
+    weight = found.trainables["llm"].module.llm_decoder.bias
     units = {name: float(count) for name, count in found.weights(batch).items()}
 
     def loss():

@@ -128,7 +128,9 @@ def test_validation_leaves_training_as_it_was(request, trainer, data, tmp_path):
         step(each, each.loader.next_step(), trajectory)
         if validates:
             each.validate()
-            assert all(player.module.training for player in each.objective.players.values())
+            assert all(
+                trainable.module.training for trainable in each.objective.trainables.values()
+            )
         step(each, each.loader.next_step(), trajectory)
         found.append((trajectory.losses, trajectory.norms))
     assert found[0] == found[1]
@@ -186,6 +188,8 @@ def test_half_precision_trains_like_fp32_and_keeps_fp32_weights(model, data, tmp
             assert ours != theirs, "computes in fp32"
             for name, value in theirs.items():
                 assert ours[name] == pytest.approx(value, rel=0.05), (precision, name)
-        for name, player in trainer.objective.players.items():
-            assert {parameter.dtype for parameter in player.module.parameters()} == {torch.float32}
+        for name, trainable in trainer.objective.trainables.items():
+            assert {parameter.dtype for parameter in trainable.module.parameters()} == {
+                torch.float32
+            }
             assert all(torch.isfinite(weight).all() for _, weight in trainer.engine.weights(name))

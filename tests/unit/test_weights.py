@@ -342,7 +342,7 @@ def normed():
 
 
 @pytest.fixture
-def players():
+def trainables():
     """A vocoder and its discriminator, both with weight norms."""
     torch.manual_seed(0)
     return {
@@ -377,10 +377,11 @@ def are_loaded(networks, names):
 
 
 @pytest.fixture
-def whole(players):
+def whole(trainables):
     """A training checkpoint of the original's GAN, in which every number is whole."""
     tensors = {
-        name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()
+        name: {n: x.round() for n, x in net.state_dict().items()}
+        for name, net in trainables.items()
     }
     return {
         **old(tensors["hifigan"], "generator.", legacy=False),
@@ -399,14 +400,18 @@ WRAPPED = [
 
 
 @pytest.mark.parametrize("wrap", WRAPPED)
-def test_a_training_checkpoint_of_the_original_brings_both_networks(tmp_path, players, whole, wrap):
+def test_a_training_checkpoint_of_the_original_brings_both_networks(
+    tmp_path, trainables, whole, wrap
+):
     torch.save(wrap(whole), tmp_path / "epoch_3.pt")
-    assert not are_loaded(players, ["hifigan"]) and not are_loaded(players, ["discriminator"])
-    assert init_weights(players, "hifigan", str(tmp_path / "epoch_3.pt")) == tmp_path / "epoch_3.pt"
-    assert are_loaded(players, players)
+    assert not are_loaded(trainables, ["hifigan"]) and not are_loaded(trainables, ["discriminator"])
+    assert (
+        init_weights(trainables, "hifigan", str(tmp_path / "epoch_3.pt")) == tmp_path / "epoch_3.pt"
+    )
+    assert are_loaded(trainables, trainables)
 
 
-def test_a_release_brings_the_generator_alone(tmp_path, players, whole, caplog):
+def test_a_release_brings_the_generator_alone(tmp_path, trainables, whole, caplog):
     release = {
         name.removeprefix("generator."): tensor
         for name, tensor in whole.items()
@@ -414,26 +419,27 @@ def test_a_release_brings_the_generator_alone(tmp_path, players, whole, caplog):
     }
     torch.save(release, tmp_path / "hift.pt")
     before = {
-        name: tensor.clone() for name, tensor in players["discriminator"].state_dict().items()
+        name: tensor.clone() for name, tensor in trainables["discriminator"].state_dict().items()
     }
     with caplog.at_level("INFO"):
-        init_weights(players, "hifigan", str(tmp_path / "hift.pt"))
-    assert are_loaded(players, ["hifigan"])
-    assert_equal(players["discriminator"].state_dict(), before)
+        init_weights(trainables, "hifigan", str(tmp_path / "hift.pt"))
+    assert are_loaded(trainables, ["hifigan"])
+    assert_equal(trainables["discriminator"].state_dict(), before)
     assert (
         "hift.pt: 3 tensors loaded" in caplog.text
         and "no discriminator, which starts from scratch" in caplog.text
     )
 
 
-def test_a_run_brings_the_discriminator_beside_its_model(tmp_path, players):
+def test_a_run_brings_the_discriminator_beside_its_model(tmp_path, trainables):
     run = make_run(tmp_path / "run", {"model": {"name": "hifigan"}})
     tensors = {
-        name: {n: x.round() for n, x in net.state_dict().items()} for name, net in players.items()
+        name: {n: x.round() for n, x in net.state_dict().items()}
+        for name, net in trainables.items()
     }
     add(run, 10, {"loss": 1.0}, tensors["hifigan"], discriminator=tensors["discriminator"])
-    init_weights(players, "hifigan", str(run))
-    assert are_loaded(players, players)
+    init_weights(trainables, "hifigan", str(run))
+    assert are_loaded(trainables, trainables)
 
 
 def test_what_is_new_is_taken_as_it_is_only_if_allowed(tmp_path, caplog):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Engine(Protocol):
     even: bool
     layout: str
 
-    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
         """Moves networks to the device, makes the optimizers."""
         ...
 
@@ -48,13 +48,13 @@ class Engine(Protocol):
         ...
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
-        """Adds the gradients of a player's share of the step's loss. last: of this rank's micro-batches in the step."""
+        """Adds the gradients of a trainable's share of the step's loss. last: of this rank's micro-batches in the step."""
         ...
 
     def step(self, name: str, update: int) -> StepReport:
-        """Sums the gradients over ranks, clips, updates the player unless they are not finite, and clears them.
+        """Sums the gradients over ranks, clips, updates the trainable unless they are not finite, and clears them.
 
-        update: how many updates this player had, from which its learning rate follows. A rank without micro-batches calls it too,
+        update: how many updates this trainable had, from which its learning rate follows. A rank without micro-batches calls it too,
         unless the engine is even.
         """
         ...
@@ -70,11 +70,11 @@ class Engine(Protocol):
     def learning_rate(self, name: str) -> float: ...
 
     def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """A player's full weights, tensor by tensor, to rank 0; all ranks iterate."""
+        """A trainable's full weights, tensor by tensor, to rank 0; all ranks iterate."""
         ...
 
     def means(self) -> Mapping[str, Iterator[tuple[str, Tensor]]]:
-        """What is kept of the last player's weights besides themselves (`training/ema.py`), by name; like `weights`."""
+        """What is kept of the last trainable's weights besides themselves (`training/ema.py`), by name; like `weights`."""
         ...
 
     def save_state(self, folder: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Engine(Protocol):
         state: Mapping[str, Any],
         folder: Path,
     ) -> None:
-        """Restores weights by player, `means` by name, and what `save_state` of this rank (or of rank 0) gave and wrote."""
+        """Restores weights by trainable, `means` by name, and what `save_state` of this rank (or of rank 0) gave and wrote."""
         ...
 
     def close(self) -> None: ...

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.reducer import Reducer
 from cosyexp.training.engines.shared import Shared
 
@@ -12,14 +12,14 @@ from cosyexp.training.engines.shared import Shared
 class DDP(Shared):
     """Sums gradients once a step, while the backward of its last micro-batch goes on.
 
-    torch's own wrapper is not used: with several micro-batches of several players in lockstep it silently reduces the wrong
+    torch's own wrapper is not used: with several micro-batches of several trainables in lockstep it silently reduces the wrong
     gradients, as its reducer is armed by the last forward while the first backward comes later.
     """
 
-    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
-        super().place(players, helpers)
+    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
+        super().place(trainables, helpers)
         self.reducers = (
-            {name: Reducer(self._trained(name)) for name in players} if self.world > 1 else {}
+            {name: Reducer(self._trained(name)) for name in trainables} if self.world > 1 else {}
         )
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:

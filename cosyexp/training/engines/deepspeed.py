@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.run.directory import flat
 from cosyexp.training.engines.shared import Shared
 
@@ -32,9 +32,9 @@ OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
 
 
 class DeepSpeed(Shared):
-    """One DeepSpeed engine a player, so that a GAN trains too. Losses, accumulation, precision and schedules are the trainer's.
+    """One DeepSpeed engine a trainable, so that a GAN trains too. Losses, accumulation, precision and schedules are the trainer's.
 
-    DeepSpeed keeps fp32 weights and sees no accumulation: a loss is a share of the step's, computed under our autocast. A player is
+    DeepSpeed keeps fp32 weights and sees no accumulation: a loss is a share of the step's, computed under our autocast. A trainable is
     called as a bare module, whose hooks gather sharded weights.
 
     stage: of ZeRO. offload_optimizer, offload_weights: to the host's memory (the weights with stage 3 alone).
@@ -80,15 +80,15 @@ class DeepSpeed(Shared):
             else "whole"
         )
         self.engines: dict[str, Any] = {}
-        self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by player
+        self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by trainable
 
-    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
         if self.changes:
             log.info(self.changes)
-        super().place(players, helpers)
+        super().place(trainables, helpers)
 
     def _placed(self, name: str) -> None:
-        module = self.players[name].module
+        module = self.trainables[name].module
         try:
             self.engines[name], *_ = self.deepspeed.initialize(
                 model=module,

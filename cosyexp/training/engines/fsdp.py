@@ -13,7 +13,7 @@ from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.shards import save_shards
 from cosyexp.training.engines.shared import DTYPES, Shared
@@ -47,15 +47,15 @@ class FSDP(Shared):
         }
         self.shards: dict[str, dict[str, Tensor]] = {}
 
-    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
-        if len(players) > 1:
+    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
+        if len(trainables) > 1:
             raise UserError(
-                f"engine=fsdp trains one network, not {' and '.join(players)}: give engine=ddp or engine=deepspeed"
+                f"engine=fsdp trains one network, not {' and '.join(trainables)}: give engine=ddp or engine=deepspeed"
             )
-        super().place(players, helpers)
+        super().place(trainables, helpers)
 
     def _prepare(self, name: str) -> None:
-        module = self.players[name].module
+        module = self.trainables[name].module
         for block in repeated_blocks(module):
             fully_shard(block, **self.sharding)
         fully_shard(module, **self.sharding)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cosyexp.distributed import init_distributed
-from cosyexp.objectives.base import Player
+from cosyexp.objectives.base import Trainable
 from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.engines.blocks import repeated_blocks
@@ -26,7 +26,7 @@ class Shared:
     """One process of one or several: Gloo on CPU, NCCL on CUDA.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    clip: largest norm of all gradients of a player, or None. ema, running_sum: of the last player, see `means_of`.
+    clip: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `means_of`.
     timeout: seconds after which a collective that does not come back ends the run.
     compile: the repeated blocks of the networks. recompute: their activations in the backward, instead of keeping them.
 
@@ -61,41 +61,45 @@ class Shared:
 
     # the networks ---------------------------------------------------------------------------------------------------
 
-    def place(self, players: Mapping[str, Player], helpers: Sequence[nn.Module]) -> None:
+    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
         for helper in helpers:
             helper.to(self.device)
-        self.players, self.optimizers, self.scalers = dict(players), {}, {}
-        for name, player in players.items():
-            player.module.to(self.device)
-            for block in repeated_blocks(player.module):
+        self.trainables, self.optimizers, self.scalers = dict(trainables), {}, {}
+        for name, trainable in trainables.items():
+            trainable.module.to(self.device)
+            for block in repeated_blocks(trainable.module):
                 if self.recompute:
                     checkpoint(block)
                 if self.compile:
                     block.compile(dynamic=True)  # lengths differ from batch to batch
             self._prepare(name)
-            optimizer = player.optimizer(
-                [parameter for parameter in player.module.parameters() if parameter.requires_grad]
+            optimizer = trainable.optimizer(
+                [
+                    parameter
+                    for parameter in trainable.module.parameters()
+                    if parameter.requires_grad
+                ]
             )
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
             self.optimizers[name] = optimizer
             self.scalers[name] = self._scaler()
             self._placed(name)
-        self.last = next(reversed(self.players))
+        self.last = next(reversed(self.trainables))
         self.kept = means_of(self._parts(self.last), ema=self.ema, running_sum=self.running_sum)
 
     def _prepare(self, name: str) -> None:
         """What an engine does to a network before its optimizer is made."""
 
     def _placed(self, name: str) -> None:
-        """What an engine does after a player's optimizer is made."""
+        """What an engine does after a trainable's optimizer is made."""
 
     def _scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
     def _parts(self, name: str) -> dict[str, Tensor]:
-        """What this rank holds of each of a player's weights; changes with them."""
-        return self.players[name].module.state_dict()
+        """What this rank holds of each of a trainable's weights; changes with them."""
+        return self.trainables[name].module.state_dict()
 
     def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
         """What this rank holds of a whole weight."""
@@ -116,7 +120,7 @@ class Shared:
 
     def step(self, name: str, update: int) -> StepReport:
         for group in self.optimizers[name].param_groups:
-            group["lr"] = self.players[name].scheduler(update, group["base_lr"])
+            group["lr"] = self.trainables[name].scheduler(update, group["base_lr"])
         norm, applied = self._update(name)
         for mean in self.kept.values() if name == self.last else ():
             mean.update(update + 1, applied)
@@ -205,7 +209,7 @@ class Shared:
         folder: Path,
     ) -> None:
         for name, tensors in weights.items():
-            self.players[name].module.load_state_dict(self._parts_of(name, tensors))
+            self.trainables[name].module.load_state_dict(self._parts_of(name, tensors))
             self._load_optimizer(name, state["optimizers"][name], folder)
             self.scalers[name].load_state_dict(state["scalers"][name])
         self._load_means(means)
