@@ -46,7 +46,7 @@ def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
     (micro,) = micro_batches
     units = {unit: float(count) for unit, count in trainer.objective.weights(micro.batch).items()}
     for (name, trainable), loss in zip(
-        trainer.objective.trainables.items(), trainer.objective.turns(micro.batch), strict=True
+        trainer.objective.trainables.items(), trainer.objective.losses(micro.batch), strict=True
     ):
         loss.scaled(units).backward()
         torch.nn.utils.clip_grad_norm_(trainable.module.parameters(), trainer.options.clip or 1e9)

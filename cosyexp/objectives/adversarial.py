@@ -69,7 +69,7 @@ class Adversarial:
     def weights(self, batch: VocoderBatch) -> dict[str, int]:
         return {"segments": len(batch)}
 
-    def turns(self, batch: VocoderBatch) -> Iterator[Loss]:
+    def losses(self, batch: VocoderBatch) -> Iterator[Loss]:
         with torch.set_grad_enabled(self.reuse_forward):
             fake, f0 = self._generate(batch)
         yield self._discriminator_loss(batch.wave_BS, fake.detach())

@@ -86,7 +86,7 @@ class Objective(Protocol):
         """How many units of each kind a batch has, known before the forward."""
         ...
 
-    def turns(self, batch: Any) -> Iterator[Loss]:
+    def losses(self, batch: Any) -> Iterator[Loss]:
         """Yields one loss for each trainable; is resumed after that trainable's update. No context manager stays open at a yield."""
         ...
 

@@ -32,7 +32,7 @@ class FlowMatchingLoss:
     def weights(self, batch: FlowBatch) -> dict[str, int]:
         return {"frames": int(batch.mel_lens_B.sum())}
 
-    def turns(self, batch: FlowBatch) -> Iterator[Loss]:
+    def losses(self, batch: FlowBatch) -> Iterator[Loss]:
         yield self._loss(batch)
 
     def validate(self, batch: FlowBatch) -> Loss:

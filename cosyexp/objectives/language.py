@@ -29,7 +29,7 @@ class Language:
     def weights(self, batch: LanguageBatch) -> dict[str, int]:
         return {"tokens": int(batch.answers_B.sum())}
 
-    def turns(self, batch: LanguageBatch) -> Iterator[Loss]:
+    def losses(self, batch: LanguageBatch) -> Iterator[Loss]:
         yield self._loss(batch)
 
     def validate(self, batch: LanguageBatch) -> Loss:

@@ -71,7 +71,7 @@ class Preference:
     def weights(self, batch: PreferenceBatch) -> dict[str, int]:
         return {"pairs": len(batch), "tokens": int(batch.answers_B[: len(batch)].sum())}
 
-    def turns(self, batch: PreferenceBatch) -> Iterator[Loss]:
+    def losses(self, batch: PreferenceBatch) -> Iterator[Loss]:
         yield self._loss(batch)
 
     def validate(self, batch: PreferenceBatch) -> Loss:

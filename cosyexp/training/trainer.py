@@ -125,20 +125,20 @@ class Trainer:
             batch for micro, batch in zip(micro_batches, batches, strict=True) if not micro.idle
         ]
         totals = self._totals(counted)
-        games = [self.objective.turns(batch) for batch in batches]
+        iterators = [self.objective.losses(batch) for batch in batches]
         for turn, name in enumerate(self.objective.trainables):
             losses = []
-            for micro, game in zip(micro_batches, games, strict=True):
+            for micro, iterator in zip(micro_batches, iterators, strict=True):
                 seed_forward(self.seed, progress.step, micro.number, turn)
                 with self.engine.autocast():
-                    loss = next(game)
+                    loss = next(iterator)
                 self.engine.backward(
                     name, loss.scaled(totals) * (not micro.idle), last=micro is micro_batches[-1]
                 )
                 losses += [] if micro.idle else [loss.detach()]
             report = self.engine.step(name, progress.updates[name])
             self._record(name, counted, losses, totals, report)
-        assert all(next(game, None) is None for game in games), (
+        assert all(next(iterator, None) is None for iterator in iterators), (
             "an objective yields once for each trainable"
         )
         progress.samples += int(totals["utterances"])

@@ -140,7 +140,7 @@ def test_f0_in_double_precision(fixture, close, name):
     close("double", predictor.double()(numbers["mel"][: len(wanted)].double()), wanted)
 
 
-def game(numbers, over):
+def iterator(numbers, over):
     """The objective with the original's weights."""
     given, parts = numbers["config"], {"model": {}, "discriminator": {}}
     for name, tensor in numbers["state_dict"].items():
@@ -209,10 +209,14 @@ TERMS = {
 @pytest.mark.parametrize("name", GAMES)
 def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
     numbers = fixture(name)
-    objective, recorded, batch = game(numbers, over="batch"), numbers[step], batch_of(numbers, step)
+    objective, recorded, batch = (
+        iterator(numbers, over="batch"),
+        numbers[step],
+        batch_of(numbers, step),
+    )
     # oneDNN's rounding depends on the number of rows, and our discriminators judge real and fake ones at once
     with torch.backends.mkldnn.flags(enabled=trainable != "discriminator"):
-        loss = list(objective.turns(batch))[turn]
+        loss = list(objective.losses(batch))[turn]
         total = loss.scaled({"segments": len(batch)})
         total.backward()
     assert recorded["out"].keys() == {"loss", *TERMS[step]}
@@ -233,7 +237,7 @@ def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
 @pytest.mark.parametrize("name", GAMES)
 def test_scores_and_feature_maps(fixture, close, name):
     numbers = fixture(name)
-    given, judges = numbers["disc"], game(numbers, over="row").discriminator.module
+    given, judges = numbers["disc"], iterator(numbers, over="row").discriminator.module
     real, fake = judges(given["y"]), judges(given["y"] * given["y_hat_scale"])
     for kind, found in (("scores_r", real), ("scores_g", fake)):
         for i, (maps, wanted) in enumerate(zip(found, given[kind], strict=True)):

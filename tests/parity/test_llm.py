@@ -129,7 +129,7 @@ def test_loss_accuracy_and_gradients(fixture, close, name, step):
     )
     given = numbers["config"]
     objective = Language(net, optimizer=None, scheduler=None, smoothing=given["lsm_weight"])
-    loss = next(objective.turns(batch))
+    loss = next(objective.losses(batch))
     tokens = objective.weights(batch)["tokens"]
     total = loss.scaled({"tokens": tokens if given["length_normalized_loss"] else len(batch)})
     total.backward()

@@ -408,7 +408,7 @@ def losses_and_gradients(objective, batch):
     batch.mel_BFT.grad = batch.wave_BS.grad = None
     terms, gradients = [], []
     for (name, trainable), loss in zip(
-        objective.trainables.items(), objective.turns(batch), strict=True
+        objective.trainables.items(), objective.losses(batch), strict=True
     ):
         trainable.module.zero_grad()
         loss.scaled({"segments": 1}).backward()

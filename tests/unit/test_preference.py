@@ -189,7 +189,7 @@ def test_only_answers_count(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_policy_that_is_its_reference_has_no_reward(family):
     found = objective(family, network(family))
-    loss = next(found.turns(collate(family)))
+    loss = next(found.losses(collate(family)))
     assert loss["dpo_loss"].sum.item() == pytest.approx(3 * math.log(2), abs=1e-12)
     assert loss["chosen_reward"].sum == loss["rejected_reward"].sum == loss["margin"].sum == 0
     assert loss["accuracy"].sum == 1.5
@@ -202,7 +202,7 @@ def test_rewards_loss_and_sft_have_their_formulas():
         for parameter in found.helpers[0].parameters():
             parameter.add_(0.05)
         reference.load_state_dict(found.helpers[0].state_dict())
-    loss, units = next(found.turns(batch)), found.weights(batch)
+    loss, units = next(found.losses(batch)), found.weights(batch)
     policy, against = (
         found.reference(batch, found.trainables["llm"].module),
         found.reference(batch, reference),
@@ -228,7 +228,7 @@ def test_what_is_cached_serves_as_the_network_does():
     live, cached = objective("cosyvoice2", net), objective("cosyvoice2")
     known = type(batch)(**{**vars(batch), "reference_B": live.reference(batch, net)})
     for (name, ours), theirs in zip(
-        next(live.turns(batch)).items(), next(cached.turns(known)).values(), strict=True
+        next(live.losses(batch)).items(), next(cached.losses(known)).values(), strict=True
     ):
         assert_close(ours.sum, theirs.sum, msg=name)
 
@@ -239,7 +239,7 @@ def test_simpo_compares_with_no_reference():
     policy = found.reference(batch, found.trainables["llm"].module)
     assert not found.needs_reference
     assert_close(
-        next(found.turns(batch))["dpo_loss"].sum,
+        next(found.losses(batch))["dpo_loss"].sum,
         -logsigmoid(2 * (policy[:3] - policy[3:]) - 0.3).sum(),
     )
 
@@ -266,7 +266,7 @@ def test_gradients_of_the_objective():
     units = {name: float(count) for name, count in found.weights(batch).items()}
 
     def loss():
-        return next(found.turns(batch)).scaled(units)
+        return next(found.losses(batch)).scaled(units)
 
     loss().backward()
     for place in (0, 7, SPEECHES):
