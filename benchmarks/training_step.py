@@ -44,7 +44,9 @@ def trainer_of(model: str, folder: str) -> Trainer:
 def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
     """What a script would do: forward, backward, clip, update; no sums, no watch, no metrics, no keyed dropout."""
     (micro,) = micro_batches
-    units = {unit: float(count) for unit, count in trainer.objective.weights(micro.batch).items()}
+    units = {
+        unit: float(count) for unit, count in trainer.objective.count_units(micro.batch).items()
+    }
     for (name, trainable), loss in zip(
         trainer.objective.trainables.items(), trainer.objective.losses(micro.batch), strict=True
     ):

@@ -66,7 +66,7 @@ class Adversarial:
             "hifigan": self.generator,
         }
 
-    def weights(self, batch: VocoderBatch) -> dict[str, int]:
+    def count_units(self, batch: VocoderBatch) -> dict[str, int]:
         return {"segments": len(batch)}
 
     def losses(self, batch: VocoderBatch) -> Iterator[Loss]:

@@ -82,7 +82,7 @@ class Objective(Protocol):
     helpers: Sequence[nn.Module]
     units: tuple[str, ...]
 
-    def weights(self, batch: Any) -> dict[str, int]:
+    def count_units(self, batch: Any) -> dict[str, int]:
         """How many units of each kind a batch has, known before the forward."""
         ...
 

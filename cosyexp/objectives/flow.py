@@ -29,7 +29,7 @@ class FlowMatchingLoss:
             "flow": Trainable(network, optimizer, scheduler)
         }
 
-    def weights(self, batch: FlowBatch) -> dict[str, int]:
+    def count_units(self, batch: FlowBatch) -> dict[str, int]:
         return {"frames": int(batch.mel_lens_B.sum())}
 
     def losses(self, batch: FlowBatch) -> Iterator[Loss]:

@@ -26,7 +26,7 @@ class Language:
         self.network, self.smoothing = network, smoothing
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
-    def weights(self, batch: LanguageBatch) -> dict[str, int]:
+    def count_units(self, batch: LanguageBatch) -> dict[str, int]:
         return {"tokens": int(batch.answers_B.sum())}
 
     def losses(self, batch: LanguageBatch) -> Iterator[Loss]:

@@ -68,7 +68,7 @@ class Preference:
         """A network like the policy, to hold the weights of the reference."""
         return copy.deepcopy(self.trainables["llm"].module).eval().requires_grad_(False)
 
-    def weights(self, batch: PreferenceBatch) -> dict[str, int]:
+    def count_units(self, batch: PreferenceBatch) -> dict[str, int]:
         return {"pairs": len(batch), "tokens": int(batch.answers_B[: len(batch)].sum())}
 
     def losses(self, batch: PreferenceBatch) -> Iterator[Loss]:

@@ -223,7 +223,7 @@ class Trainer:
 
     def _totals(self, batches: Sequence[Batch]) -> dict[str, float]:
         """The units of the whole step, over micro-batches and ranks, and its utterances."""
-        weights = [self.objective.weights(batch) for batch in batches]
+        weights = [self.objective.count_units(batch) for batch in batches]
         own = [float(sum(w[unit] for w in weights)) for unit in self.objective.units]
         sums = self.engine.sum([*own, float(sum(len(batch) for batch in batches))])
         return dict(zip([*self.objective.units, "utterances"], sums, strict=True))

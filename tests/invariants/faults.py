@@ -43,7 +43,7 @@ def mean_of_means() -> Iterator[None]:
             [
                 {
                     unit: len(micro_batches) * count
-                    for unit, count in self.objective.weights(micro.batch).items()
+                    for unit, count in self.objective.count_units(micro.batch).items()
                 }
                 for micro in micro_batches
             ]

@@ -168,7 +168,9 @@ def test_losses_gradients_and_what_is_between(fixture, close, name):
             FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7),
         )
         # the original divides by frames times bands
-        loss = next(objective.losses(batch)).scaled({"frames": objective.weights(batch)["frames"]})
+        loss = next(objective.losses(batch)).scaled(
+            {"frames": objective.count_units(batch)["frames"]}
+        )
         close(f"{key} loss", loss, recorded["out"]["loss"])
         for part, wanted in recorded.get("captured", {}).items():
             if part == "estimator_kw":

@@ -130,7 +130,7 @@ def test_loss_accuracy_and_gradients(fixture, close, name, step):
     given = numbers["config"]
     objective = Language(net, optimizer=None, scheduler=None, smoothing=given["lsm_weight"])
     loss = next(objective.losses(batch))
-    tokens = objective.weights(batch)["tokens"]
+    tokens = objective.count_units(batch)["tokens"]
     total = loss.scaled({"tokens": tokens if given["length_normalized_loss"] else len(batch)})
     total.backward()
     close("loss", total, wanted["out"]["loss"])
@@ -202,7 +202,7 @@ def test_label_smoothing(fixture, close):
         objective = Language(
             network(numbers), optimizer=None, scheduler=None, smoothing=float(smoothing)
         )
-        share = objective.weights(batch)["tokens"] if normalised == "True" else len(batch)
+        share = objective.count_units(batch)["tokens"] if normalised == "True" else len(batch)
         close(name, objective.validate(batch)["ce"].sum / share, wanted)
 
 
@@ -316,7 +316,7 @@ def test_the_supervised_part_of_a_preference(fixture, close, name, step):
     objective = Language(
         net, optimizer=None, scheduler=None, smoothing=numbers["config"]["lsm_weight"]
     )
-    loss, tokens = objective.validate(batch), objective.weights(batch)["tokens"]
+    loss, tokens = objective.validate(batch), objective.count_units(batch)["tokens"]
     close("loss", loss["ce"].sum / tokens, wanted["loss"])
     close("accuracy", loss["acc"].sum / tokens, wanted["acc"])
 

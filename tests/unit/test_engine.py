@@ -41,12 +41,12 @@ def net(seed=0):
 
 def update(engine, module, scale=1.0, number=0):
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
-    engine.backward("player0", module(x).square().sum() * scale)
-    return engine.step("player0", number)
+    engine.backward("trainable0", module(x).square().sum() * scale)
+    return engine.step("trainable0", number)
 
 
 def everything(engine, module):
-    state = engine.optimizers["player0"].state_dict()["state"]
+    state = engine.optimizers["trainable0"].state_dict()["state"]
     return {
         **module.state_dict(),
         **{f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items()},
@@ -114,7 +114,8 @@ def test_gradients_of_micro_batches_add_up_and_are_cleared():
     engines = engine_of(one), engine_of(two)
     update(engines[0], one, 3.0)
     engines[1].backward(
-        "player0", two(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum()
+        "trainable0",
+        two(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum(),
     )
     update(engines[1], two, 2.0)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
@@ -139,15 +140,15 @@ def test_an_unused_parameter_is_updated_as_with_a_zero_gradient(optimizer):
         module = Forked()
         engine = engine_of(module, optimizer=optimizer)
         for number in range(3):
-            engine.backward("player0", module(torch.ones(1, 4), both).sum())
-            assert engine.step("player0", number).applied
+            engine.backward("trainable0", module(torch.ones(1, 4), both).sum())
+            assert engine.step("trainable0", number).applied
         weights.append(everything(engine, module))
     assert equal(*weights)
 
 
 def test_a_rank_without_micro_batches_can_step():
     module = net()
-    report = engine_of(module).step("player0", 0)
+    report = engine_of(module).step("trainable0", 0)
     assert report.applied and report.grad_norm == 0
 
 
@@ -157,7 +158,7 @@ def test_the_schedule_is_followed_from_the_base_rate():
     rates = []
     for number in range(3):
         update(engine, module, number=number)
-        rates.append(engine.learning_rate("player0"))
+        rates.append(engine.learning_rate("trainable0"))
     assert rates == pytest.approx([0.1, 0.2, 0.3])
 
 
@@ -181,10 +182,10 @@ def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped(mean)
         engine.step(name, 0)
         return copied(dict(*engine.means().values()))
 
-    before = mean_after("player1", last)
-    assert equal(mean_after("player0", first), before)
-    assert equal(mean_after("player1", last, math.nan), before)
-    assert not equal(mean_after("player1", last), before)
+    before = mean_after("trainable1", last)
+    assert equal(mean_after("trainable0", first), before)
+    assert equal(mean_after("trainable1", last, math.nan), before)
+    assert not equal(mean_after("trainable1", last), before)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -196,11 +197,11 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
     )
     for number in range(2):
         update(engine, straight, number=number)
-    weights, state = copied(dict(engine.weights("player0"))), copied_state(engine, tmp_path)
+    weights, state = copied(dict(engine.weights("trainable0"))), copied_state(engine, tmp_path)
     means = {name: copied(dict(mean)) for name, mean in engine.means().items()}
     resumed = net(5)
     other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
-    other.load({"player0": weights}, means, state, tmp_path)
+    other.load({"trainable0": weights}, means, state, tmp_path)
     for number in range(2, 5):
         update(engine, straight, number=number)
         update(other, resumed, number=number)
@@ -209,7 +210,7 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
     assert all(
         equal(dict(mean), dict(other.means()[name])) for name, mean in engine.means().items()
     )
-    assert engine.scalers["player0"].state_dict() == other.scalers["player0"].state_dict()
+    assert engine.scalers["trainable0"].state_dict() == other.scalers["trainable0"].state_dict()
 
 
 def copied_state(engine, folder):
@@ -223,9 +224,9 @@ def copied_state(engine, folder):
 def test_fp16_lowers_its_scale_when_gradients_overflow():
     module = net()
     engine = engine_of(module, precision="fp16")
-    scale = engine.scalers["player0"].get_scale()
+    scale = engine.scalers["trainable0"].get_scale()
     assert not update(engine, module, 1e38).applied
-    assert engine.scalers["player0"].get_scale() == scale / 2
+    assert engine.scalers["trainable0"].get_scale() == scale / 2
     report = update(engine, module)
     assert report.applied
     reference = net()

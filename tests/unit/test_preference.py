@@ -202,7 +202,7 @@ def test_rewards_loss_and_sft_have_their_formulas():
         for parameter in found.helpers[0].parameters():
             parameter.add_(0.05)
         reference.load_state_dict(found.helpers[0].state_dict())
-    loss, units = next(found.losses(batch)), found.weights(batch)
+    loss, units = next(found.losses(batch)), found.count_units(batch)
     policy, against = (
         found.reference(batch, found.trainables["llm"].module),
         found.reference(batch, reference),
@@ -263,7 +263,7 @@ def test_gradients_of_the_objective():
     """Against differences of the loss, in fp64."""
     found, batch = objective("cosyvoice", network("cosyvoice"), beta=0.5), collate("cosyvoice")
     weight = found.trainables["llm"].module.llm_decoder.bias
-    units = {name: float(count) for name, count in found.weights(batch).items()}
+    units = {name: float(count) for name, count in found.count_units(batch).items()}
 
     def loss():
         return next(found.losses(batch)).scaled(units)
