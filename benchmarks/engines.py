@@ -68,7 +68,7 @@ def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
     )
     cuda, seconds = engine.device.type == "cuda", []
     before = megabytes(cuda) - size * 4 / 2**20  # the network is there already
-    engine.place(trainer.objective.trainables, trainer.objective.helpers)
+    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     for _ in range(STEPS + 1):
         micro_batches, began = trainer.loader.next_step(), time.perf_counter()
         trainer.step(micro_batches)

@@ -80,7 +80,7 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     corpora = session.corpora_of(config, engine)
     trainer = session._trainer(config, engine, directory, *corpora)
     take_reference(trainer.objective, config, directory, corpora, engine)  # type: ignore[arg-type]
-    engine.place(trainer.objective.trainables, trainer.objective.helpers)
+    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer
 
 

@@ -37,7 +37,7 @@ def trainer_of(model: str, folder: str) -> Trainer:
     trainer = session._trainer(
         config, engine, RunDirectory(folder), *session.corpora_of(config, engine)
     )
-    engine.place(trainer.objective.trainables, trainer.objective.helpers)
+    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer
 
 

@@ -36,7 +36,7 @@ class Queue(BaseSubmititLauncher):  # type: ignore[misc]
     ) -> list[JobReturn]:
         from hydra.core.singleton import Singleton
         from submitit.core.utils import FailedJobError
-        from submitit.helpers import as_completed
+        from submitit.frozen_modules import as_completed
 
         assert self.config is not None
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))

@@ -16,7 +16,7 @@ from cosyexp.data.sampler import Plan
 
 
 @dataclass(frozen=True)
-class Place:
+class LoaderState:
     """Where training stands in the plan: `batch` micro-batches of `epoch` are consumed; `block` ordered that epoch."""
 
     epoch: int
@@ -41,12 +41,12 @@ class Request(NamedTuple):
     epoch: int
     rows: Sequence[tuple[int, np.ndarray]]
     idle: int
-    after: Place | None = None
+    after: LoaderState | None = None
 
 
 class Delivery(NamedTuple):
     micro_batches: list[MicroBatch]
-    after: Place | None
+    after: LoaderState | None
 
 
 class BatchMaker(Dataset[Delivery]):
@@ -80,7 +80,7 @@ def deaf(_: int) -> None:
 
 
 class Loader:
-    """This rank's part of every training step, epoch after epoch; its state is one `Place`.
+    """This rank's part of every training step, epoch after epoch; its state is one `LoaderState`.
 
     rank, world: this process and their number. accumulate: micro-batches a rank has in a step; the last step of an epoch may
     have fewer, even none. even: equally many on all ranks, by idle ones.
@@ -107,41 +107,41 @@ class Loader:
             "pin_memory": pin,
             "worker_init_fn": deaf,
         }
-        self.place = Place(0, 0, self.block)
+        self.state = LoaderState(0, 0, self.block)
         self._steps: Iterator[Delivery] | None = None
 
-    def seek(self, place: Place) -> None:
+    def seek(self, state: LoaderState) -> None:
         """Goes on at a place; an epoch that was begun with another block is finished in its request."""
-        self.place, self._steps = place, None
+        self.state, self._steps = state, None
 
     @property
     def epoch_ends(self) -> bool:
         """Whether the step consumed last was the last of its epoch."""
-        return self.place.batch == 0 and self.place.epoch > 0
+        return self.state.batch == 0 and self.state.epoch > 0
 
     def next_step(self) -> list[MicroBatch]:
         if self._steps is None:
             maker = BatchMaker(self.corpus, self.seed)
             self._steps = iter(
-                DataLoader(maker, sampler=self._requests(self.place), **self.options)
+                DataLoader(maker, sampler=self._requests(self.state), **self.options)
             )
         micro_batches, after = next(self._steps)
         assert after is not None
-        self.place = after
+        self.state = after
         return micro_batches
 
-    def _requests(self, place: Place) -> Iterator[Request]:
+    def _requests(self, state: LoaderState) -> Iterator[Request]:
         while True:
-            batches = self.plan.epoch(place.epoch, place.block)
-            following = Place(place.epoch + 1, 0, self.block)
-            for start in range(place.batch, len(batches), self.block):
+            batches = self.plan.epoch(state.epoch, state.block)
+            following = LoaderState(state.epoch + 1, 0, self.block)
+            for start in range(state.batch, len(batches), self.block):
                 step = batches[start : start + self.block]
                 end = start + len(step)
-                after = following if end == len(batches) else replace(place, batch=end)
+                after = following if end == len(batches) else replace(state, batch=end)
                 yield Request(
-                    place.epoch, dealt(step, self.rank, self.world, self.even), len(step), after
+                    state.epoch, dealt(step, self.rank, self.world, self.even), len(step), after
                 )
-            place = following
+            state = following
 
     def close(self) -> None:
         """Stops the workers; they would outlive the trainer, as they heed no signals."""

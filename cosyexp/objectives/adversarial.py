@@ -47,7 +47,7 @@ class Adversarial:
         tpr_over: str = "row",
         accumulate: int = 1,
     ) -> None:
-        self.helpers = [mel]
+        self.frozen_modules = [mel]
         self.mel, self.sample_rate, self.tau, self.tpr_over, self.reuse_forward = (
             mel,
             sample_rate,

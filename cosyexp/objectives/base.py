@@ -74,12 +74,12 @@ class Objective(Protocol):
     """All that a task writes.
 
     trainables: in the order of their turns; the last one gives the model that is exported, and the step's loss.
-    helpers: networks and transforms that are used but not trained.
+    frozen_modules: networks and transforms that are used but not trained.
     units: the names of all units that `weights` counts.
     """
 
     trainables: Mapping[str, Trainable]
-    helpers: Sequence[nn.Module]
+    frozen_modules: Sequence[nn.Module]
     units: tuple[str, ...]
 
     def count_units(self, batch: Any) -> dict[str, int]:
@@ -103,10 +103,10 @@ class Objective(Protocol):
 class Comparing(Protocol):
     """An objective that compares its model with a frozen one, the reference.
 
-    cache_reference: what the reference says is computed once and comes with the batches; else the network is the first helper.
+    cache_reference: what the reference says is computed once and comes with the batches; else the network is the first module.
     """
 
-    helpers: Sequence[nn.Module]
+    frozen_modules: Sequence[nn.Module]
     needs_reference: bool
     cache_reference: bool
 

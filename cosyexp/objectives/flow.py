@@ -18,7 +18,7 @@ class FlowMatchingLoss:
     guidance: strength of classifier-free guidance in previews.
     """
 
-    helpers = ()
+    frozen_modules = ()
     units = ("frames",)
 
     def __init__(

@@ -17,7 +17,7 @@ class Language:
     smoothing: share of probability that label smoothing takes from the target.
     """
 
-    helpers = ()
+    frozen_modules = ()
     units = ("tokens",)
 
     def __init__(

@@ -61,7 +61,7 @@ class Preference:
             "simpo": partial(preference.simpo, beta=beta, margin=margin),
         }[loss]
         self.needs_reference, self.cache_reference = loss != "simpo", cache_reference
-        self.helpers: list[nn.Module] = []
+        self.frozen_modules: list[nn.Module] = []
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def frozen_copy(self) -> nn.Module:
@@ -91,8 +91,8 @@ class Preference:
         logp_BA, hits_P = self._answers(self.trainables["llm"], batch)
         policy_B = self._whole(logp_BA, batch)
         reference_B = batch.reference_B
-        if self.helpers:
-            reference_B = self.reference(batch, self.helpers[0])
+        if self.frozen_modules:
+            reference_B = self.reference(batch, self.frozen_modules[0])
         gain_B = policy_B - reference_B.to(policy_B.dtype)
         chosen, rejected = gain_B[:pairs], gain_B[pairs:]
         margin = self.beta * (chosen - rejected).detach()

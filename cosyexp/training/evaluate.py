@@ -23,7 +23,7 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     if isinstance(objective, Comparing):
         take_reference(objective, config, run, corpora, engine)
     model = list(objective.trainables.values())[-1].module
-    for module in (model, *objective.helpers):
+    for module in (model, *objective.frozen_modules):
         module.to(engine.device)
     loader = validation_of(config, corpora[1], engine)
 

@@ -33,7 +33,7 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
     `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without. Another launcher's word counts more.
     """
     with deaf():
-        resource_tracker.ensure_running()  # Python's helper, for the queues of workers and ranks
+        resource_tracker.ensure_running()  # Python's module, for the queues of workers and ranks
     if rank := rank_environment(os.environ):
         os.environ.update(rank)
         told = record(

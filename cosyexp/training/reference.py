@@ -53,7 +53,7 @@ def take_reference(
     if engine.rank == 0:
         keep_identity(run, path)
     if not objective.cache_reference:
-        objective.helpers = [network]
+        objective.frozen_modules = [network]
         return
     if engine.rank == 0:
         network.to(engine.device)

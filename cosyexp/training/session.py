@@ -77,7 +77,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
         if isinstance(trainer.objective, Comparing):
             take_reference(trainer.objective, config, directory, corpora, engine)
-        engine.place(trainer.objective.trainables, trainer.objective.helpers)
+        engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", directory, trainer.progress.step)

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cosyexp.data.batch import Batch
-from cosyexp.data.loader import Loader, MicroBatch, Place, ValidationLoader
+from cosyexp.data.loader import Loader, LoaderState, MicroBatch, ValidationLoader
 from cosyexp.objectives.base import Loss, Objective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
@@ -170,7 +170,7 @@ class Trainer:
     def done(self) -> bool:
         steps, epochs = self.options.steps, self.options.epochs
         return (steps is not None and self.progress.step >= steps) or (
-            epochs is not None and self.loader.place.epoch >= epochs
+            epochs is not None and self.loader.state.epoch >= epochs
         )
 
     # checkpoints ----------------------------------------------------------------------------------------------------
@@ -181,13 +181,13 @@ class Trainer:
         progress = self.progress
         state = {
             "progress": asdict(progress),
-            "place": asdict(self.loader.place),
+            "loader": asdict(self.loader.state),
             "metrics": self._gathered(),
             "fingerprint": self.fingerprint,
         }
         meta = {
             "step": progress.step,
-            "epoch": self.loader.place.epoch,
+            "epoch": self.loader.state.epoch,
             "samples": progress.samples,
             "loss_dict": progress.losses if progress.validated == progress.step else {},
             "tag": tag,
@@ -203,12 +203,12 @@ class Trainer:
         state = saving.restore(checkpoint, self.engine, self.objective.trainables)
         saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
         self.progress = Progress(**state["progress"])
-        place = Place(**state["place"])
-        self.loader.seek(place)
-        if place.batch and place.block != self.loader.block:
+        loader_state = LoaderState(**state["loader"])
+        self.loader.seek(loader_state)
+        if loader_state.batch and loader_state.block != self.loader.block:
             log.info(
                 "the epoch at hand goes on in steps of %d micro-batches, the next in steps of %d",
-                place.block,
+                loader_state.block,
                 self.loader.block,
             )
         self._forget()
@@ -294,7 +294,7 @@ class Trainer:
 
     def _write(self, values: Mapping[str, float]) -> None:
         for logger in self.loggers:
-            logger.scalars(self.progress.step, self.loader.place.epoch, values)
+            logger.scalars(self.progress.step, self.loader.state.epoch, values)
 
     def _show(self) -> None:
         """Gives the loggers something to look at and to listen to."""
@@ -310,7 +310,7 @@ class Trainer:
 
     def _epoch_due(self) -> bool:
         every = self.options.valid_epochs
-        return every > 0 and self.loader.epoch_ends and self.loader.place.epoch % every == 0
+        return every > 0 and self.loader.epoch_ends and self.loader.state.epoch % every == 0
 
     def _validation_due(self) -> bool:
         return self.progress.validated != self.progress.step and (

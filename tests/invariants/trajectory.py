@@ -46,10 +46,10 @@ def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
     if double:
         for module in [
             *(trainable.module for trainable in trainer.objective.trainables.values()),
-            *trainer.objective.helpers,
+            *trainer.objective.frozen_modules,
         ]:
             module.double()
-    engine.place(trainer.objective.trainables, trainer.objective.helpers)
+    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer
 
 

@@ -156,7 +156,7 @@ def test_weights_are_means_over_epochs():
 # the loader
 
 
-def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
+def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, state=None):
     """What each rank is given, as (epoch-independent) utterances by step."""
     loaders = []
     for rank in range(ranks):
@@ -171,8 +171,8 @@ def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
             workers=workers,
             pin=False,
         )
-        if place:
-            loader.seek(place)
+        if state:
+            loader.seek(state)
         loaders.append(loader)
     steps, places = [], []
     for _ in range(count):
@@ -180,8 +180,8 @@ def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, place=None):
         steps.append(
             [(micro.number, micro.batch) for micro in sorted(parts, key=lambda micro: micro.number)]
         )
-        assert len({loader.place for loader in loaders}) == 1
-        places.append(loaders[0].place)
+        assert len({loader.state for loader in loaders}) == 1
+        places.append(loaders[0].state)
     for loader in loaders:
         loader.close()
     return steps, places
@@ -210,13 +210,13 @@ def test_a_place_is_the_whole_state(corpus):
     steps, places = steps_of(corpus, accumulate=2, count=12)
     assert places[-1].epoch > 0
     for stop in range(11):
-        again, _ = steps_of(corpus, accumulate=2, count=1, place=places[stop])
+        again, _ = steps_of(corpus, accumulate=2, count=1, state=places[stop])
         assert same(again[0], steps[stop + 1])
 
 
 def test_an_epoch_begun_with_another_block_is_finished_in_its_order(corpus):
     steps, places = steps_of(corpus, accumulate=2, count=1)
-    rest, _ = steps_of(corpus, accumulate=1, count=40, place=places[0])
+    rest, _ = steps_of(corpus, accumulate=1, count=40, state=places[0])
     order = [
         b for rows in Plan(lengths=corpus.lengths, budget=700, seed=0).epoch(0, 2) for b in rows
     ]

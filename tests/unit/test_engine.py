@@ -30,7 +30,7 @@ def engine_of(*modules, optimizer="fused AdamW", scheduler=constant, **options):
         f"trainable{i}": Trainable(module, OPTIMIZERS[optimizer], scheduler)
         for i, module in enumerate(modules)
     }
-    engine.place(trainables, [])
+    engine.setup(trainables, [])
     return engine
 
 

@@ -163,7 +163,7 @@ def test_fsdp_trains_one_network():
     engine = FSDP()
     trainable = Trainable(nn.Linear(2, 2), OPTIMIZERS["SGD"], lambda update, lr: lr)
     with pytest.raises(UserError, match="engine=fsdp trains one network, not one and two"):
-        engine.place({"one": trainable, "two": trainable}, [])
+        engine.setup({"one": trainable, "two": trainable}, [])
     engine.close()
 
 

@@ -94,7 +94,7 @@ def collate(family, chosen=None, epoch=0, keep_layout=False):
 def objective(family, reference=None, **options):
     found = Preference(network(family), optimizer=None, scheduler=None, **options)
     if reference is not None:
-        found.helpers = [reference]
+        found.frozen_modules = [reference]
     return found
 
 
@@ -199,9 +199,9 @@ def test_rewards_loss_and_sft_have_their_formulas():
     reference, batch = network("cosyvoice"), collate("cosyvoice")
     found = objective("cosyvoice", network("cosyvoice"), beta=0.4, sft_weight=0.7)
     with torch.no_grad():
-        for parameter in found.helpers[0].parameters():
+        for parameter in found.frozen_modules[0].parameters():
             parameter.add_(0.05)
-        reference.load_state_dict(found.helpers[0].state_dict())
+        reference.load_state_dict(found.frozen_modules[0].state_dict())
     loss, units = next(found.losses(batch)), found.count_units(batch)
     policy, against = (
         found.reference(batch, found.trainables["llm"].module),

@@ -39,7 +39,9 @@ class Engine(Protocol):
     even: bool
     layout: str
 
-    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
+    def setup(
+        self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
+    ) -> None:
         """Moves networks to the device, makes the optimizers."""
         ...
 

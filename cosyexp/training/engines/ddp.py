@@ -16,8 +16,10 @@ class DDP(Shared):
     gradients, as its reducer is armed by the last forward while the first backward comes later.
     """
 
-    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
-        super().place(trainables, helpers)
+    def setup(
+        self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
+    ) -> None:
+        super().setup(trainables, frozen_modules)
         self.reducers = (
             {name: Reducer(self._trained(name)) for name in trainables} if self.world > 1 else {}
         )

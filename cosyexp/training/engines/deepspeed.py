@@ -82,10 +82,12 @@ class DeepSpeed(Shared):
         self.engines: dict[str, Any] = {}
         self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by trainable
 
-    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
+    def setup(
+        self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
+    ) -> None:
         if self.changes:
             log.info(self.changes)
-        super().place(trainables, helpers)
+        super().setup(trainables, frozen_modules)
 
     def _placed(self, name: str) -> None:
         module = self.trainables[name].module

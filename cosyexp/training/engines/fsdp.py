@@ -47,12 +47,14 @@ class FSDP(Shared):
         }
         self.shards: dict[str, dict[str, Tensor]] = {}
 
-    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
+    def setup(
+        self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
+    ) -> None:
         if len(trainables) > 1:
             raise UserError(
                 f"engine=fsdp trains one network, not {' and '.join(trainables)}: give engine=ddp or engine=deepspeed"
             )
-        super().place(trainables, helpers)
+        super().setup(trainables, frozen_modules)
 
     def _prepare(self, name: str) -> None:
         module = self.trainables[name].module

@@ -61,9 +61,11 @@ class Shared:
 
     # the networks ---------------------------------------------------------------------------------------------------
 
-    def place(self, trainables: Mapping[str, Trainable], helpers: Sequence[nn.Module]) -> None:
-        for helper in helpers:
-            helper.to(self.device)
+    def setup(
+        self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
+    ) -> None:
+        for module in frozen_modules:
+            module.to(self.device)
         self.trainables, self.optimizers, self.scalers = dict(trainables), {}, {}
         for name, trainable in trainables.items():
             trainable.module.to(self.device)
