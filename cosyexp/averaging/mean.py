@@ -59,7 +59,9 @@ def _second_names(files: Sequence[TensorFile]) -> dict[str, str]:
     """The names of tensors that have another one before, in all files, with that one."""
     first: dict[object, str] = {}
     names = files[0].keys()
-    places = {name: tuple(file.place(name) for file in files if name in file) for name in names}
+    places = {
+        name: tuple(file.storage_key(name) for file in files if name in file) for name in names
+    }
     return {
         name: before for name in names if (before := first.setdefault(places[name], name)) != name
     }

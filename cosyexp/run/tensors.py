@@ -94,7 +94,7 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def place(self, name: str) -> object:
+    def storage_key(self, name: str) -> object:
         """The same for two names of one tensor."""
         return self._entries[name]
 
