@@ -29,10 +29,10 @@ from cosyexp.training import saving
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers import Logger
 from cosyexp.training.metrics import TrainableMetrics, means, merged
+from cosyexp.training.nonfinite import NonFiniteGuard
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
 from cosyexp.training.validation import evaluating, validation_losses
-from cosyexp.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,9 @@ class Trainer:
         self.progress = Progress(updates=dict.fromkeys(objective.trainables, 0))
         self.model = list(objective.trainables)[-1]
         self.saved = -1
-        self.watch = Watch(run.logs, engine.rank, options.precision, options.on_nonfinite)
+        self.nonfinite_guard = NonFiniteGuard(
+            run.logs, engine.rank, options.precision, options.on_nonfinite
+        )
         self._forget()
 
     # the loop -------------------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ class Trainer:
 
     def save(self, tag: str) -> None:
         """Writes a checkpoint, and lets go of the ones that need not stay."""
-        self.watch.check(self.progress.step)
+        self.nonfinite_guard.check(self.progress.step)
         progress = self.progress
         state = {
             "progress": asdict(progress),
@@ -238,8 +240,8 @@ class Trainer:
     ) -> None:
         """Notes an update of a trainable. Where an update may be skipped, the host waits to know whether it was."""
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
-        self.watch.add(progress.step, name, utts, losses, report)
-        if self.watch.forgiving and not self.watch.check(progress.step + 1):
+        self.nonfinite_guard.add(progress.step, name, utts, losses, report)
+        if self.nonfinite_guard.may_skip and not self.nonfinite_guard.check(progress.step + 1):
             return
         self.metrics[name].add(losses, totals, report)
         progress.updates[name] += 1
@@ -247,7 +249,7 @@ class Trainer:
 
     def _log(self) -> dict[str, float]:
         """Writes the means since the last log; returns what the progress bar shows."""
-        self.watch.check(self.progress.step)
+        self.nonfinite_guard.check(self.progress.step)
         if not self.metrics[self.model].updates:
             return {}
         values: dict[str, float] = {}

@@ -17,9 +17,9 @@ from cosyexp.schema import OnNonfinite, Precision
 from cosyexp.training.ema import EMA, RunningSum
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.metrics import TrainableMetrics, means, merged, to_host
+from cosyexp.training.nonfinite import PATIENCE, NonFiniteGuard
 from cosyexp.training.schedules import constant, noam_hold, warmup
 from cosyexp.training.signals import StopRequest
-from cosyexp.training.watch import PATIENCE, Watch
 
 # schedules
 
@@ -214,7 +214,7 @@ BAD, GOOD = (
 
 
 def watch_of(tmp_path, precision=Precision.fp32, policy=OnNonfinite.stop):
-    return Watch(tmp_path / "logs", 0, precision, policy)
+    return NonFiniteGuard(tmp_path / "logs", 0, precision, policy)
 
 
 def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_utterances(tmp_path):

@@ -41,7 +41,7 @@ class Update:
         return bool(self.applied)
 
 
-class Watch:
+class NonFiniteGuard:
     """Raises for an update that was not finite; with fp16, or where the user wants them skipped, only for `PATIENCE` in a row.
 
     With fp16 a gradient may overflow, and lowers the loss scale; a loss may not. dumps: the folder for what a bad update saw.
@@ -50,7 +50,7 @@ class Watch:
     def __init__(self, dumps: Path, rank: int, precision: Precision, policy: OnNonfinite) -> None:
         self.dumps, self.rank = dumps, rank
         self.skips, self.scales = policy is OnNonfinite.skip, precision is Precision.fp16
-        self.forgiving = self.skips or self.scales
+        self.may_skip = self.skips or self.scales
         self._pending: deque[Update] = deque()
         self._in_a_row: Counter[str] = Counter()  # skipped updates of each trainable
 
@@ -81,10 +81,10 @@ class Watch:
             else:
                 self._in_a_row[update.trainable] += 1
                 sound = False
-                self._judge(update)
+                self._handle(update)
         return sound
 
-    def _judge(self, update: Update) -> None:
+    def _handle(self, update: Update) -> None:
         losses = [
             {name: value for name, (value, *_) in to_host(loss).items()} for loss in update.losses
         ]
