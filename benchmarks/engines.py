@@ -75,7 +75,7 @@ def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
         if cuda:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    peak = max(engine.gather(megabytes(cuda) - before))
+    peak = max(engine.all_gather(megabytes(cuda) - before))
     engine.close()
     return statistics.median(seconds[1:]), peak, size
 

@@ -64,7 +64,7 @@ def take_reference(
         save_tensors(part, dict(zip(("train", "valid"), values, strict=True)))
         part.replace(run.reference / LOGPS)
         write_text(run.reference / NOTE, yaml.safe_dump({**noted(run), "cached": key}))
-    engine.gather(None)
+    engine.all_gather(None)
     hand_out(run, corpora)
 
 

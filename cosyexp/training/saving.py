@@ -24,7 +24,7 @@ def save(
 ) -> None:
     """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
     folder = Path(
-        engine.gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
+        engine.all_gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
     )
     for name in trainables:
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
@@ -43,10 +43,10 @@ def save(
         )
         (folder / "trainer").mkdir(exist_ok=True)
         (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
-    engine.gather(None)  # all files are there
+    engine.all_gather(None)  # all files are there
     if engine.rank == 0:
         checkpoints.commit(folder, meta)
-    engine.gather(None)
+    engine.all_gather(None)
 
 
 def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:

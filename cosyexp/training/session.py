@@ -68,7 +68,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             engine.rank == 0
         ):  # before the newest checkpoint is looked for: who trains now may write another
             stack.enter_context(directory.lock())
-        engine.gather(None)
+        engine.all_gather(None)
         checkpoint = directory.checkpoints.latest() if before else None
         _set_threads(config["engine"]["threads"], checkpoint)
         corpora = corpora_of(config, engine)
@@ -90,7 +90,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             log.info("%s: starting from %s", directory, source or "scratch")
         if engine.rank == 0:  # from here on the run directory holds a run
             _describe(directory, config, overrides)
-        engine.gather(None)
+        engine.all_gather(None)
         if engine.rank == 0:
             step = trainer.progress.step if checkpoint else -1
             trainer.loggers = [
@@ -153,7 +153,7 @@ def corpora_of(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpu
         if "dir" in data:
             check_family(Path(data["dir"]), family)
         corpora = load()
-    engine.gather(None)
+    engine.all_gather(None)
     return corpora or load()
 
 

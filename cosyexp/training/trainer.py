@@ -227,7 +227,7 @@ class Trainer:
         """The units of the whole step, over micro-batches and ranks, and its utterances."""
         weights = [self.objective.count_units(batch) for batch in batches]
         own = [float(sum(w[unit] for w in weights)) for unit in self.objective.units]
-        sums = self.engine.sum([*own, float(sum(len(batch) for batch in batches))])
+        sums = self.engine.all_reduce([*own, float(sum(len(batch) for batch in batches))])
         return dict(zip([*self.objective.units, "utterances"], sums, strict=True))
 
     def _record(
@@ -287,7 +287,7 @@ class Trainer:
 
     def _gathered(self) -> dict[str, dict[str, Any]]:
         """What each trainable measured since the last log, over all ranks."""
-        ranks = self.engine.gather(
+        ranks = self.engine.all_gather(
             {name: metrics.state_dict() for name, metrics in self.metrics.items()}
         )
         return {
@@ -325,7 +325,7 @@ class Trainer:
 
     def _stop_requested(self) -> bool:
         """Whether any rank was asked to stop; all ranks agree."""
-        return self.stop.agreed(self.engine.sum)
+        return self.stop.agreed(self.engine.all_reduce)
 
     def _quiet(self) -> bool | None:
         """No progress bar on other ranks, nor (None) where nobody looks."""

@@ -45,6 +45,6 @@ def validation_losses(
                 loss = objective.validate(batch)
             if not micro.idle:
                 parts.append((micro.number, to_host(loss.detach()), objective.count_units(batch)))
-    gathered = sorted(part for rank in engine.gather(parts) for part in rank)
+    gathered = sorted(part for rank in engine.all_gather(parts) for part in rank)
     units = {unit: sum(weights[unit] for *_, weights in gathered) for unit in objective.units}
     return means([sums for _, sums, _ in gathered], units)

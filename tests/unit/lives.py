@@ -95,10 +95,10 @@ def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> di
                 saved, file, folder = (
                     copy.deepcopy(content(engine)),
                     io.BytesIO(),
-                    Path(engine.gather(own)[0]),
+                    Path(engine.all_gather(own)[0]),
                 )
                 torch.save(engine.save_state(folder), file)
-                engine.gather(None)
+                engine.all_gather(None)
                 engine.close()
                 file.seek(0)
                 net = Net(seed=5)
@@ -106,7 +106,7 @@ def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> di
                 engine.load(
                     {"net": saved.pop("net")}, saved, torch.load(file, weights_only=True), folder
                 )
-                engine.gather(None)
+                engine.all_gather(None)
         report = update(engine, net, number, scale)
         norms.append(float(report.grad_norm))
         applied.append(bool(report.applied))

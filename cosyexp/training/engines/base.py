@@ -61,11 +61,11 @@ class Engine(Protocol):
         """
         ...
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks, on the host."""
         ...
 
-    def gather(self, content: Any) -> list[Any]:
+    def all_gather(self, content: Any) -> list[Any]:
         """What every rank gave, by rank."""
         ...
 

@@ -33,7 +33,7 @@ class FSDP(Shared):
         self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any
     ) -> None:
         if gather not in ("fp32", "bf16"):
-            raise UserError(f"engine.gather={gather} is neither fp32 nor bf16")
+            raise UserError(f"engine.all_gather={gather} is neither fp32 nor bf16")
         warnings.filterwarnings(
             "ignore", "FSDP2-wrapped module .* returned a view"
         )  # which nothing here changes in place

@@ -163,7 +163,7 @@ class Shared:
 
     # the ranks ------------------------------------------------------------------------------------------------------
 
-    def sum(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -171,7 +171,7 @@ class Shared:
         summed: list[float] = total.tolist()
         return summed
 
-    def gather(self, content: Any) -> list[Any]:
+    def all_gather(self, content: Any) -> list[Any]:
         if self.world == 1:
             return [content]
         contents: list[Any] = [None] * self.world
