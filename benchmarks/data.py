@@ -1,4 +1,4 @@
-"""How fast batches are made, against a plain loop that computes everything of every utterance each time, and what a large corpus costs.
+"""How fast batches are made, against a plain loop that computes everything of every utterance each time, and what a large dataset costs.
 
     python benchmarks/data.py [utterances of the index]
 
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from cosyexp.cli.hydra_app import CONFIGS, register
 from cosyexp.data import index
 from cosyexp.data.cache import cache_path, fingerprint
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.features import pitch, read_wave
 from cosyexp.data.fields import spectrogram
@@ -64,12 +64,12 @@ def plain(model: str, config: Any, shards: list[Path]) -> Iterator[None]:
             yield
 
 
-def ours(config: Any, corpus: Corpus) -> Iterator[int]:
+def ours(config: Any, dataset: Dataset) -> Iterator[int]:
     """One batch a turn; how many utterances it has."""
-    plan = Plan(lengths=corpus.lengths, budget=config["data"]["max_frames"], seed=0)
+    plan = Plan(lengths=dataset.lengths, budget=config["data"]["max_frames"], seed=0)
     for epoch in range(1_000_000):
         for rows in plan.epoch(epoch, 1):
-            corpus.batch(rows.tolist(), Draws(0, epoch))
+            dataset.batch(rows.tolist(), Draws(0, epoch))
             yield len(rows)
 
 
@@ -88,8 +88,8 @@ def compare_views(folder: Path) -> None:
         config = config_of(model)
         prepare_corpus(config["data"]["corpus"], config["family"], folder)
         lists = [str(folder / "train.list")]
-        corpus = Corpus(lists, build(config["model"]["view"]), max_bad=0, processes=1)
-        slow, fast = rate(plain(model, config, read_list(lists[0]))), rate(ours(config, corpus))
+        dataset = Dataset(lists, build(config["model"]["view"]), max_bad=0, processes=1)
+        slow, fast = rate(plain(model, config, read_list(lists[0]))), rate(ours(config, dataset))
         print(f"{model:8} {slow:13.1f} {fast:9.0f} {fast / slow:7.0f}", flush=True)
 
 
@@ -104,8 +104,8 @@ def useful_share() -> None:
         )
 
 
-def large_corpus(folder: Path, utterances: int) -> None:
-    """The index of a corpus whose shards and fields are empty files: what a start reads, and the plan of its first epoch."""
+def large_dataset(folder: Path, utterances: int) -> None:
+    """The index of a dataset whose shards and fields are empty files: what a start reads, and the plan of its first epoch."""
     view, draw, shards = build(config_of("flow")["model"]["view"]), np.random.default_rng(0), []
     for number in range(utterances // SHARD):
         shard = folder / f"{number:06d}.parquet"
@@ -130,12 +130,12 @@ def large_corpus(folder: Path, utterances: int) -> None:
     write_list(folder / "large.list", shards)
     before = memory()
     began = time.process_time()
-    corpus = Corpus([str(folder / "large.list")], view, max_bad=0, processes=1)
+    dataset = Dataset([str(folder / "large.list")], view, max_bad=0, processes=1)
     opened = time.process_time() - began
-    batches = Plan(lengths=corpus.lengths, budget=2000, seed=0).epoch(0, 8)
+    batches = Plan(lengths=dataset.lengths, budget=2000, seed=0).epoch(0, 8)
     planned = time.process_time() - began - opened
     print(
-        f"\n{len(corpus):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches"
+        f"\n{len(dataset):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches"
     )
     print(f"planned in {planned:.1f} s; {memory() - before:.0f} MB held")
 
@@ -150,7 +150,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         compare_views(Path(name) / "demo")
         useful_share()
-        large_corpus(Path(name) / "large", int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000)
+        large_dataset(Path(name) / "large", int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
     """Seconds of a step (the median), the largest peak of memory in MB, and the number of weights; runs in every rank."""
     engine = session._engine(config)
     trainer = session._trainer(
-        config, engine, RunDirectory(config["run_dir"]), *session.corpora_of(config, engine)
+        config, engine, RunDirectory(config["run_dir"]), *session.datasets_of(config, engine)
     )
     size = sum(
         parameter.numel()

@@ -46,7 +46,7 @@ def config_of(*words: str) -> Any:
 
 
 def make_pairs(folder: Path) -> None:
-    """The demo corpus, with every answer's tokens in another order as what is to be rejected."""
+    """The demo dataset, with every answer's tokens in another order as what is to be rejected."""
     demo = config_of("data.corpus.minutes=4")
     prepare_corpus(demo["data"]["corpus"], demo["family"], folder / "pairs")
     draw = np.random.default_rng(0)
@@ -77,9 +77,9 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     if not weights.exists():
         save_tensors(weights, build(config["network"]).state_dict())
     directory, engine = RunDirectory(folder / f"run_{len(words)}_{cached}"), session._engine(config)
-    corpora = session.corpora_of(config, engine)
-    trainer = session._trainer(config, engine, directory, *corpora)
-    take_reference(trainer.objective, config, directory, corpora, engine)  # type: ignore[arg-type]
+    datasets = session.datasets_of(config, engine)
+    trainer = session._trainer(config, engine, directory, *datasets)
+    take_reference(trainer.objective, config, directory, datasets, engine)  # type: ignore[arg-type]
     engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer
 

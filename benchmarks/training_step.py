@@ -35,7 +35,7 @@ def trainer_of(model: str, folder: str) -> Trainer:
         )
     engine = session._engine(config)
     trainer = session._trainer(
-        config, engine, RunDirectory(folder), *session.corpora_of(config, engine)
+        config, engine, RunDirectory(folder), *session.datasets_of(config, engine)
     )
     engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer

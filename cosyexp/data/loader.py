@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from cosyexp.data.batch import Batch
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.sampler import Plan
 
@@ -49,16 +50,16 @@ class Delivery(NamedTuple):
     after: LoaderState | None
 
 
-class BatchMaker(Dataset[Delivery]):
+class BatchMaker(TorchDataset[Delivery]):
     """Makes what is requested; runs in the workers."""
 
-    def __init__(self, corpus: Corpus, seed: int) -> None:
-        self.corpus, self.seed = corpus, seed
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, request: Any) -> Delivery:
         draws = Draws(self.seed, request.epoch)
         made = [
-            MicroBatch(i, self.corpus.batch(rows.tolist(), draws), i >= request.idle)
+            MicroBatch(i, self.dataset.batch(rows.tolist(), draws), i >= request.idle)
             for i, rows in request.rows
         ]
         return Delivery(made, request.after)
@@ -88,7 +89,7 @@ class Loader:
 
     def __init__(
         self,
-        corpus: Corpus,
+        dataset: Dataset,
         plan: Plan,
         *,
         seed: int,
@@ -99,7 +100,7 @@ class Loader:
         pin: bool,
         even: bool = False,
     ) -> None:
-        self.corpus, self.plan, self.seed, self.even = corpus, plan, seed, even
+        self.dataset, self.plan, self.seed, self.even = dataset, plan, seed, even
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {
             "batch_size": None,
@@ -121,7 +122,7 @@ class Loader:
 
     def next_step(self) -> list[MicroBatch]:
         if self._steps is None:
-            maker = BatchMaker(self.corpus, self.seed)
+            maker = BatchMaker(self.dataset, self.seed)
             self._steps = iter(
                 DataLoader(maker, sampler=self._requests(self.state), **self.options)
             )
@@ -156,7 +157,7 @@ class ValidationLoader:
 
     def __init__(
         self,
-        corpus: Corpus,
+        dataset: Dataset,
         plan: Plan,
         *,
         seed: int,
@@ -166,7 +167,7 @@ class ValidationLoader:
         pin: bool,
         even: bool = False,
     ) -> None:
-        self.maker, batches = BatchMaker(corpus, seed), list(plan.in_order())
+        self.maker, batches = BatchMaker(dataset, seed), list(plan.in_order())
         self.requests = [
             Request(VALIDATION, [numbered], len(batches))
             for numbered in dealt(batches, rank, world, even)

@@ -9,7 +9,7 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.weights import load_weights
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.reference import take_reference
-from cosyexp.training.session import corpora_of, objective_of, validation_of
+from cosyexp.training.session import datasets_of, objective_of, validation_of
 from cosyexp.training.validation import evaluating, validation_losses
 
 
@@ -19,13 +19,13 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     run = RunDirectory(folder)
     config = run.config()
     engine = DDP(precision=config["trainer"]["precision"])
-    corpora, objective = corpora_of(config, engine), objective_of(config)
+    datasets, objective = datasets_of(config, engine), objective_of(config)
     if isinstance(objective, Comparing):
-        take_reference(objective, config, run, corpora, engine)
+        take_reference(objective, config, run, datasets, engine)
     model = list(objective.trainables.values())[-1].module
     for module in (model, *objective.frozen_modules):
         module.to(engine.device)
-    loader = validation_of(config, corpora[1], engine)
+    loader = validation_of(config, datasets[1], engine)
 
     def losses(weights: Path) -> dict[str, float]:
         load_weights(model, weights)

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.sampler import Plan
 from cosyexp.errors import UserError
@@ -33,7 +33,7 @@ def take_reference(
     objective: Comparing,
     config: Mapping[str, Any],
     run: RunDirectory,
-    corpora: Sequence[Corpus],
+    datasets: Sequence[Dataset],
     engine: Engine,
 ) -> None:
     """Gives the objective its reference: weights of a run or a file, the same for as long as the run lasts."""
@@ -44,9 +44,9 @@ def take_reference(
         raise UserError(
             "a preference is measured against a reference: give reference=<an sft run, or a file of weights>"
         )
-    key = cache_key(config, corpora)
+    key = cache_key(config, datasets)
     if objective.cache_reference and noted(run).get("cached") == key:
-        return hand_out(run, corpora)
+        return hand_out(run, datasets)
     path = weights_of(source)
     network = objective.frozen_copy()
     load_weights(network, path)
@@ -59,16 +59,16 @@ def take_reference(
         network.to(engine.device)
         log.info("computing the log-probabilities of the reference, once")
         seed, budget = config["seed"], config["data"]["max_frames"]
-        values = [logps(objective, network, corpus, engine, budget, seed) for corpus in corpora]
+        values = [logps(objective, network, dataset, engine, budget, seed) for dataset in datasets]
         part = run.reference / "logps.part"
         save_tensors(part, dict(zip(("train", "valid"), values, strict=True)))
         part.replace(run.reference / LOGPS)
         write_text(run.reference / NOTE, yaml.safe_dump({**noted(run), "cached": key}))
     engine.all_gather(None)
-    hand_out(run, corpora)
+    hand_out(run, datasets)
 
 
-def cache_key(config: Mapping[str, Any], corpora: Sequence[Corpus]) -> str:
+def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
     """Of all that the log-probabilities depend on, but for the weights, whose hash stands beside it."""
     settings = (
         config["network"],
@@ -76,7 +76,7 @@ def cache_key(config: Mapping[str, Any], corpora: Sequence[Corpus]) -> str:
         config["trainer"]["precision"],
         config["seed"],
     )
-    sizes = [zlib.crc32(corpus.lengths.tobytes()) for corpus in corpora]
+    sizes = [zlib.crc32(dataset.lengths.tobytes()) for dataset in datasets]
     return hashlib.blake2b(
         json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
@@ -106,30 +106,30 @@ def keep_identity(run: RunDirectory, path: Path) -> None:
 def logps(
     objective: Comparing,
     network: torch.nn.Module,
-    corpus: Corpus,
+    dataset: Dataset,
     engine: Engine,
     budget: int,
     seed: int,
 ) -> Tensor:
-    """(pairs, 2) of a whole corpus: log-probability of the chosen and of the rejected answer."""
-    found = torch.zeros(len(corpus), 2)
+    """(pairs, 2) of a whole dataset: log-probability of the chosen and of the rejected answer."""
+    found = torch.zeros(len(dataset), 2)
     draws = Draws(seed, 0)
     for rows in tqdm(
-        Plan(lengths=corpus.lengths, budget=budget, seed=seed).epoch(0, 1),
+        Plan(lengths=dataset.lengths, budget=budget, seed=seed).epoch(0, 1),
         "reference",
         unit="batch",
         disable=None,
     ):
         with engine.autocast():
             values = objective.reference(
-                corpus.batch(rows.tolist(), draws).to(engine.device), network
+                dataset.batch(rows.tolist(), draws).to(engine.device), network
             )
         found[torch.from_numpy(rows)] = values.float().cpu().view(2, -1).T
     return found
 
 
-def hand_out(run: RunDirectory, corpora: Sequence[Corpus]) -> None:
+def hand_out(run: RunDirectory, datasets: Sequence[Dataset]) -> None:
     """The views put the log-probabilities into their batches."""
     tables = read_tensors(run.reference / LOGPS)
-    for corpus, name in zip(corpora, ("train", "valid"), strict=True):
-        corpus.extra = {"reference": tables[name].numpy()}
+    for dataset, name in zip(datasets, ("train", "valid"), strict=True):
+        dataset.extra = {"reference": tables[name].numpy()}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.preparation import check_family, prepare_corpus
@@ -71,12 +71,12 @@ def run(config: Mapping[str, Any]) -> Outcome:
         engine.all_gather(None)
         checkpoint = directory.checkpoints.latest() if before else None
         _set_threads(config["engine"]["threads"], checkpoint)
-        corpora = corpora_of(config, engine)
-        trainer = _trainer(config, engine, directory, *corpora)
+        datasets = datasets_of(config, engine)
+        trainer = _trainer(config, engine, directory, *datasets)
         stack.callback(trainer.loader.close)
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
         if isinstance(trainer.objective, Comparing):
-            take_reference(trainer.objective, config, directory, corpora, engine)
+            take_reference(trainer.objective, config, directory, datasets, engine)
         engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
         if checkpoint:
             trainer.resume(checkpoint)
@@ -134,31 +134,37 @@ def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(threads)
 
 
-def corpora_of(config: Mapping[str, Any], engine: Engine) -> tuple[Corpus, Corpus]:
+def datasets_of(config: Mapping[str, Any], engine: Engine) -> tuple[Dataset, Dataset]:
     """The training and the validation data; rank 0 computes what is missing on the disk, before the others look."""
     data, family = config["data"], config["family"]
     view = build(config["model"]["view"])
 
-    def load() -> tuple[Corpus, Corpus]:
+    def load() -> tuple[Dataset, Dataset]:
         shared = {key: data[key] for key in ("max_bad", "processes", "longest", "limit")}
         train, valid = (
             [lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"])
         )
-        return Corpus(train, view, weights=data["weights"], **shared), Corpus(valid, view, **shared)
+        return Dataset(train, view, weights=data["weights"], **shared), Dataset(
+            valid, view, **shared
+        )
 
-    corpora = None
+    datasets = None
     if engine.rank == 0:
         if "corpus" in data:
             prepare_corpus(data["corpus"], family, Path(data["dir"]))
         if "dir" in data:
             check_family(Path(data["dir"]), family)
-        corpora = load()
+        datasets = load()
     engine.all_gather(None)
-    return corpora or load()
+    return datasets or load()
 
 
 def _trainer(
-    config: Mapping[str, Any], engine: Engine, directory: RunDirectory, train: Corpus, valid: Corpus
+    config: Mapping[str, Any],
+    engine: Engine,
+    directory: RunDirectory,
+    train: Dataset,
+    valid: Dataset,
 ) -> Trainer:
     seed = config["seed"]
     options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
@@ -190,18 +196,18 @@ def _trainer(
     )
 
 
-def validation_of(config: Mapping[str, Any], valid: Corpus, engine: Engine) -> ValidationLoader:
+def validation_of(config: Mapping[str, Any], valid: Dataset, engine: Engine) -> ValidationLoader:
     plan, shared = _shared(config, valid, engine)
     return ValidationLoader(valid, plan, **shared)
 
 
 def _shared(
-    config: Mapping[str, Any], corpus: Corpus, engine: Engine
+    config: Mapping[str, Any], dataset: Dataset, engine: Engine
 ) -> tuple[Plan, dict[str, Any]]:
     """What the loaders of training and validation have alike."""
     data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
     plan = Plan(
-        lengths=corpus.lengths, weights=corpus.weights, budget=data["max_frames"], seed=seed
+        lengths=dataset.lengths, weights=dataset.weights, budget=data["max_frames"], seed=seed
     )
     ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
     return plan, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.loader import MicroBatch
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
@@ -41,7 +41,7 @@ def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
     """What `session.run` would train, placed but not started."""
     engine = session._engine(settings)
     trainer = session._trainer(
-        settings, engine, RunDirectory(settings["run_dir"]), *session.corpora_of(settings, engine)
+        settings, engine, RunDirectory(settings["run_dir"]), *session.datasets_of(settings, engine)
     )
     if double:
         for module in [
@@ -75,8 +75,8 @@ def finish(trainer: Trainer, found: Trajectory) -> Trajectory:
 @contextmanager
 def in_double() -> Iterator[None]:
     """Batches in fp64."""
-    make = Corpus.batch
-    with patch.object(Corpus, "batch", lambda self, rows, draws: make(self, rows, draws).double()):
+    make = Dataset.batch
+    with patch.object(Dataset, "batch", lambda self, rows, draws: make(self, rows, draws).double()):
         yield
 
 
@@ -142,11 +142,11 @@ def by_rows(
     with in_double() if double else nullcontext(), fault() if fault else nullcontext():
         trainer, found = trainer_of(settings, double), Trajectory([], [], {})
         for number in range(steps or STEPS[model]):
-            corpus = trainer.loader.corpus
+            dataset = trainer.loader.dataset
             step(
                 trainer,
                 [
-                    MicroBatch(i, corpus.batch(part, Draws(0, number)))
+                    MicroBatch(i, dataset.batch(part, Draws(0, number)))
                     for i, part in enumerate(rows)
                 ],
                 found,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyexp.data.cache import CachedField, compute_shard, is_cached
-from cosyexp.data.corpus import Corpus
+from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.fields import (
     F0,
@@ -156,13 +156,13 @@ def test_weights_are_means_over_epochs():
 # the loader
 
 
-def steps_of(corpus, *, ranks=1, accumulate=1, workers=0, count=6, state=None):
+def steps_of(dataset, *, ranks=1, accumulate=1, workers=0, count=6, state=None):
     """What each rank is given, as (epoch-independent) utterances by step."""
     loaders = []
     for rank in range(ranks):
-        plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
+        plan = Plan(lengths=dataset.lengths, budget=700, seed=0)
         loader = Loader(
-            corpus,
+            dataset,
             plan,
             seed=0,
             rank=rank,
@@ -195,43 +195,43 @@ def same(a, b):
 
 
 @pytest.fixture(scope="module")
-def corpus(data):
-    return Corpus([str(data / "train.list")], flow_view(), max_bad=0, processes=1)
+def dataset(data):
+    return Dataset([str(data / "train.list")], flow_view(), max_bad=0, processes=1)
 
 
-def test_ranks_accumulation_and_workers_give_the_same_steps(corpus):
-    wanted, _ = steps_of(corpus, accumulate=4)
+def test_ranks_accumulation_and_workers_give_the_same_steps(dataset):
+    wanted, _ = steps_of(dataset, accumulate=4)
     for ranks, accumulate, workers in ((2, 2, 0), (4, 1, 0), (1, 4, 2)):
-        found, _ = steps_of(corpus, ranks=ranks, accumulate=accumulate, workers=workers)
+        found, _ = steps_of(dataset, ranks=ranks, accumulate=accumulate, workers=workers)
         assert all(same(a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def test_a_place_is_the_whole_state(corpus):
-    steps, places = steps_of(corpus, accumulate=2, count=12)
+def test_a_place_is_the_whole_state(dataset):
+    steps, places = steps_of(dataset, accumulate=2, count=12)
     assert places[-1].epoch > 0
     for stop in range(11):
-        again, _ = steps_of(corpus, accumulate=2, count=1, state=places[stop])
+        again, _ = steps_of(dataset, accumulate=2, count=1, state=places[stop])
         assert same(again[0], steps[stop + 1])
 
 
-def test_an_epoch_begun_with_another_block_is_finished_in_its_order(corpus):
-    steps, places = steps_of(corpus, accumulate=2, count=1)
-    rest, _ = steps_of(corpus, accumulate=1, count=40, state=places[0])
+def test_an_epoch_begun_with_another_block_is_finished_in_its_order(dataset):
+    steps, places = steps_of(dataset, accumulate=2, count=1)
+    rest, _ = steps_of(dataset, accumulate=1, count=40, state=places[0])
     order = [
-        b for rows in Plan(lengths=corpus.lengths, budget=700, seed=0).epoch(0, 2) for b in rows
+        b for rows in Plan(lengths=dataset.lengths, budget=700, seed=0).epoch(0, 2) for b in rows
     ]
     seen = [utt for step in [*steps, *rest] for _, batch in step for utt in batch.utts][
         : len(order)
     ]
-    assert sorted(seen) == sorted(corpus.row(i)[0] for i in range(len(corpus)))
+    assert sorted(seen) == sorted(dataset.row(i)[0] for i in range(len(dataset)))
 
 
-def test_validation_is_the_same_however_it_is_divided(corpus):
-    plan = Plan(lengths=corpus.lengths, budget=700, seed=0)
+def test_validation_is_the_same_however_it_is_divided(dataset):
+    plan = Plan(lengths=dataset.lengths, budget=700, seed=0)
 
     def of(ranks, workers):
         loaders = [
-            ValidationLoader(corpus, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False)
+            ValidationLoader(dataset, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False)
             for r in range(ranks)
         ]
         assert len({loader.rounds for loader in loaders}) == 1
@@ -260,9 +260,9 @@ def test_draws_depend_on_their_key_alone():
     assert len(values) == 16
 
 
-def test_rows_draw_the_same_in_any_batch(corpus):
+def test_rows_draw_the_same_in_any_batch(dataset):
     draws = Draws(0, 0)
-    together, alone = corpus.batch([4, 1], draws), corpus.batch([1], draws)
+    together, alone = dataset.batch([4, 1], draws), dataset.batch([1], draws)
     frames = alone.mel_BFT.size(2)
     assert torch.equal(together.noise_BFT[1, :, :frames], alone.noise_BFT[0])
     assert (
@@ -271,8 +271,8 @@ def test_rows_draw_the_same_in_any_batch(corpus):
     )
 
 
-def test_flow_draws_have_their_distributions(corpus):
-    batches = [corpus.batch(range(len(corpus)), Draws(0, epoch)) for epoch in range(40)]
+def test_flow_draws_have_their_distributions(dataset):
+    batches = [dataset.batch(range(len(dataset)), Draws(0, epoch)) for epoch in range(40)]
     prompts = torch.cat([batch.prompt_lens_B / batch.mel_lens_B for batch in batches])
     assert abs(torch.cat([batch.keep_B for batch in batches]).mean() - 0.8) < 0.05
     assert prompts.max() <= 0.3 and abs((prompts == 0).float().mean() - 0.5) < 0.1
@@ -316,15 +316,15 @@ def test_computing_fields_leaves_the_trainer_its_threads(data, tmp_path):
 
 
 def test_segments_of_wave_mel_and_f0_are_aligned(data):
-    corpus = Corpus([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
-    batch = corpus.batch(range(6), Draws(0, 0))
+    dataset = Dataset([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
+    batch = dataset.batch(range(6), Draws(0, 0))
     assert (
         batch.wave_BS.shape == (6, 2048)
         and batch.mel_BFT.shape == (6, 80, 8)
         and batch.f0_BT.shape == (6, 8)
     )
     for i in range(6):
-        _, row = corpus.row(i)
+        _, row = dataset.row(i)
         waves = [row["wave"][0, s * 256 : s * 256 + 2048] for s in range(row["mel"].shape[1] - 7)]
         (start,) = [
             s
@@ -337,7 +337,9 @@ def test_segments_of_wave_mel_and_f0_are_aligned(data):
 
 def test_an_utterance_shorter_than_a_segment_ends_in_silence(data):
     view = VocoderView(sample_rate=16000, mel=MEL, pitch="dio", segment=256 * 1000, harmonics=9)
-    batch = Corpus([str(data / "valid.list")], view, max_bad=0, processes=1).batch([0], Draws(0, 0))
+    batch = Dataset([str(data / "valid.list")], view, max_bad=0, processes=1).batch(
+        [0], Draws(0, 0)
+    )
     assert batch.wave_BS.shape == (1, 256000) and not batch.wave_BS[0, -256:].any()
     assert batch.f0_BT[0, -1] == 0 and batch.mel_BFT[0, :, -1].max() < -11
 
@@ -361,65 +363,66 @@ def shards(data, tmp_path):
     return tmp_path
 
 
-def open_corpus(folder, view=flow_view, **options):
-    return Corpus([str(folder / "all.list")], view(), max_bad=0.5, processes=1, **options)
+def open_dataset(folder, view=flow_view, **options):
+    return Dataset([str(folder / "all.list")], view(), max_bad=0.5, processes=1, **options)
 
 
-def content_of(corpus):
+def content_of(dataset):
     return [
         (utt, {name: value.tolist() for name, value in row.items()})
-        for utt, row in map(corpus.row, range(len(corpus)))
+        for utt, row in map(dataset.row, range(len(dataset)))
     ]
 
 
 def test_a_second_start_reads_no_field(shards, monkeypatch):
-    wanted = open_corpus(shards)
+    wanted = open_dataset(shards)
     content = content_of(wanted)
     opened = []
     monkeypatch.setattr(
-        "cosyexp.data.corpus.CachedField",
+        "cosyexp.data.dataset.CachedField",
         lambda shard, field: opened.append(shard.stem) or CachedField(shard, field),
     )
-    again = open_corpus(shards)
+    again = open_dataset(shards)
     assert np.array_equal(again.lengths, wanted.lengths) and not opened
     assert again.row(4) and set(opened) == {"1"}
-    monkeypatch.setattr("cosyexp.data.corpus.OPEN", 1)
+    monkeypatch.setattr("cosyexp.data.dataset.OPEN", 1)
     assert content_of(again) == content_of(again) == content and len(again._opened) == 1
 
 
 def test_what_is_gone_or_was_written_anew_is_indexed_anew(shards):
-    content = content_of(open_corpus(shards))
+    content = content_of(open_dataset(shards))
     for pattern in ("index-*", "mel-*", "*"):
         for path in (shards / "2.fields").glob(pattern):
             path.unlink()
-        assert content_of(open_corpus(shards)) == content
+        assert content_of(open_dataset(shards)) == content
     rows = list(read_rows(shards / "1.parquet", COLUMNS.names))
     write_shard(shards / "1.parquet", rows[:1])
-    assert content_of(open_corpus(shards)) == content[:4] + content[6:]
+    assert content_of(open_dataset(shards)) == content[:4] + content[6:]
 
 
 def test_a_limit_reads_no_more_than_it_needs(shards):
-    content = content_of(open_corpus(shards, limit=4))
+    content = content_of(open_dataset(shards, limit=4))
     assert len(content) == 4 and not (shards / "2.fields").exists()
     assert (
-        content == content_of(open_corpus(shards))[:4] and len(open_corpus(shards, limit=99)) == 12
+        content == content_of(open_dataset(shards))[:4]
+        and len(open_dataset(shards, limit=99)) == 12
     )
 
 
 def test_longer_utterances_are_left_out_and_named(shards, caplog):
     logging.getLogger("cosyexp").propagate = True
-    everything = open_corpus(shards)
+    everything = open_dataset(shards)
     longest = int(np.sort(everything.lengths)[-3])
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        corpus = open_corpus(shards, longest=longest)
+        dataset = open_dataset(shards, longest=longest)
     assert (
-        sorted(corpus.lengths) == sorted(everything.lengths)[:10]
+        sorted(dataset.lengths) == sorted(everything.lengths)[:10]
         and "2 of 12 utterances are longer than data.longest" in caplog.text
     )
-    left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(corpus)}
+    left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(dataset)}
     assert len(left) == 2 and all(utt in caplog.text for utt in left)
     with pytest.raises(UserError, match="nothing is left"):
-        open_corpus(shards, longest=1)
+        open_dataset(shards, longest=1)
 
 
 def test_an_id_that_occurs_twice_is_named(shards, caplog):
@@ -427,19 +430,19 @@ def test_an_id_that_occurs_twice_is_named(shards, caplog):
     write_shard(shards / "3.parquet", [rows[1][0], rows[0][1]])
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        assert len(open_corpus(shards)) == 11
+        assert len(open_dataset(shards)) == 11
     assert f"1 utterances have an id that occurs before: {rows[0][1]['utt']}" in caplog.text
 
 
 def test_lists_have_their_weights(shards):
     lists = [str(shards / "0.parquet"), str(shards / "all.list")]
-    corpus = Corpus(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
-    assert corpus.weights.tolist() == [0.5] * 3 + [2] * 12
+    dataset = Dataset(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
+    assert dataset.weights.tolist() == [0.5] * 3 + [2] * 12
     for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
         with pytest.raises(
             UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"
         ):
-            Corpus(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
+            Dataset(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
 
 
 def write_vocabulary(path, codes):
@@ -465,9 +468,9 @@ def test_another_vocabulary_gives_other_ids(shards):
         whisper_encoding.cache_clear()
 
     write(range(256))
-    before = content_of(open_corpus(shards, view))
+    before = content_of(open_dataset(shards, view))
     write(reversed(range(256)))
-    after = content_of(open_corpus(shards, view))
+    after = content_of(open_dataset(shards, view))
     for (_, old), (_, new) in zip(before, after, strict=True):
         assert (np.array(old["text"]) == 255 - np.array(new["text"])).all()
 
@@ -489,11 +492,11 @@ def test_files_as_the_original_writes_them(shards):
         )
         pq.write_table(table.cast(schema), path.with_suffix(".new"))
     content = {
-        view: content_of(open_corpus(shards, view)) for view in (llm_view, flow_view, vocoder_view)
+        view: content_of(open_dataset(shards, view)) for view in (llm_view, flow_view, vocoder_view)
     }
     for path in shards.glob("*.new"):
         path.replace(path.with_suffix(".parquet"))
-    assert {view: content_of(open_corpus(shards, view)) for view in content} == content
+    assert {view: content_of(open_dataset(shards, view)) for view in content} == content
 
 
 # bad rows
@@ -544,14 +547,14 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
     path = spoil(data, tmp_path, lambda i, row: row.update({column: value}) if i == 2 else None)
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        corpus = Corpus([path], view(), max_bad=0.5, processes=1)
+        dataset = Dataset([path], view(), max_bad=0.5, processes=1)
     names = [row["utt"] for row in read_rows(tmp_path / "bad.parquet", ["utt"])]
-    assert len(corpus) == len(names) - 1 and names[2] not in {
-        corpus.row(i)[0] for i in range(len(corpus))
+    assert len(dataset) == len(names) - 1 and names[2] not in {
+        dataset.row(i)[0] for i in range(len(dataset))
     }
     assert names[2] in caplog.text and reason in caplog.text
     with pytest.raises(UserError, match=r"max_bad=0\.01"):
-        Corpus([path], view(), max_bad=0.01, processes=1)
+        Dataset([path], view(), max_bad=0.01, processes=1)
 
 
 @pytest.mark.parametrize(
@@ -578,7 +581,7 @@ def test_a_column_of_another_type_is_told(data, tmp_path, column, value, view, r
         tmp_path / "odd.parquet",
     )
     with pytest.raises(UserError, match=reason):
-        Corpus([str(tmp_path / "odd.parquet")], view(), max_bad=0, processes=1)
+        Dataset([str(tmp_path / "odd.parquet")], view(), max_bad=0, processes=1)
 
 
 def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
@@ -591,7 +594,7 @@ def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(odd, tmp_path / "odd.parquet")
     plain, odd = (
-        Corpus([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1)
+        Dataset([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1)
         for name in ("plain", "odd")
     )
     assert len(odd) == len(plain) and odd.row(1)[0] == "odd:1"
@@ -611,13 +614,13 @@ def test_a_row_that_is_no_pair_is_no_fault_but_a_wrong_answer_is(data, tmp_path,
     count = len(list(read_rows(tmp_path / "bad.parquet", ["utt"])))
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        assert len(Corpus([path], pair_view(), max_bad=1 / count, processes=1)) == count - 3
+        assert len(Dataset([path], pair_view(), max_bad=1 / count, processes=1)) == count - 3
     assert (
         f"3 of {count} utterances left out" in caplog.text
         and caplog.text.count("it has no reject_speech_token") == 2
     )
     with pytest.raises(UserError, match=f"1 of {count} utterances .*900 is outside the vocabulary"):
-        Corpus([path], pair_view(), max_bad=0, processes=1)
+        Dataset([path], pair_view(), max_bad=0, processes=1)
 
 
 def test_data_without_a_pair_say_how_they_are_made(data):
@@ -625,11 +628,11 @@ def test_data_without_a_pair_say_how_they_are_made(data):
         UserError,
         match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md",
     ):
-        Corpus([str(data / "train.list")], pair_view(), max_bad=0, processes=1)
+        Dataset([str(data / "train.list")], pair_view(), max_bad=0, processes=1)
 
 
 def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
-    monkeypatch.setattr("cosyexp.data.corpus.NAMED", 2)
+    monkeypatch.setattr("cosyexp.data.dataset.NAMED", 2)
     for path in shards.glob("*.parquet"):
         write_shard(
             path,
@@ -640,7 +643,7 @@ def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
         )
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        assert len(Corpus([str(shards / "all.list")], llm_view(), max_bad=1, processes=1)) == 4
+        assert len(Dataset([str(shards / "all.list")], llm_view(), max_bad=1, processes=1)) == 4
     assert (
         "8 of 12 utterances left out" in caplog.text
         and caplog.text.count("it has no text") == 2
@@ -651,7 +654,7 @@ def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
 def test_no_row_at_all(data, tmp_path):
     path = spoil(data, tmp_path, lambda i, row: row.update(speech_token=None))
     with pytest.raises(UserError, match="holds no utterance"):
-        Corpus([path], llm_view(), max_bad=1.0, processes=1)
+        Dataset([path], llm_view(), max_bad=1.0, processes=1)
 
 
 def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
@@ -668,7 +671,7 @@ def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
         ("nowhere.list", "no data list"),
     ):
         with pytest.raises(UserError, match=message):
-            Corpus([str(tmp_path / name)], llm_view(), max_bad=0, processes=1)
+            Dataset([str(tmp_path / name)], llm_view(), max_bad=0, processes=1)
     assert read_list(str(data / "train.list"))[0].exists()
 
 
@@ -742,9 +745,9 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     }
     lists = [str(tmp_path / "data" / "train.list")]
     with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):
-        Corpus(lists, view, max_bad=0, processes=1)
+        Dataset(lists, view, max_bad=0, processes=1)
     write_vocabulary(tmp_path / "a.tiktoken", range(256))
-    assert len(Corpus(lists, view, max_bad=0, processes=1)) > 0
+    assert len(Dataset(lists, view, max_bad=0, processes=1)) > 0
 
 
 @pytest.mark.parametrize(("batches", "ranks"), [(5, 2), (4, 2), (1, 3)])

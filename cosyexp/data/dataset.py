@@ -20,7 +20,7 @@ OPEN = 500  # shards whose files are kept open
 NAMED = 100  # utterances that are named in one line of the log
 
 
-class Corpus:
+class Dataset:
     """Rows are counted over all shards, without the bad ones, which are named in the log.
 
     lists: data lists (or single parquet files), their shards one after another. weights: of the rows of each list, how often they
