@@ -44,22 +44,22 @@ def config_of(model: str) -> Any:
 
 def plain(model: str, config: Any, shards: list[Path]) -> Iterator[None]:
     """One utterance a turn, everything computed."""
-    family, tokenizer, view = (
+    family, tokenizer, collator = (
         config["family"],
         build(config["family"]["tokenizer"]),
-        build(config["model"]["view"]),
+        build(config["model"]["collator"]),
     )
-    mel = build(config_of("flow")["model"]["view"]).fields["mel"]
+    mel = build(config_of("flow")["model"]["collator"]).fields["mel"]
     while True:
         for row in (row for shard in shards for row in read_rows(shard, COLUMNS.names)):
             tokenizer.encode(row["text"])
             wave = read_wave(row["audio_data"], family["sample_rate"])
             if model == "hifigan":
-                wave = wave[: view.frames * view.hop]
+                wave = wave[: collator.frames * collator.hop]
             if len(wave) >= mel.n_fft:
                 spectrogram(mel)(torch.from_numpy(wave)[None])
             if model == "hifigan":
-                pitch(wave, family["sample_rate"], view.hop, "harvest")
+                pitch(wave, family["sample_rate"], collator.hop, "harvest")
             torch.tensor(row["speech_token"]), torch.tensor(row["utt_embedding"])
             yield
 
@@ -88,7 +88,7 @@ def compare_views(folder: Path) -> None:
         config = config_of(model)
         prepare_corpus(config["data"]["corpus"], config["family"], folder)
         lists = [str(folder / "train.list")]
-        dataset = Dataset(lists, build(config["model"]["view"]), max_bad=0, processes=1)
+        dataset = Dataset(lists, build(config["model"]["collator"]), max_bad=0, processes=1)
         slow, fast = rate(plain(model, config, read_list(lists[0]))), rate(ours(config, dataset))
         print(f"{model:8} {slow:13.1f} {fast:9.0f} {fast / slow:7.0f}", flush=True)
 
@@ -106,7 +106,11 @@ def useful_share() -> None:
 
 def large_dataset(folder: Path, utterances: int) -> None:
     """The index of a dataset whose shards and fields are empty files: what a start reads, and the plan of its first epoch."""
-    view, draw, shards = build(config_of("flow")["model"]["view"]), np.random.default_rng(0), []
+    collator, draw, shards = (
+        build(config_of("flow")["model"]["collator"]),
+        np.random.default_rng(0),
+        [],
+    )
     for number in range(utterances // SHARD):
         shard = folder / f"{number:06d}.parquet"
         shard.parent.mkdir(parents=True, exist_ok=True)
@@ -118,19 +122,19 @@ def large_dataset(folder: Path, utterances: int) -> None:
             "good": np.ones(SHARD, bool),
             "faulty": np.zeros(SHARD, bool),
         }
-        table = pa.table(columns | {f"size_{name}": sizes[name] for name in view.fields})
+        table = pa.table(columns | {f"size_{name}": sizes[name] for name in collator.fields})
         table = table.replace_schema_metadata({"shard": fingerprint(shard)})
-        path = index.index_path(shard, view.fields)
+        path = index.index_path(shard, collator.fields)
         path.parent.mkdir()
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-        for field in view.fields.values():
+        for field in collator.fields.values():
             cache_path(shard, field).touch()
         shards.append(shard)
     write_list(folder / "large.list", shards)
     before = memory()
     began = time.process_time()
-    dataset = Dataset([str(folder / "large.list")], view, max_bad=0, processes=1)
+    dataset = Dataset([str(folder / "large.list")], collator, max_bad=0, processes=1)
     opened = time.process_time() - began
     batches = Plan(lengths=dataset.lengths, budget=2000, seed=0).epoch(0, 8)
     planned = time.process_time() - began - opened

@@ -47,7 +47,7 @@ TINY = {
             for size in ("channels=[16,16]", "blocks=1", "mid_blocks=1", "heads=2", "head_width=8")
         ),
         "network.regulator_layers=1",
-        "model.view.drop=0.2",
+        "model.collator.drop=0.2",
         "data.max_frames=700",
     ],
     "hifigan": [
@@ -58,7 +58,7 @@ TINY = {
         "objective.discriminator.channels=[2,4]",
         "objective.discriminator.spectral_channels=2",
         "objective.discriminator.resolutions=[[256,64,256]]",
-        "model.view.segment=2048",
+        "model.collator.segment=2048",
         "data.max_frames=24",
     ],
 }

@@ -1,4 +1,4 @@
-"""The usable utterances of a data set, as a view reads them."""
+"""The usable utterances of a data set, as a collator reads them."""
 
 import logging
 import math
@@ -9,10 +9,10 @@ import numpy as np
 
 from cosyexp.data.batch import Batch
 from cosyexp.data.cache import CachedField
+from cosyexp.data.collators.base import Collator, Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.index import Index, read_indexes
 from cosyexp.data.shards import first_rows, read_list
-from cosyexp.data.views.base import Row, View
 from cosyexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Dataset:
     def __init__(
         self,
         lists: Sequence[str],
-        view: View,
+        collator: Collator,
         *,
         max_bad: float,
         processes: int,
@@ -39,7 +39,7 @@ class Dataset:
         longest: int | None = None,
         limit: int | None = None,
     ) -> None:
-        self.name, self.view = ", ".join(lists), view
+        self.name, self.collator = ", ".join(lists), collator
         if weights is not None and (
             len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights)
         ):
@@ -48,7 +48,7 @@ class Dataset:
             )
         listed = [read_list(path) for path in lists]
         self.shards = first_rows(list(chain.from_iterable(listed)), limit)
-        indexes = read_indexes(self.shards, view.fields, processes)
+        indexes = read_indexes(self.shards, collator.fields, processes)
         self.extra: Mapping[str, np.ndarray] = {}  # more fields, computed since; by row
         self._opened: dict[int, dict[str, CachedField]] = {}
         self._places, self.lengths = self._usable(indexes, max_bad, limit)
@@ -80,9 +80,9 @@ class Dataset:
             rows = np.flatnonzero(good)
             places.append(np.stack([np.full_like(rows, shard), rows], axis=1).astype(np.int32))
             lengths.append(
-                self.view.length({name: sizes[rows] for name, sizes in index.sizes.items()}).astype(
-                    np.int64
-                )
+                self.collator.length(
+                    {name: sizes[rows] for name, sizes in index.sizes.items()}
+                ).astype(np.int64)
             )
             total, faulty, bad = (
                 total + len(good),
@@ -169,7 +169,7 @@ class Dataset:
 
     def batch(self, rows: Sequence[int], draws: Draws) -> Batch:
         utts, fields = zip(*(self.row(index) for index in rows), strict=True)
-        return self.view.collate(utts, fields, draws)
+        return self.collator.collate(utts, fields, draws)
 
     def _open(self, shard: int) -> dict[str, CachedField]:
         """The fields of a shard, memory-mapped; those that were read least recently are closed."""
@@ -177,7 +177,7 @@ class Dataset:
         if opened is None:
             opened = {
                 name: CachedField(self.shards[shard], field)
-                for name, field in self.view.fields.items()
+                for name, field in self.collator.fields.items()
             }
         self._opened[shard] = opened
         if len(self._opened) > OPEN:

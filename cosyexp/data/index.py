@@ -1,4 +1,4 @@
-"""What a start must know of a shard: which of its rows a view can use, and how long they are. One small file beside the fields.
+"""What a start must know of a shard: which of its rows a collator can use, and how long they are. One small file beside the fields.
 
 A start reads these files alone; the fields themselves are opened when a row of theirs is read.
 """
@@ -19,7 +19,7 @@ Fields = Mapping[str, Field]
 
 
 class Index(NamedTuple):
-    """keys: a hash of each utterance's id. sizes: time steps of each field, by its name in the view.
+    """keys: a hash of each utterance's id. sizes: time steps of each field, by its name in the collator.
 
     good: whether no field refused it. faulty: whether one did for more than what a row may lack.
     """

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosyexp.data.views.hifigan import VocoderBatch
+from cosyexp.data.collators.hifigan import VocoderBatch
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.objectives.base import Loss, Picture, Sound, Trainable, frozen
 from cosyexp.objectives.losses.adversarial import (

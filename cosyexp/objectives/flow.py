@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosyexp.data.views.flow import FlowBatch
+from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Loss, Picture, Sound, Trainable

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from cosyexp.data.views.llm import LanguageBatch
+from cosyexp.data.collators.llm import LanguageBatch
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosyexp.data.views.preference import PreferenceBatch
+from cosyexp.data.collators.preference import PreferenceBatch
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
 from cosyexp.objectives.losses import preference

@@ -46,7 +46,7 @@ class Candidates:
     def __init__(
         self, config: Mapping[str, Any], weights: Path, *, times: int, batch_size: int, seed: int
     ) -> None:
-        self.family, self.fields = config["family"], build(config["model"]["view"]).fields
+        self.family, self.fields = config["family"], build(config["model"]["collator"]).fields
         self.sample = build(self.family["sampler"])
         self.times, self.batch_size, self.seed = times, batch_size, seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -45,7 +45,7 @@ class Pipeline:
                         f"{voice.name} and {voices['llm'].name} differ in family.{key}: their models do not fit together"
                     )
         self.family: dict[str, Any] = voices["llm"].config["family"]
-        self.harmonics: int = voices["hifigan"].config["model"]["view"]["harmonics"]
+        self.harmonics: int = voices["hifigan"].config["model"]["collator"]["harmonics"]
         self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
         named = next((path for name in ("llm", "flow") if (path := voices[name].speakers)), None)
         self.speakers = read_tensors(named) if named else {}

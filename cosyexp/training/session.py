@@ -137,15 +137,15 @@ def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
 def datasets_of(config: Mapping[str, Any], engine: Engine) -> tuple[Dataset, Dataset]:
     """The training and the validation data; rank 0 computes what is missing on the disk, before the others look."""
     data, family = config["data"], config["family"]
-    view = build(config["model"]["view"])
+    collator = build(config["model"]["collator"])
 
     def load() -> tuple[Dataset, Dataset]:
         shared = {key: data[key] for key in ("max_bad", "processes", "longest", "limit")}
         train, valid = (
             [lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"])
         )
-        return Dataset(train, view, weights=data["weights"], **shared), Dataset(
-            valid, view, **shared
+        return Dataset(train, collator, weights=data["weights"], **shared), Dataset(
+            valid, collator, **shared
         )
 
     datasets = None

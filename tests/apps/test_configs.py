@@ -149,7 +149,7 @@ def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_p
 @pytest.mark.parametrize("model", MODELS)
 def test_views_components_and_engines_build(model, tmp_path):
     cfg = config(model, tmp_path)
-    assert build(cfg["model"]["view"]).fields
+    assert build(cfg["model"]["collator"]).fields
     network = build(cfg["network"])
     assert all(build(node, network).inputs for node in cfg["components"].values())
     for engine in options("engine"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cosyexp.data.views.flow import FlowBatch
+from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.dit import DiT
 from cosyexp.models.flow.generate import generate
 from cosyexp.models.flow.masked_diff import (

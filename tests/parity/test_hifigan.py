@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosyexp.data.views.hifigan import VocoderBatch
+from cosyexp.data.collators.hifigan import VocoderBatch
 from cosyexp.models.hifigan.discriminators import Discriminators
 from cosyexp.models.hifigan.generator import F0Predictor, HiFTGenerator
 from cosyexp.models.hifigan.source import HarmonicSource

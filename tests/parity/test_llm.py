@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cosyexp.data.collators.llm import LanguageCollator
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Characters
-from cosyexp.data.views.llm import LanguageView
 from cosyexp.models.llm.decoding import decode, decode_in_blocks
 from cosyexp.models.llm.qwen_lm import QwenLM
 from cosyexp.models.llm.sampling import greedy, ras
@@ -84,7 +84,7 @@ def batch_of(numbers, given, coins=()):
         "use_spk_embedding": False,
         "layout": layout(numbers),
     }
-    view, rows, named = LanguageView(tokenizer=Characters(alphabet="a"), **options), [], {}
+    collator, rows, named = LanguageCollator(tokenizer=Characters(alphabet="a"), **options), [], {}
     for row in range(len(given["text_token"])):
         content = {}
         for field, name in {
@@ -101,7 +101,7 @@ def batch_of(numbers, given, coins=()):
         def __init__(self, utt):
             self.random = lambda: np.float64(named[utt])
 
-    return view.collate(list(named), rows, lambda utt, purpose: Tape(utt))
+    return collator.collate(list(named), rows, lambda utt, purpose: Tape(utt))
 
 
 def recorded(name, prefix):

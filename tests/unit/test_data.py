@@ -14,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosyexp.data.cache import CachedField, compute_shard, is_cached
+from cosyexp.data.collators.flow import FlowCollator
+from cosyexp.data.collators.hifigan import VocoderCollator
+from cosyexp.data.collators.llm import LanguageCollator
+from cosyexp.data.collators.preference import PreferenceCollator
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.fields import (
@@ -31,20 +35,16 @@ from cosyexp.data.loader import Loader, ValidationLoader, dealt
 from cosyexp.data.sampler import Plan
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import PIECES, Characters, Whisper, whisper_encoding
-from cosyexp.data.views.flow import FlowView
-from cosyexp.data.views.hifigan import VocoderView
-from cosyexp.data.views.llm import LanguageView
-from cosyexp.data.views.preference import PreferenceView
 from cosyexp.errors import UserError
 
 MEL = {"n_fft": 1024, "hop": 256, "win": 1024, "bins": 80, "fmin": 0.0, "fmax": 8000.0}
 lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200).map(np.array)
 
 
-def llm_view() -> LanguageView:
+def llm_collator() -> LanguageCollator:
     alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
     layout = Layout(speaker=True, vocabulary=512)
-    return LanguageView(
+    return LanguageCollator(
         tokenizer=alphabet,
         speech_vocabulary=512,
         speaker_dim=192,
@@ -53,20 +53,20 @@ def llm_view() -> LanguageView:
     )
 
 
-def pair_view() -> PreferenceView:
+def pair_collator() -> PreferenceCollator:
     options = {
         "speech_vocabulary": 512,
         "speaker_dim": 192,
         "use_spk_embedding": False,
         "layout": Layout(speaker=True, vocabulary=512),
     }
-    return PreferenceView(
+    return PreferenceCollator(
         tokenizer=Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options
     )
 
 
-def flow_view() -> FlowView:
-    return FlowView(
+def flow_collator() -> FlowCollator:
+    return FlowCollator(
         speech_vocabulary=512,
         token_rate=50,
         speaker_dim=192,
@@ -76,8 +76,8 @@ def flow_view() -> FlowView:
     )
 
 
-def vocoder_view() -> VocoderView:
-    return VocoderView(sample_rate=16000, mel=MEL, pitch="dio", segment=2048, harmonics=9)
+def vocoder_collator() -> VocoderCollator:
+    return VocoderCollator(sample_rate=16000, mel=MEL, pitch="dio", segment=2048, harmonics=9)
 
 
 # the plan
@@ -196,7 +196,7 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def dataset(data):
-    return Dataset([str(data / "train.list")], flow_view(), max_bad=0, processes=1)
+    return Dataset([str(data / "train.list")], flow_collator(), max_bad=0, processes=1)
 
 
 def test_ranks_accumulation_and_workers_give_the_same_steps(dataset):
@@ -316,7 +316,7 @@ def test_computing_fields_leaves_the_trainer_its_threads(data, tmp_path):
 
 
 def test_segments_of_wave_mel_and_f0_are_aligned(data):
-    dataset = Dataset([str(data / "train.list")], vocoder_view(), max_bad=0, processes=1)
+    dataset = Dataset([str(data / "train.list")], vocoder_collator(), max_bad=0, processes=1)
     batch = dataset.batch(range(6), Draws(0, 0))
     assert (
         batch.wave_BS.shape == (6, 2048)
@@ -336,8 +336,10 @@ def test_segments_of_wave_mel_and_f0_are_aligned(data):
 
 
 def test_an_utterance_shorter_than_a_segment_ends_in_silence(data):
-    view = VocoderView(sample_rate=16000, mel=MEL, pitch="dio", segment=256 * 1000, harmonics=9)
-    batch = Dataset([str(data / "valid.list")], view, max_bad=0, processes=1).batch(
+    collator = VocoderCollator(
+        sample_rate=16000, mel=MEL, pitch="dio", segment=256 * 1000, harmonics=9
+    )
+    batch = Dataset([str(data / "valid.list")], collator, max_bad=0, processes=1).batch(
         [0], Draws(0, 0)
     )
     assert batch.wave_BS.shape == (1, 256000) and not batch.wave_BS[0, -256:].any()
@@ -363,8 +365,8 @@ def shards(data, tmp_path):
     return tmp_path
 
 
-def open_dataset(folder, view=flow_view, **options):
-    return Dataset([str(folder / "all.list")], view(), max_bad=0.5, processes=1, **options)
+def open_dataset(folder, collator=flow_collator, **options):
+    return Dataset([str(folder / "all.list")], collator(), max_bad=0.5, processes=1, **options)
 
 
 def content_of(dataset):
@@ -436,13 +438,13 @@ def test_an_id_that_occurs_twice_is_named(shards, caplog):
 
 def test_lists_have_their_weights(shards):
     lists = [str(shards / "0.parquet"), str(shards / "all.list")]
-    dataset = Dataset(lists, flow_view(), max_bad=0, processes=1, weights=[0.5, 2])
+    dataset = Dataset(lists, flow_collator(), max_bad=0, processes=1, weights=[0.5, 2])
     assert dataset.weights.tolist() == [0.5] * 3 + [2] * 12
     for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
         with pytest.raises(
             UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"
         ):
-            Dataset(lists, flow_view(), max_bad=0, processes=1, weights=wrong)
+            Dataset(lists, flow_collator(), max_bad=0, processes=1, weights=wrong)
 
 
 def write_vocabulary(path, codes):
@@ -455,22 +457,22 @@ def write_vocabulary(path, codes):
 
 
 def test_another_vocabulary_gives_other_ids(shards):
-    def view():
-        view = llm_view()
-        view.fields = {
-            **view.fields,
+    def collator():
+        changed = llm_collator()
+        changed.fields = {
+            **changed.fields,
             "text": TextTokens(Whisper(vocabulary=str(shards / "a.tiktoken"))),
         }
-        return view
+        return changed
 
     def write(codes):
         write_vocabulary(shards / "a.tiktoken", codes)
         whisper_encoding.cache_clear()
 
     write(range(256))
-    before = content_of(open_dataset(shards, view))
+    before = content_of(open_dataset(shards, collator))
     write(reversed(range(256)))
-    after = content_of(open_dataset(shards, view))
+    after = content_of(open_dataset(shards, collator))
     for (_, old), (_, new) in zip(before, after, strict=True):
         assert (np.array(old["text"]) == 255 - np.array(new["text"])).all()
 
@@ -492,11 +494,12 @@ def test_files_as_the_original_writes_them(shards):
         )
         pq.write_table(table.cast(schema), path.with_suffix(".new"))
     content = {
-        view: content_of(open_dataset(shards, view)) for view in (llm_view, flow_view, vocoder_view)
+        collator: content_of(open_dataset(shards, collator))
+        for collator in (llm_collator, flow_collator, vocoder_collator)
     }
     for path in shards.glob("*.new"):
         path.replace(path.with_suffix(".parquet"))
-    assert {view: content_of(open_dataset(shards, view)) for view in content} == content
+    assert {collator: content_of(open_dataset(shards, collator)) for collator in content} == content
 
 
 # bad rows
@@ -518,70 +521,75 @@ def spoil(data: Path, folder: Path, change) -> str:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "view", "reason"),
+    ("column", "value", "collator", "reason"),
     [
-        ("speech_token", [], llm_view, "no speech_token"),
-        ("speech_token", None, flow_view, "no speech_token"),
-        ("speech_token", [3, 900], flow_view, "speech token 900 is outside the vocabulary of 512"),
+        ("speech_token", [], llm_collator, "no speech_token"),
+        ("speech_token", None, flow_collator, "no speech_token"),
+        (
+            "speech_token",
+            [3, 900],
+            flow_collator,
+            "speech token 900 is outside the vocabulary of 512",
+        ),
         (
             "speech_token",
             [3] * 5,
-            flow_view,
+            flow_collator,
             "its 5 speech tokens are 0.1 s at 50 a second, its audio",
         ),
-        ("text", "", llm_view, "no text"),
-        ("text", "日本", llm_view, "nothing that the tokenizer knows"),
-        ("speech_token", [3, None], llm_view, "speech_token is no list of finite numbers"),
-        ("utt_embedding", [0.0] * 7, llm_view, "7 numbers instead of 192"),
+        ("text", "", llm_collator, "no text"),
+        ("text", "日本", llm_collator, "nothing that the tokenizer knows"),
+        ("speech_token", [3, None], llm_collator, "speech_token is no list of finite numbers"),
+        ("utt_embedding", [0.0] * 7, llm_collator, "7 numbers instead of 192"),
         (
             "utt_embedding",
             [float("nan")] * 192,
-            llm_view,
+            llm_collator,
             "utt_embedding is no list of finite numbers",
         ),
-        ("audio_data", b"RIFF....", vocoder_view, "cannot be decoded"),
-        ("audio_data", None, vocoder_view, "no audio_data"),
+        ("audio_data", b"RIFF....", vocoder_collator, "cannot be decoded"),
+        ("audio_data", None, vocoder_collator, "no audio_data"),
     ],
 )
-def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, view, reason):
+def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, collator, reason):
     path = spoil(data, tmp_path, lambda i, row: row.update({column: value}) if i == 2 else None)
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        dataset = Dataset([path], view(), max_bad=0.5, processes=1)
+        dataset = Dataset([path], collator(), max_bad=0.5, processes=1)
     names = [row["utt"] for row in read_rows(tmp_path / "bad.parquet", ["utt"])]
     assert len(dataset) == len(names) - 1 and names[2] not in {
         dataset.row(i)[0] for i in range(len(dataset))
     }
     assert names[2] in caplog.text and reason in caplog.text
     with pytest.raises(UserError, match=r"max_bad=0\.01"):
-        Dataset([path], view(), max_bad=0.01, processes=1)
+        Dataset([path], collator(), max_bad=0.01, processes=1)
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "view", "reason"),
+    ("column", "value", "collator", "reason"),
     [
-        ("speech_token", "1 2 3", llm_view, "speech_token is no list of finite numbers"),
-        ("speech_token", 3, llm_view, "speech_token is no list of finite numbers"),
-        ("speech_token", [[1, 2], [3]], llm_view, "speech_token is no list of numbers"),
-        ("speech_token", [{"id": 1}], llm_view, "speech_token is no list of finite numbers"),
-        ("speech_token", [1.5, 2], llm_view, "speech tokens are no whole numbers"),
-        ("speech_token", [2**40], llm_view, "outside the vocabulary of 512"),
-        ("utt_embedding", 0.5, llm_view, "utt_embedding is no list of finite numbers"),
-        ("utt_embedding", b"123", llm_view, "utt_embedding is no list of numbers"),
-        ("text", 7, llm_view, "is no text"),
-        ("audio_data", 1, vocoder_view, "not the bytes of an audio file"),
-        ("audio_data", [82, 73], vocoder_view, "not the bytes of an audio file"),
-        ("utt", 5, llm_view, "the column 'utt' of .* holds int64 instead of text"),
+        ("speech_token", "1 2 3", llm_collator, "speech_token is no list of finite numbers"),
+        ("speech_token", 3, llm_collator, "speech_token is no list of finite numbers"),
+        ("speech_token", [[1, 2], [3]], llm_collator, "speech_token is no list of numbers"),
+        ("speech_token", [{"id": 1}], llm_collator, "speech_token is no list of finite numbers"),
+        ("speech_token", [1.5, 2], llm_collator, "speech tokens are no whole numbers"),
+        ("speech_token", [2**40], llm_collator, "outside the vocabulary of 512"),
+        ("utt_embedding", 0.5, llm_collator, "utt_embedding is no list of finite numbers"),
+        ("utt_embedding", b"123", llm_collator, "utt_embedding is no list of numbers"),
+        ("text", 7, llm_collator, "is no text"),
+        ("audio_data", 1, vocoder_collator, "not the bytes of an audio file"),
+        ("audio_data", [82, 73], vocoder_collator, "not the bytes of an audio file"),
+        ("utt", 5, llm_collator, "the column 'utt' of .* holds int64 instead of text"),
     ],
 )
-def test_a_column_of_another_type_is_told(data, tmp_path, column, value, view, reason):
+def test_a_column_of_another_type_is_told(data, tmp_path, column, value, collator, reason):
     table = pq.read_table(data / "valid" / "00000.parquet")
     pq.write_table(
         table.drop_columns([column]).append_column(column, pa.array([value] * len(table))),
         tmp_path / "odd.parquet",
     )
     with pytest.raises(UserError, match=reason):
-        Dataset([str(tmp_path / "odd.parquet")], view(), max_bad=0, processes=1)
+        Dataset([str(tmp_path / "odd.parquet")], collator(), max_bad=0, processes=1)
 
 
 def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
@@ -594,7 +602,7 @@ def test_embeddings_may_be_bytes_and_ids_may_lack(data, tmp_path):
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(odd, tmp_path / "odd.parquet")
     plain, odd = (
-        Dataset([str(tmp_path / f"{name}.parquet")], llm_view(), max_bad=0, processes=1)
+        Dataset([str(tmp_path / f"{name}.parquet")], llm_collator(), max_bad=0, processes=1)
         for name in ("plain", "odd")
     )
     assert len(odd) == len(plain) and odd.row(1)[0] == "odd:1"
@@ -614,13 +622,13 @@ def test_a_row_that_is_no_pair_is_no_fault_but_a_wrong_answer_is(data, tmp_path,
     count = len(list(read_rows(tmp_path / "bad.parquet", ["utt"])))
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        assert len(Dataset([path], pair_view(), max_bad=1 / count, processes=1)) == count - 3
+        assert len(Dataset([path], pair_collator(), max_bad=1 / count, processes=1)) == count - 3
     assert (
         f"3 of {count} utterances left out" in caplog.text
         and caplog.text.count("it has no reject_speech_token") == 2
     )
     with pytest.raises(UserError, match=f"1 of {count} utterances .*900 is outside the vocabulary"):
-        Dataset([path], pair_view(), max_bad=0, processes=1)
+        Dataset([path], pair_collator(), max_bad=0, processes=1)
 
 
 def test_data_without_a_pair_say_how_they_are_made(data):
@@ -628,7 +636,7 @@ def test_data_without_a_pair_say_how_they_are_made(data):
         UserError,
         match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md",
     ):
-        Dataset([str(data / "train.list")], pair_view(), max_bad=0, processes=1)
+        Dataset([str(data / "train.list")], pair_collator(), max_bad=0, processes=1)
 
 
 def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
@@ -643,7 +651,7 @@ def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
         )
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        assert len(Dataset([str(shards / "all.list")], llm_view(), max_bad=1, processes=1)) == 4
+        assert len(Dataset([str(shards / "all.list")], llm_collator(), max_bad=1, processes=1)) == 4
     assert (
         "8 of 12 utterances left out" in caplog.text
         and caplog.text.count("it has no text") == 2
@@ -654,7 +662,7 @@ def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
 def test_no_row_at_all(data, tmp_path):
     path = spoil(data, tmp_path, lambda i, row: row.update(speech_token=None))
     with pytest.raises(UserError, match="holds no utterance"):
-        Dataset([path], llm_view(), max_bad=1.0, processes=1)
+        Dataset([path], llm_collator(), max_bad=1.0, processes=1)
 
 
 def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
@@ -671,7 +679,7 @@ def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
         ("nowhere.list", "no data list"),
     ):
         with pytest.raises(UserError, match=message):
-            Dataset([str(tmp_path / name)], llm_view(), max_bad=0, processes=1)
+            Dataset([str(tmp_path / name)], llm_collator(), max_bad=0, processes=1)
     assert read_list(str(data / "train.list"))[0].exists()
 
 
@@ -738,16 +746,16 @@ def test_an_instruction_is_the_row_s_or_else_the_family_s():
 def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     """It ends the command, and the same command goes well once the file is there."""
     shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("*.fields"))
-    view = llm_view()
-    view.fields = {
-        **view.fields,
+    collator = llm_collator()
+    collator.fields = {
+        **collator.fields,
         "text": TextTokens(Whisper(vocabulary=str(tmp_path / "a.tiktoken"))),
     }
     lists = [str(tmp_path / "data" / "train.list")]
     with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):
-        Dataset(lists, view, max_bad=0, processes=1)
+        Dataset(lists, collator, max_bad=0, processes=1)
     write_vocabulary(tmp_path / "a.tiktoken", range(256))
-    assert len(Dataset(lists, view, max_bad=0, processes=1)) > 0
+    assert len(Dataset(lists, collator, max_bad=0, processes=1)) > 0
 
 
 @pytest.mark.parametrize(("batches", "ranks"), [(5, 2), (4, 2), (1, 3)])

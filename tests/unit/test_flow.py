@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.data.collators.flow import FlowCollator
 from cosyexp.data.draws import Draws
-from cosyexp.data.views.flow import FlowView
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, compare
@@ -484,7 +484,7 @@ def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
 # the view
 
 
-def view(**options):
+def collator(**options):
     mel = {"n_fft": 64, "hop": 16, "win": 64, "bins": BINS, "fmin": 0.0, "fmax": None}
     shared = {
         "speech_vocabulary": VOCABULARY,
@@ -492,7 +492,7 @@ def view(**options):
         "speaker_dim": SPEAKER,
         "use_spk_embedding": False,
     }
-    return FlowView(**shared, sample_rate=16000, mel=mel, **options)
+    return FlowCollator(**shared, sample_rate=16000, mel=mel, **options)
 
 
 def rows_of(*sizes):
@@ -509,7 +509,7 @@ def rows_of(*sizes):
 
 def test_frames_and_tokens_are_cut_to_the_ratio():
     sizes = [(5, 10), (5, 13), (6, 9), (1, 2)]
-    rows, fixed = rows_of(*sizes), view(frames_per_token=2)
+    rows, fixed = rows_of(*sizes), collator(frames_per_token=2)
     batch = fixed.collate("abcd", rows, Draws(0, 0))
     assert batch.token_lens_B.tolist() == [5, 5, 4, 1] and batch.mel_lens_B.tolist() == [
         10,
@@ -528,26 +528,28 @@ def test_frames_and_tokens_are_cut_to_the_ratio():
     )
     tokens, frames = np.array(sizes).T
     assert fixed.length({"token": tokens, "mel": frames}).tolist() == batch.mel_lens_B.tolist()
-    assert view().length({"token": tokens, "mel": frames}).tolist() == frames.tolist()
-    assert view().collate("abcd", rows, Draws(0, 0)).mel_lens_B.tolist() == frames.tolist()
+    assert collator().length({"token": tokens, "mel": frames}).tolist() == frames.tolist()
+    assert collator().collate("abcd", rows, Draws(0, 0)).mel_lens_B.tolist() == frames.tolist()
 
 
 def test_each_row_streams_or_not_by_its_own_draw():
     names = [str(i) for i in range(200)]
     rows = rows_of(*[(2, 4)] * 200)
     streams = {
-        share: view(streaming=share).collate(names, rows, Draws(0, 0)).streaming_B
+        share: collator(streaming=share).collate(names, rows, Draws(0, 0)).streaming_B
         for share in (0.0, 0.5, 1.0)
     }
     assert not streams[0.0].any() and streams[1.0].all() and streams[0.5].dtype == torch.bool
     assert 70 < streams[0.5].sum() < 130
-    backwards = view(streaming=0.5).collate(names[::-1], rows[::-1], Draws(0, 0)).streaming_B
+    backwards = collator(streaming=0.5).collate(names[::-1], rows[::-1], Draws(0, 0)).streaming_B
     assert torch.equal(backwards.flip(0), streams[0.5])
 
 
 @FAMILY
 def test_families_with_chunks_train_half_of_the_rows_by_chunks(family):
-    assert config(family).model.view.get("streaming", 0.0) == (0.5 if family in CHUNKED else 0.0)
+    assert config(family).model.collator.get("streaming", 0.0) == (
+        0.5 if family in CHUNKED else 0.0
+    )
 
 
 # export

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.data.collators.hifigan import VocoderBatch, VocoderCollator
 from cosyexp.data.draws import Draws
-from cosyexp.data.views.hifigan import VocoderBatch, VocoderView
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
@@ -467,24 +467,24 @@ def test_an_excitation_that_was_heard_goes_on(family):
 )
 def test_segments_of(family, segment):
     settings = config(family)
-    view = build(settings["model"]["view"])
+    collator = build(settings["model"]["collator"])
     assert (
-        view.frames * settings["family"]["mel"]["hop"] == segment
-        and view.frames <= settings["data"]["max_frames"]
+        collator.frames * settings["family"]["mel"]["hop"] == segment
+        and collator.frames <= settings["data"]["max_frames"]
     )
 
 
 def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
     """As one is that was aligned to speech tokens."""
     settings = config("cosyvoice3")
-    view = build({**settings["model"]["view"], "segment": 6 * 480})
-    assert isinstance(view, VocoderView)
+    collator = build({**settings["model"]["collator"], "segment": 6 * 480})
+    assert isinstance(collator, VocoderCollator)
     row = {
         "wave": np.ones((1, 1500), np.int16),
         "mel": np.zeros((80, 4), np.float32),
         "f0": np.ones((1, 3), np.float32),
     }
-    batch = view.collate(["a"], [row], Draws(0, 0))
+    batch = collator.collate(["a"], [row], Draws(0, 0))
     assert batch.wave_BS.shape == (1, 2880) and batch.wave_BS.count_nonzero() == 1500
     assert batch.mel_BFT.shape == (1, 80, 6) and batch.f0_BT.tolist() == [[1, 1, 1, 0, 0, 0]]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from cosyexp.data.collators.llm import LanguageCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Characters
-from cosyexp.data.views.llm import LanguageView
 from cosyexp.models.layers.attention import by_key
 from cosyexp.models.layers.encoder import Encoder, chunk_mask
 from cosyexp.models.llm.decoding import decode, decode_in_blocks
@@ -62,10 +62,10 @@ def net(family):
     return network(family)
 
 
-def view(family):
+def collator(family):
     """Rows of a family that knows instructions have one."""
     options = {"speech_vocabulary": SPEECHES, "speaker_dim": SPEAKER, "use_spk_embedding": False}
-    return LanguageView(tokenizer=Characters(alphabet="a"), layout=LAYOUTS[family], **options)
+    return LanguageCollator(tokenizer=Characters(alphabet="a"), layout=LAYOUTS[family], **options)
 
 
 def rows(family):
@@ -84,7 +84,7 @@ def rows(family):
 
 
 def collate(family, chosen):
-    return view(family).collate(
+    return collator(family).collate(
         [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(4, 0)
     )
 
@@ -243,7 +243,7 @@ def test_about_half_of_the_rows_are_in_blocks_and_always_the_same():
     row = rows("cosyvoice3")[1]
     answers = [
         [
-            int(view("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B)
+            int(collator("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B)
             for i in range(200)
         ]
         for seed in (0, 0, 1)

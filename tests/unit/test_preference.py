@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
+from cosyexp.data.collators.preference import PreferenceCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.tokenizers import Characters
-from cosyexp.data.views.preference import PreferenceView
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.preference import Preference
 from tests.unit.test_llm import FAMILIES, LAYOUTS, SPEAKER, SPEECHES, TEXTS, network
@@ -74,19 +74,21 @@ def rows(family):
     return found
 
 
-def view(family, keep_layout=False):
+def collator(family, keep_layout=False):
     options = {
         "speech_vocabulary": SPEECHES,
         "speaker_dim": SPEAKER,
         "use_spk_embedding": False,
         "layout": LAYOUTS[family],
     }
-    return PreferenceView(tokenizer=Characters(alphabet="a"), keep_layout=keep_layout, **options)
+    return PreferenceCollator(
+        tokenizer=Characters(alphabet="a"), keep_layout=keep_layout, **options
+    )
 
 
 def collate(family, chosen=None, epoch=0, keep_layout=False):
     chosen = list(enumerate(rows(family))) if chosen is None else chosen
-    return view(family, keep_layout).collate(
+    return collator(family, keep_layout).collate(
         [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(2, epoch)
     )
 
@@ -136,7 +138,7 @@ def test_a_pair_costs_both_of_its_rows():
         name: np.array([row[name].shape[1] for row in rows("cosyvoice")])
         for name in ("text", "speech", "rejected", "speaker")
     }
-    cost = view("cosyvoice").length(sizes)
+    cost = collator("cosyvoice").length(sizes)
     assert cost.tolist() == [2 * (4 + 12 + 3), 2 * (3 + 14 + 3), 2 * (6 + 15 + 3)]
     assert (cost >= [int(batch.lens_B[i] + batch.lens_B[i + 3]) for i in range(3)]).all()
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cosyexp.data.batch import Batch, lengths, pad
+from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import AlignedTokens, Field, Mel, SpeakerEmbedding
-from cosyexp.data.views.base import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class FlowBatch(Batch):
     streaming_B: Tensor
 
 
-class FlowView:
+class FlowCollator:
     """One row costs its mel frames.
 
     token_rate: speech tokens a second. frames_per_token: mel frames of a token, to which both are cut, or None for any ratio.

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosyexp.data.collators.base import Row
+from cosyexp.data.collators.llm import LanguageBatch, LanguageCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import RejectedTokens
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Tokenizer
-from cosyexp.data.views.base import Row
-from cosyexp.data.views.llm import LanguageBatch, LanguageView
 
 KEPT = -2  # the "epoch" of draws that are the same in all epochs
 
@@ -27,7 +27,7 @@ class PreferenceBatch(LanguageBatch):
     reference_B: Tensor
 
 
-class PreferenceView(LanguageView):
+class PreferenceCollator(LanguageCollator):
     """One pair costs both of its rows. Chosen and rejected answer have one layout: in blocks only if both are long enough.
 
     keep_layout: a pair has the same layout in all epochs, as its cached reference needs.

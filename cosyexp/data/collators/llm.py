@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cosyexp.data.batch import Batch, lengths, pad
+from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import Field, InstructTokens, SpeakerEmbedding, SpeechTokens, TextTokens
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Tokenizer
-from cosyexp.data.views.base import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LanguageBatch(Batch):
     answers_B: Tensor
 
 
-class LanguageView:
+class LanguageCollator:
     """One row costs its text and speech tokens, and the three marks between them.
 
     instruct: what stands before the text of a row that brings no instruction of its own; None: the model knows none.

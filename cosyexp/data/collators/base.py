@@ -1,4 +1,4 @@
-"""A view: what one model reads of the data, and how it becomes a batch."""
+"""A collator: what one model reads of the data, and how it becomes a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ Row = Mapping[
 ]  # the fields of one utterance; a field of width w has shape (w, time)
 
 
-class View(Protocol):
+class Collator(Protocol):
     """To train another model, write one of these and name it in `conf/model/`."""
 
     fields: Mapping[str, Field]

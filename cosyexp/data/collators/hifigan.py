@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cosyexp.data.batch import Batch
+from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import F0, Field, Mel, Wave
-from cosyexp.data.views.base import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class VocoderBatch(Batch):
     noise_BHS: Tensor
 
 
-class VocoderView:
+class VocoderCollator:
     """Segments of one size, cut at random but on whole mel frames, one from each utterance and epoch; one row costs its frames.
 
     Mel and F0 are those of the whole utterance, then cut. segment: samples, a multiple of the hop. harmonics: of the source.
