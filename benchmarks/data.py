@@ -27,7 +27,7 @@ from cosyexp.data.draws import Draws
 from cosyexp.data.features import pitch, read_wave
 from cosyexp.data.fields import spectrogram
 from cosyexp.data.preparation import prepare_corpus
-from cosyexp.data.sampler import Plan
+from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list
 from cosyexp.run.targets import build
 
@@ -66,9 +66,9 @@ def plain(model: str, config: Any, shards: list[Path]) -> Iterator[None]:
 
 def ours(config: Any, dataset: Dataset) -> Iterator[int]:
     """One batch a turn; how many utterances it has."""
-    plan = Plan(lengths=dataset.lengths, budget=config["data"]["max_frames"], seed=0)
+    sampler = BatchSampler(lengths=dataset.lengths, budget=config["data"]["max_frames"], seed=0)
     for epoch in range(1_000_000):
-        for rows in plan.epoch(epoch, 1):
+        for rows in sampler.epoch(epoch, 1):
             dataset.batch(rows.tolist(), Draws(0, epoch))
             yield len(rows)
 
@@ -100,7 +100,7 @@ def useful_share() -> None:
     print("\nframes of a batch: share that is no padding, 100,000 utterances of 60 to 3000 frames")
     for budget in (2000, 20000):
         print(
-            f"{budget:8} {1 - Plan(lengths=np.minimum(lengths, budget), budget=budget, seed=0).padding():.3f}"
+            f"{budget:8} {1 - BatchSampler(lengths=np.minimum(lengths, budget), budget=budget, seed=0).padding():.3f}"
         )
 
 
@@ -136,7 +136,7 @@ def large_dataset(folder: Path, utterances: int) -> None:
     began = time.process_time()
     dataset = Dataset([str(folder / "large.list")], collator, max_bad=0, processes=1)
     opened = time.process_time() - began
-    batches = Plan(lengths=dataset.lengths, budget=2000, seed=0).epoch(0, 8)
+    batches = BatchSampler(lengths=dataset.lengths, budget=2000, seed=0).epoch(0, 8)
     planned = time.process_time() - began - opened
     print(
         f"\n{len(dataset):,} utterances in {len(shards):,} shards: opened in {opened:.1f} s; an epoch of {len(batches):,} batches"

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from cosyexp.data.batch import Batch
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
-from cosyexp.data.sampler import Plan
+from cosyexp.data.sampler import BatchSampler
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        sampler: BatchSampler,
         *,
         seed: int,
         rank: int,
@@ -100,7 +100,7 @@ class Loader:
         pin: bool,
         even: bool = False,
     ) -> None:
-        self.dataset, self.plan, self.seed, self.even = dataset, plan, seed, even
+        self.dataset, self.sampler, self.seed, self.even = dataset, sampler, seed, even
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {
             "batch_size": None,
@@ -133,7 +133,7 @@ class Loader:
 
     def _requests(self, state: LoaderState) -> Iterator[Request]:
         while True:
-            batches = self.plan.epoch(state.epoch, state.block)
+            batches = self.sampler.epoch(state.epoch, state.block)
             following = LoaderState(state.epoch + 1, 0, self.block)
             for start in range(state.batch, len(batches), self.block):
                 step = batches[start : start + self.block]
@@ -158,7 +158,7 @@ class ValidationLoader:
     def __init__(
         self,
         dataset: Dataset,
-        plan: Plan,
+        sampler: BatchSampler,
         *,
         seed: int,
         rank: int,
@@ -167,7 +167,7 @@ class ValidationLoader:
         pin: bool,
         even: bool = False,
     ) -> None:
-        self.maker, batches = BatchMaker(dataset, seed), list(plan.in_order())
+        self.maker, batches = BatchMaker(dataset, seed), list(sampler.in_order())
         self.requests = [
             Request(VALIDATION, [numbered], len(batches))
             for numbered in dealt(batches, rank, world, even)

@@ -47,7 +47,7 @@ class MicroBatches(Sequence[np.ndarray]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchSampler:
     """A pure function of (seed, epoch, lengths): nothing is drawn while training, so a position is the whole state.
 
     lengths: of each row, in the unit the model pads (tokens, frames).
@@ -94,7 +94,7 @@ class Plan:
     def padding(self) -> float:
         """The share of padding, 0 to 1, in an epoch of the first rows."""
         lengths = self.lengths[:WINDOW]
-        rows = Plan(lengths=lengths, budget=self.budget, seed=self.seed).epoch(0, 1)
+        rows = BatchSampler(lengths=lengths, budget=self.budget, seed=self.seed).epoch(0, 1)
         padded = sum(len(batch) * int(lengths[batch].max()) for batch in rows)
         return 1 - float(lengths.sum()) / max(padded, 1)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
-from cosyexp.data.sampler import Plan
+from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Comparing
 from cosyexp.run.checkpoint import file_hash
@@ -115,7 +115,7 @@ def logps(
     found = torch.zeros(len(dataset), 2)
     draws = Draws(seed, 0)
     for rows in tqdm(
-        Plan(lengths=dataset.lengths, budget=budget, seed=seed).epoch(0, 1),
+        BatchSampler(lengths=dataset.lengths, budget=budget, seed=seed).epoch(0, 1),
         "reference",
         unit="batch",
         disable=None,

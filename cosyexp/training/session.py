@@ -15,7 +15,7 @@ from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.preparation import check_family, prepare_corpus
-from cosyexp.data.sampler import Plan
+from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Comparing, Objective
 from cosyexp.run.checkpoint import Checkpoint
@@ -172,7 +172,7 @@ def _trainer(
         OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"])
     )
     assert isinstance(options, Options) and isinstance(retention, Retention)
-    plan, shared = _shared(config, train, engine)
+    sampler, shared = _shared(config, train, engine)
     shown = np.unique(
         np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)
     ).tolist()
@@ -180,12 +180,12 @@ def _trainer(
         "%d utterances to train on, %d to validate on; %.1f %% padding",
         len(train),
         len(valid),
-        100 * plan.padding(),
+        100 * sampler.padding(),
     )
     return Trainer(
         objective=objective_of(config),
         engine=engine,
-        loader=Loader(train, plan, accumulate=options.accumulate, **shared),
+        loader=Loader(train, sampler, accumulate=options.accumulate, **shared),
         validation=validation_of(config, valid, engine),
         preview=valid.batch(shown, Draws(seed, VALIDATION)) if shown else None,
         run=directory,
@@ -197,20 +197,20 @@ def _trainer(
 
 
 def validation_of(config: Mapping[str, Any], valid: Dataset, engine: Engine) -> ValidationLoader:
-    plan, shared = _shared(config, valid, engine)
-    return ValidationLoader(valid, plan, **shared)
+    sampler, shared = _shared(config, valid, engine)
+    return ValidationLoader(valid, sampler, **shared)
 
 
 def _shared(
     config: Mapping[str, Any], dataset: Dataset, engine: Engine
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[BatchSampler, dict[str, Any]]:
     """What the loaders of training and validation have alike."""
     data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
-    plan = Plan(
+    sampler = BatchSampler(
         lengths=dataset.lengths, weights=dataset.weights, budget=data["max_frames"], seed=seed
     )
     ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
-    return plan, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}
+    return sampler, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}
 
 
 def objective_of(config: Mapping[str, Any]) -> Objective:

@@ -1,4 +1,4 @@
-"""The plan, keyed draws, shards, caches, and what is done with bad rows."""
+"""The sampler, keyed draws, shards, caches, and what is done with bad rows."""
 
 import base64
 import logging
@@ -32,7 +32,7 @@ from cosyexp.data.fields import (
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader, dealt
-from cosyexp.data.sampler import Plan
+from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import PIECES, Characters, Whisper, whisper_encoding
 from cosyexp.errors import UserError
@@ -85,7 +85,7 @@ def vocoder_collator() -> VocoderCollator:
 
 @given(lengths, st.integers(0, 3), st.integers(1, 8), st.integers(100, 2000))
 def test_an_epoch_has_every_row_once_within_the_budget(lengths, epoch, block, budget):
-    batches = Plan(lengths=lengths, budget=budget, seed=0).epoch(epoch, block)
+    batches = BatchSampler(lengths=lengths, budget=budget, seed=0).epoch(epoch, block)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     for rows in batches:
         assert len(rows) == 1 or len(rows) * lengths[rows].max() <= budget
@@ -93,14 +93,14 @@ def test_an_epoch_has_every_row_once_within_the_budget(lengths, epoch, block, bu
 
 @given(lengths, st.integers(1, 4))
 def test_the_plan_is_a_function_of_its_arguments(lengths, block):
-    plans = [Plan(lengths=lengths, budget=800, seed=3).epoch(5, block) for _ in range(2)]
+    plans = [BatchSampler(lengths=lengths, budget=800, seed=3).epoch(5, block) for _ in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(*plans, strict=True))
 
 
 def test_epochs_differ_and_blocks_hold_similar_lengths():
     lengths = np.random.default_rng(0).integers(10, 1000, 2000)
-    plan = Plan(lengths=lengths, budget=4000, seed=0)
-    first, second = plan.epoch(0, 4), plan.epoch(1, 4)
+    sampler = BatchSampler(lengths=lengths, budget=4000, seed=0)
+    first, second = sampler.epoch(0, 4), sampler.epoch(1, 4)
     assert {tuple(sorted(rows)) for rows in first} != {tuple(sorted(rows)) for rows in second}
     spreads = []
     for i in range(0, len(first) - 4, 4):
@@ -109,7 +109,7 @@ def test_epochs_differ_and_blocks_hold_similar_lengths():
     assert np.median(spreads) < 60  # of lengths up to 1000
     starts = [lengths[first[i]].max() for i in range(0, len(first), 4)]
     assert starts != sorted(starts)
-    assert plan.padding() < 0.1
+    assert sampler.padding() < 0.1
 
 
 def speech_like(count):
@@ -120,7 +120,10 @@ def speech_like(count):
 @pytest.mark.parametrize("budget", [2000, 20000])
 def test_little_of_a_batch_is_padding(budget):
     assert (
-        Plan(lengths=np.minimum(speech_like(20000), budget), budget=budget, seed=0).padding() < 0.03
+        BatchSampler(
+            lengths=np.minimum(speech_like(20000), budget), budget=budget, seed=0
+        ).padding()
+        < 0.03
     )
 
 
@@ -129,22 +132,22 @@ def test_little_of_a_batch_is_padding(budget):
     st.integers(0, 5),
 )
 def test_a_row_occurs_as_often_as_its_weight_says(weights, epoch):
-    plan = Plan(lengths=np.full(len(weights), 10), budget=25, seed=0, weights=weights)
-    times = np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=len(weights))
+    sampler = BatchSampler(lengths=np.full(len(weights), 10), budget=25, seed=0, weights=weights)
+    times = np.bincount(np.concatenate(list(sampler.epoch(epoch, 1))), minlength=len(weights))
     assert times.any() and (times <= np.ceil(weights)).all()
     if times.sum() > 1:
         assert (times >= np.floor(weights)).all()
     assert np.array_equal(
-        np.concatenate(list(plan.epoch(epoch, 1))), np.concatenate(list(plan.epoch(epoch, 1)))
+        np.concatenate(list(sampler.epoch(epoch, 1))), np.concatenate(list(sampler.epoch(epoch, 1)))
     )
 
 
 def test_weights_are_means_over_epochs():
     weights = np.repeat([0.25, 1.0, 2.5], 200)
-    plan = Plan(lengths=np.full(600, 10), budget=100, seed=0, weights=weights)
+    sampler = BatchSampler(lengths=np.full(600, 10), budget=100, seed=0, weights=weights)
     times = (
         sum(
-            np.bincount(np.concatenate(list(plan.epoch(epoch, 1))), minlength=600)
+            np.bincount(np.concatenate(list(sampler.epoch(epoch, 1))), minlength=600)
             for epoch in range(20)
         )
         / 20
@@ -160,10 +163,10 @@ def steps_of(dataset, *, ranks=1, accumulate=1, workers=0, count=6, state=None):
     """What each rank is given, as (epoch-independent) utterances by step."""
     loaders = []
     for rank in range(ranks):
-        plan = Plan(lengths=dataset.lengths, budget=700, seed=0)
+        sampler = BatchSampler(lengths=dataset.lengths, budget=700, seed=0)
         loader = Loader(
             dataset,
-            plan,
+            sampler,
             seed=0,
             rank=rank,
             world=ranks,
@@ -218,7 +221,9 @@ def test_an_epoch_begun_with_another_block_is_finished_in_its_order(dataset):
     steps, places = steps_of(dataset, accumulate=2, count=1)
     rest, _ = steps_of(dataset, accumulate=1, count=40, state=places[0])
     order = [
-        b for rows in Plan(lengths=dataset.lengths, budget=700, seed=0).epoch(0, 2) for b in rows
+        b
+        for rows in BatchSampler(lengths=dataset.lengths, budget=700, seed=0).epoch(0, 2)
+        for b in rows
     ]
     seen = [utt for step in [*steps, *rest] for _, batch in step for utt in batch.utts][
         : len(order)
@@ -227,11 +232,13 @@ def test_an_epoch_begun_with_another_block_is_finished_in_its_order(dataset):
 
 
 def test_validation_is_the_same_however_it_is_divided(dataset):
-    plan = Plan(lengths=dataset.lengths, budget=700, seed=0)
+    sampler = BatchSampler(lengths=dataset.lengths, budget=700, seed=0)
 
     def of(ranks, workers):
         loaders = [
-            ValidationLoader(dataset, plan, seed=0, rank=r, world=ranks, workers=workers, pin=False)
+            ValidationLoader(
+                dataset, sampler, seed=0, rank=r, world=ranks, workers=workers, pin=False
+            )
             for r in range(ranks)
         ]
         assert len({loader.rounds for loader in loaders}) == 1
