@@ -25,7 +25,7 @@ import yaml
 from tqdm import tqdm
 
 from cosyexp.data.cache import ensure
-from cosyexp.data.corpora.base import Recording, Source
+from cosyexp.data.corpora.base import Corpus, Recording
 from cosyexp.data.encoding import Encoder, ShardJob, check, digest, listen, read_part, write
 from cosyexp.data.fields import F0, Field, Mel, Wave
 from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
@@ -73,7 +73,7 @@ class Options(Wanted):
 
 
 def prepare(
-    source: Source,
+    corpus: Corpus,
     out: Path,
     options: Options,
     settings: Mapping[str, Any],
@@ -90,13 +90,13 @@ def prepare(
             )
         tidy(out)
         return done
-    if (total := len(source)) == 0:
+    if (total := len(corpus)) == 0:
         raise UserError("the corpus holds no recording: look at its path")
-    encoder = front_ends(source, out, options, settings)
+    encoder = front_ends(corpus, out, options, settings)
     log.info("preparing %d recordings in %s, once", total, out)
     try:
         with Workers(options.processes) as workers:
-            parts = encode(encoder, source, total, out / PARTS, workers)
+            parts = encode(encoder, corpus, total, out / PARTS, workers)
             report, speakers = survey(parts, out)
             refuse_too_many(report, options.max_bad, out)
             shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
@@ -140,7 +140,7 @@ def prepared(out: Path) -> dict[str, Any] | None:
     return meta
 
 
-def front_ends(source: Source, out: Path, options: Options, settings: Mapping[str, Any]) -> Encoder:
+def front_ends(corpus: Corpus, out: Path, options: Options, settings: Mapping[str, Any]) -> Encoder:
     """Fits them on the first recordings of the training split, or takes those of a preparation that was interrupted."""
     begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
     resumed = (out / BEGUN).exists()
@@ -148,7 +148,7 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
         raise UserError(
             f"{out} holds the beginning of a data set of other settings: give another out=, or remove that folder"
         )
-    waves = Waves(source, options)
+    waves = Waves(corpus, options)
     ready: list[FrontEnd] = []
     for recipe, what, path in (
         (options.tokenizer, "speech tokens", out / "speech_tokenizer.safetensors"),
@@ -175,13 +175,13 @@ def front_ends(source: Source, out: Path, options: Options, settings: Mapping[st
 class Waves:
     """The first usable recordings of the training split, read anew whenever they are gone through."""
 
-    def __init__(self, source: Source, options: Options) -> None:
-        self.source, self.options = source, options
+    def __init__(self, corpus: Corpus, options: Options) -> None:
+        self.corpus, self.options = corpus, options
 
     def __iter__(self) -> Iterator[np.ndarray]:
         heard = 0
         for recording in islice(
-            (r for r in self.source.recordings() if not r.held_out), self.options.fit_on
+            (r for r in self.corpus.recordings() if not r.held_out), self.options.fit_on
         ):
             try:
                 check(recording)
@@ -197,12 +197,12 @@ class Waves:
 
 
 def encode(
-    encoder: Encoder, source: Source, total: int, folder: Path, workers: Workers
+    encoder: Encoder, corpus: Corpus, total: int, folder: Path, workers: Workers
 ) -> list[Path]:
     """Every recording through the front ends, into parts."""
 
     def chunks() -> Iterator[tuple[Path, list[Recording]]]:
-        recordings = once(source.recordings())
+        recordings = once(corpus.recordings())
         number = 0
         while chunk := list(islice(recordings, CHUNK)):
             yield folder / f"{number:06d}.arrow", chunk

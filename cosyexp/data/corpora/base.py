@@ -34,7 +34,7 @@ class Recording:
             raise ValueError(f"its audio file cannot be read ({error.strerror})") from None
 
 
-class Source(Protocol):
+class Corpus(Protocol):
     """`recordings` are listed, not held: memory does not grow with the corpus, beyond what its own index takes."""
 
     def __len__(self) -> int: ...
