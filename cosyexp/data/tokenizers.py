@@ -77,7 +77,7 @@ class Qwen:
     """
 
     folder: str | None
-    marks: str
+    special_tokens: str
 
     @property
     def content(self) -> str:
@@ -85,7 +85,7 @@ class Qwen:
         return digest([Path(self.folder) / name for name in names]) if self.folder else ""
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = qwen_tokenizer(self.folder, self.marks).encode(
+        ids: list[int] = qwen_tokenizer(self.folder, self.special_tokens).encode(
             text, add_special_tokens=False
         )
         return ids
@@ -108,10 +108,12 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return content.hexdigest()
 
 
-def marks(name: str) -> list[str]:
+def read_special_tokens(name: str) -> list[str]:
     """The tokens behind a vocabulary that stand for no piece of text, in the order of their ids."""
     return (
-        (Path(__file__).parent / "marks" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        (Path(__file__).parent / "special_tokens" / f"{name}.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
     )
 
 
@@ -133,7 +135,7 @@ def whisper_encoding(vocabulary: str | None) -> Any:
         raise UserError(
             f"{path} is not the multilingual vocabulary of Whisper: it has {len(ranks)} pieces, not {PIECES}"
         )
-    special = [*marks("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
+    special = [*read_special_tokens("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     ids = {token: len(ranks) + i for i, token in enumerate(special)}
     return tiktoken.Encoding("whisper", pat_str=pattern, mergeable_ranks=ranks, special_tokens=ids)
@@ -174,7 +176,7 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
         {
             "eos_token": "<|endoftext|>",
             "pad_token": "<|endoftext|>",
-            "additional_special_tokens": marks(added),
+            "additional_special_tokens": read_special_tokens(added),
         }
     )
     if (found := tokenizer.convert_tokens_to_ids("<|endofprompt|>")) != END_OF_PROMPT:

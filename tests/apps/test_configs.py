@@ -263,7 +263,10 @@ def test_the_wheel_holds_code_configs_license_and_notice(wheel):
     }
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp").rglob("*.py")}
     assert code == {file for file in files if file.endswith(".py")}
-    marks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cosyexp/data/marks").iterdir()}
+    marks = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "cosyexp/data/special_tokens").iterdir()
+    }
     assert marks and marks <= files
     assert {"LICENSE", "NOTICE"} <= {Path(file).name for file in files}
 

@@ -39,7 +39,7 @@ def qwen(given, weights):
         text_vocabulary=sizes["vocab_size"],
         speech_vocabulary=given["speech_token_size"],
         extra=classes - given["speech_token_size"],
-        marks=None if "llm_embedding.weight" in weights else (0, 2),
+        sos_task_ids=None if "llm_embedding.weight" in weights else (0, 2),
         bias="llm_decoder.bias" in weights,
         width=sizes["hidden_size"],
         layers=sizes["num_hidden_layers"],

@@ -41,9 +41,9 @@ def network(family):
         return TransformerLM(**sizes, text_width=12, speaker_dim=SPEAKER, **parts).double().eval()
     qwen = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
     marks = (
-        {"extra": 3, "marks": None, "bias": True}
+        {"special_tokens": 3, "sos_task_ids": None, "bias": True}
         if family == "cosyvoice2"
-        else {"extra": 9, "marks": (0, 2), "bias": False}
+        else {"special_tokens": 9, "sos_task_ids": (0, 2), "bias": False}
     )
     net = QwenLM(**sizes, **qwen, **marks).double().eval()
     with torch.no_grad():
@@ -455,8 +455,8 @@ def test_a_pretrained_backbone_is_taken_over_whole_or_not_at_all(tmp_path):
         assert torch.equal(net.llm.state_dict()[name], tensor), name
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
     other = {
-        "extra": 3,
-        "marks": None,
+        "special_tokens": 3,
+        "sos_task_ids": None,
         "bias": True,
         "width": 16,
         "layers": 3,

@@ -100,7 +100,7 @@ def decode_in_blocks(
     """
     wide, long = block
     embed = network.text_embedding
-    start, task = network.marks_embedding(1).split(1, dim=1)
+    start, task = network.sos_task_embedding(1).split(1, dim=1)
     text, prompt = embed(prompt_text_1L), network.speech_embedding(prompt_speech_1N)
     waiting, cache = [start], network.empty_cache(start)  # what the network has not seen yet
     spoken: list[int] = []  # with the marks that were chosen

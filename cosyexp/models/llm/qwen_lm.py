@@ -96,7 +96,7 @@ class QwenLM(nn.Module):
         parts = [
             self.text_embedding(text_BL),
             self.speech_embedding(speech_BN),
-            self.marks_embedding(len(text_BL)),
+            self.sos_task_embedding(len(text_BL)),
         ]
         hidden = self.llm.model.model(
             inputs_embeds=take(torch.cat(parts, dim=1), order_BT), use_cache=False
@@ -109,7 +109,7 @@ class QwenLM(nn.Module):
 
     def prompt(self, text_BL: Tensor, speaker_BE: Tensor | None = None) -> Tensor:
         """The embedded prompt [start, text_1..L, task] of texts without padding, (B, L + 2, D)."""
-        start, task = self.marks_embedding(text_BL.size(0)).split(1, dim=1)
+        start, task = self.sos_task_embedding(text_BL.size(0)).split(1, dim=1)
         return torch.cat([start, self.text_embedding(text_BL), task], dim=1)
 
     def empty_cache(self, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class QwenLM(nn.Module):
             raise ValueError("its weights do not have the sizes of the network")
         self.llm.model.load_state_dict(found)
 
-    def marks_embedding(self, batch: int) -> Tensor:
+    def sos_task_embedding(self, batch: int) -> Tensor:
         """What starts a sequence, and what begins its speech, (B, 2, D)."""
         if self.marks is None:
             weight = self.llm_embedding.weight

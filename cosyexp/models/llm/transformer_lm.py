@@ -59,7 +59,7 @@ class TransformerLM(nn.Module):
         parts = [
             self._text(text_BL, text_lens_B),
             self.speech_embedding(speech_BN),
-            self._marks(len(text_BL)),
+            self._sos_task_embedding(len(text_BL)),
             self._speaker(speaker_BE),
         ]
         hidden = self.llm(take(torch.cat(parts, dim=1), order_BT), lens_B)
@@ -68,7 +68,7 @@ class TransformerLM(nn.Module):
     def prompt(self, text_BL: Tensor, speaker_BE: Tensor | None) -> Tensor:
         """The embedded prompt [start, speaker, text_1..L, task] of texts without padding, (B, L + 3, D); the speaker may be missing."""
         lengths = torch.full((text_BL.size(0),), text_BL.size(1), device=text_BL.device)
-        start, task = self._marks(text_BL.size(0)).split(1, dim=1)
+        start, task = self._sos_task_embedding(text_BL.size(0)).split(1, dim=1)
         speaker = start[:, :0] if speaker_BE is None else self._speaker(speaker_BE)
         return torch.cat([start, speaker, self._text(text_BL, lengths), task], dim=1)
 
@@ -88,5 +88,5 @@ class TransformerLM(nn.Module):
     def _speaker(self, speaker_BE: Tensor) -> Tensor:
         return self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1)).unsqueeze(1)
 
-    def _marks(self, batch: int) -> Tensor:
+    def _sos_task_embedding(self, batch: int) -> Tensor:
         return self.llm_embedding.weight.unsqueeze(0).expand(batch, -1, -1)
