@@ -38,7 +38,7 @@ def qwen(given, weights):
     return QwenLM(
         text_vocabulary=sizes["vocab_size"],
         speech_vocabulary=given["speech_token_size"],
-        extra=classes - given["speech_token_size"],
+        special_tokens=classes - given["speech_token_size"],
         sos_task_ids=None if "llm_embedding.weight" in weights else (0, 2),
         bias="llm_decoder.bias" in weights,
         width=sizes["hidden_size"],

@@ -40,12 +40,12 @@ def network(family):
         parts = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
         return TransformerLM(**sizes, text_width=12, speaker_dim=SPEAKER, **parts).double().eval()
     qwen = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
-    marks = (
+    special = (
         {"special_tokens": 3, "sos_task_ids": None, "bias": True}
         if family == "cosyvoice2"
         else {"special_tokens": 9, "sos_task_ids": (0, 2), "bias": False}
     )
-    net = QwenLM(**sizes, **qwen, **marks).double().eval()
+    net = QwenLM(**sizes, **qwen, **special).double().eval()
     with torch.no_grad():
         for parameter in net.llm.parameters():
             parameter.mul_(5)  # Qwen2 starts so small that its positions differ little

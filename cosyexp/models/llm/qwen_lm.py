@@ -26,8 +26,8 @@ class Backbone(nn.Module):
 class QwenLM(nn.Module):
     """Text in, log-odds of the next speech token out (Du et al. 2024, "CosyVoice 2", section 2.3).
 
-    text_vocabulary, speech_vocabulary: numbers of token ids. extra: classes behind the speech vocabulary, for marks.
-    marks: which of those classes start a sequence and begin its speech; None: two embeddings of their own do.
+    text_vocabulary, speech_vocabulary: numbers of token ids. special_tokens: number of classes after the speech vocabulary.
+    sos_task_ids: which of those classes start a sequence and begin its speech; None: a separate embedding of two vectors.
     bias: whether the head has one.
     width, layers, heads, key_heads, hidden (feed-forward), positions: sizes of Qwen2. theta: base of its rotary embedding.
     pretrained: a folder with a Qwen2 whose weights a new run takes over; see `load_pretrained`.
@@ -38,8 +38,8 @@ class QwenLM(nn.Module):
         *,
         text_vocabulary: int,
         speech_vocabulary: int,
-        extra: int,
-        marks: Sequence[int] | None,
+        special_tokens: int,
+        sos_task_ids: Sequence[int] | None,
         bias: bool,
         width: int,
         layers: int,
@@ -67,11 +67,13 @@ class QwenLM(nn.Module):
             rope_parameters={"rope_type": "default", "rope_theta": theta},
             tie_word_embeddings=True,
         )
-        classes = speech_vocabulary + extra
-        self.marks = None if marks is None else [speech_vocabulary + mark for mark in marks]
+        classes = speech_vocabulary + special_tokens
+        self.sos_task_classes = (
+            None if sos_task_ids is None else [speech_vocabulary + i for i in sos_task_ids]
+        )
         self.pretrained = pretrained
         self.cache_shape = (layers, key_heads, 2 * (width // heads))
-        if marks is None:
+        if sos_task_ids is None:
             self.llm_embedding = nn.Embedding(2, width)
         self.llm = Backbone(config)
         self.llm_decoder = nn.Linear(width, classes, bias=bias)
@@ -141,10 +143,10 @@ class QwenLM(nn.Module):
 
     def sos_task_embedding(self, batch: int) -> Tensor:
         """What starts a sequence, and what begins its speech, (B, 2, D)."""
-        if self.marks is None:
+        if self.sos_task_classes is None:
             weight = self.llm_embedding.weight
         else:
             weight = self.speech_embedding(
-                torch.tensor(self.marks, device=self.speech_embedding.weight.device)
+                torch.tensor(self.sos_task_classes, device=self.speech_embedding.weight.device)
             )
         return weight.unsqueeze(0).expand(batch, -1, -1)
