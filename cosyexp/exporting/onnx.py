@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
-from cosyexp.exporting.smaller import to_fp16, to_int8
+from cosyexp.exporting.precision import to_fp16, to_int8
 
 TRACED = 24, 2  # size and rows of the inputs that the exporter looks at
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-SMALLER = {"fp16": to_fp16, "int8": to_int8}
+CONVERTERS = {"fp16": to_fp16, "int8": to_int8}
 
 
 class Onnx(ComponentFormat):
@@ -37,7 +37,7 @@ class Onnx(ComponentFormat):
         """One self-contained file; sizes stay dynamic where the component says so."""
         import onnx
 
-        from cosyexp.exporting.translations import TRANSLATIONS
+        from cosyexp.exporting.onnx_ops import ONNX_OPS
 
         with quiet():
             program = torch.onnx.export(
@@ -48,7 +48,7 @@ class Onnx(ComponentFormat):
                 output_names=list(component.outputs),
                 dynamic_shapes=dimensions(component),
                 opset_version=self.opset,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=ONNX_OPS,
                 verbose=False,
             )
             assert program is not None
@@ -56,7 +56,7 @@ class Onnx(ComponentFormat):
                 program.save(str(path), external_data=False)
             else:
                 onnx.save(
-                    SMALLER[precision](program.model_proto, getattr(component, "full", ())),
+                    CONVERTERS[precision](program.model_proto, getattr(component, "full", ())),
                     str(path),
                 )
 

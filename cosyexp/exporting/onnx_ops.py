@@ -37,7 +37,7 @@ def gelu(x: Any, approximate: str = "none") -> Any:
     return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+ONNX_OPS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.scaled_dot_product_attention.default: attention,
     torch.ops.aten.gelu.default: gelu,
 }
