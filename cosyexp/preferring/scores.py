@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cosyexp.evaluation.measures import edits
+from cosyexp.evaluation.metrics import edits
 
 # how bad an answer is, from the row of its utterance and its speech tokens
 Score = Callable[[Mapping[str, Any], Sequence[int]], float]

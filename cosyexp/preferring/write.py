@@ -172,7 +172,7 @@ def score_of(run: RunDirectory, options: Options) -> Score | None:
         return None
     if options.score == "edit":
         return edit
-    from cosyexp.preferring.hearing import ErrorRate  # and all that speaks and listens
+    from cosyexp.preferring.asr_score import ErrorRate  # and all that speaks and listens
 
     assert options.flow and options.hifigan
     return ErrorRate(

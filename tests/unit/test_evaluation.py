@@ -9,8 +9,8 @@ import soundfile
 
 from cosyexp.data.shards import read_list, read_rows
 from cosyexp.errors import UserError
-from cosyexp.evaluation.judges import Whisper
-from cosyexp.evaluation.measures import edits, error_rate, words
+from cosyexp.evaluation.asr import Whisper
+from cosyexp.evaluation.metrics import edits, error_rate, words
 
 
 def by_recursion(a, b):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from cosyexp.data.draws import keyed
-from cosyexp.evaluation.judges import Whisper
-from cosyexp.evaluation.measures import error_rate
+from cosyexp.evaluation.asr import Whisper
+from cosyexp.evaluation.metrics import error_rate
 from cosyexp.run.directory import RunDirectory
 from cosyexp.synthesis.backends import of_weights
 from cosyexp.synthesis.pipeline import Pipeline
