@@ -49,7 +49,7 @@ class Characters:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whisper:
+class WhisperTokenizer:
     """The multilingual byte-pair encoding of Whisper (Radford et al. 2022), with the special tokens of 100 languages.
 
     vocabulary: its tiktoken file; None: the one that the installed package openai-whisper ships.

@@ -17,7 +17,7 @@ PARTS = (
 )  # packages that carry whisper-base in two halves
 
 
-class Whisper:
+class WhisperASR:
     """A Whisper model in CTranslate2's form (Radford et al. 2022), run by faster-whisper.
 
     model: its folder, or None for the small one of the extra `eval`. language: such as "en"; None: as it hears it.

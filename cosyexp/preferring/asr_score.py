@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cosyexp.data.draws import keyed
-from cosyexp.evaluation.asr import Whisper
+from cosyexp.evaluation.asr import WhisperASR
 from cosyexp.evaluation.metrics import error_rate
 from cosyexp.run.directory import RunDirectory
 from cosyexp.synthesis.backends import of_weights
@@ -23,7 +23,7 @@ class ErrorRate:
     def __init__(
         self, llm: str, flow: str, hifigan: str, *, asr: str | None, language: str | None, seed: int
     ) -> None:
-        self.seed, self.judge = seed, Whisper(Path(asr) if asr else None, language)
+        self.seed, self.judge = seed, WhisperASR(Path(asr) if asr else None, language)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
         self.voice = Pipeline(
             {name: of_weights(RunDirectory(path), "best") for name, path in runs.items()}

