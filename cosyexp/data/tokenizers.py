@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Characters:
+class CharacterTokenizer:
     """One id a character, from 1; a character that the alphabet lacks is left out. Case is folded.
 
     alphabet: the known characters, in the order of their ids.
@@ -70,7 +70,7 @@ class WhisperTokenizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen:
+class QwenTokenizer:
     """The byte-pair encoding of Qwen2, and the marks that a family added to it, such as <|endofprompt|>.
 
     folder: of the pretrained tokenizer (vocab.json and merges.txt, or tokenizer.json). marks: cosyvoice2 or cosyvoice3.

@@ -10,7 +10,7 @@ import torch
 
 from cosyexp.data.collators.llm import LanguageCollator
 from cosyexp.data.layout import Layout
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.tokenizers import CharacterTokenizer
 from cosyexp.models.llm.decoding import decode, decode_in_blocks
 from cosyexp.models.llm.qwen_lm import QwenLM
 from cosyexp.models.llm.sampling import greedy, ras
@@ -84,7 +84,11 @@ def batch_of(numbers, given, coins=()):
         "use_spk_embedding": False,
         "layout": layout(numbers),
     }
-    collator, rows, named = LanguageCollator(tokenizer=Characters(alphabet="a"), **options), [], {}
+    collator, rows, named = (
+        LanguageCollator(tokenizer=CharacterTokenizer(alphabet="a"), **options),
+        [],
+        {},
+    )
     for row in range(len(given["text_token"])):
         content = {}
         for field, name in {

