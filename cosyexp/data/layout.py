@@ -10,14 +10,14 @@ import numpy as np
 
 
 class Sequence(NamedTuple):
-    """One row. order_T: which of the pool [text_1..L, speech_1..N, start, task, speaker] stands at each position.
+    """One row. gather_index_T: which of the pool [text_1..L, speech_1..N, start, task, speaker] stands at each position.
 
-    answer_A: the positions that predict a class. target_A: the classes that they are to predict.
+    label_positions_A: the positions that predict a class. labels_A: the classes that they are to predict.
     """
 
-    order_T: np.ndarray
-    answer_A: np.ndarray
-    target_A: np.ndarray
+    gather_index_T: np.ndarray
+    label_positions_A: np.ndarray
+    labels_A: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

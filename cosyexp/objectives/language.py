@@ -27,7 +27,7 @@ class Language:
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def count_units(self, batch: LanguageBatch) -> dict[str, int]:
-        return {"tokens": int(batch.answers_B.sum())}
+        return {"tokens": int(batch.label_lens_B.sum())}
 
     def losses(self, batch: LanguageBatch) -> Iterator[Loss]:
         yield self._loss(batch)
@@ -44,12 +44,12 @@ class Language:
             batch.text_lens_B,
             batch.speech_BN,
             batch.speaker_BE,
-            batch.order_BT,
+            batch.gather_index_BT,
             batch.lens_B,
-            batch.answer_BA,
+            batch.label_positions_BA,
         )
-        valid = valid_mask(batch.answers_B, batch.target_BA.size(1))
+        valid = valid_mask(batch.label_lens_B, batch.labels_BA.size(1))
         return Loss(
-            ce=(token_loss(logits, batch.target_BA, valid, self.smoothing), "tokens", 1.0),
-            acc=(hits(logits, batch.target_BA, valid), "tokens", 0.0),
+            ce=(token_loss(logits, batch.labels_BA, valid, self.smoothing), "tokens", 1.0),
+            acc=(hits(logits, batch.labels_BA, valid), "tokens", 0.0),
         )

@@ -69,7 +69,7 @@ class Preference:
         return copy.deepcopy(self.trainables["llm"].module).eval().requires_grad_(False)
 
     def count_units(self, batch: PreferenceBatch) -> dict[str, int]:
-        return {"pairs": len(batch), "tokens": int(batch.answers_B[: len(batch)].sum())}
+        return {"pairs": len(batch), "tokens": int(batch.label_lens_B[: len(batch)].sum())}
 
     def losses(self, batch: PreferenceBatch) -> Iterator[Loss]:
         yield self._loss(batch)
@@ -113,13 +113,13 @@ class Preference:
             batch.text_lens_B,
             batch.speech_BN,
             batch.speaker_BE,
-            batch.order_BT,
+            batch.gather_index_BT,
             batch.lens_B,
-            batch.answer_BA,
+            batch.label_positions_BA,
         )
-        valid_BA, pairs = valid_mask(batch.answers_B, batch.target_BA.size(1)), len(batch)
-        logp_BA = at(log_probabilities(logits_BAV), batch.target_BA) * valid_BA
-        return logp_BA, hits(logits_BAV[:pairs], batch.target_BA[:pairs], valid_BA[:pairs])
+        valid_BA, pairs = valid_mask(batch.label_lens_B, batch.labels_BA.size(1)), len(batch)
+        logp_BA = at(log_probabilities(logits_BAV), batch.labels_BA) * valid_BA
+        return logp_BA, hits(logits_BAV[:pairs], batch.labels_BA[:pairs], valid_BA[:pairs])
 
     def _whole(self, logp_BA: Tensor, batch: PreferenceBatch) -> Tensor:
-        return logp_BA.sum(1) / (batch.answers_B if self.by_length else 1)
+        return logp_BA.sum(1) / (batch.label_lens_B if self.by_length else 1)

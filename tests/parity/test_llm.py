@@ -161,14 +161,14 @@ def test_sequence_and_logits(fixture, close, name, step):
         batch.text_lens_B,
         batch.speech_BN,
         batch.speaker_BE,
-        batch.order_BT,
+        batch.gather_index_BT,
         batch.lens_B,
-        batch.answer_BA,
+        batch.label_positions_BA,
     )
     assert torch.equal(batch.lens_B, captured["lm_input_len"].long())
-    for row, count in enumerate(batch.answers_B):
-        places = batch.answer_BA[row, :count]
-        assert torch.equal(batch.target_BA[row, :count], captured["lm_target"][row][places])
+    for row, count in enumerate(batch.label_lens_B):
+        places = batch.label_positions_BA[row, :count]
+        assert torch.equal(batch.labels_BA[row, :count], captured["lm_target"][row][places])
         assert (captured["lm_target"][row] != -1).sum() == count
         close(f"logits of row {row}", found[row, :count], captured["logits"][row][places])
 
@@ -186,14 +186,14 @@ def test_intermediates_of_v1(fixture, close):
         batch.text_lens_B,
         batch.speech_BN,
         batch.speaker_BE,
-        batch.order_BT,
+        batch.gather_index_BT,
         batch.lens_B,
-        batch.answer_BA,
+        batch.label_positions_BA,
     )
     text = net.text_encoder(net.text_embedding(batch.text_BL), batch.text_lens_B)
     for row, (size, whole) in enumerate(zip(batch.text_lens_B, batch.lens_B, strict=True)):
         close(f"text encoder, row {row}", text[row, :size], captured["text_encoder"][0][row, :size])
-        places = batch.answer_BA[row, : batch.answers_B[row]]
+        places = batch.label_positions_BA[row, : batch.label_lens_B[row]]
         close(f"logits, row {row}", found[row, : len(places)], captured["logits"][row, places])
         assert whole == captured["llm_in"][1][row]
 

@@ -103,11 +103,11 @@ def logits(net, batch):
         batch.text_lens_B,
         batch.speech_BN,
         batch.speaker_BE,
-        batch.order_BT,
+        batch.gather_index_BT,
         batch.lens_B,
-        batch.answer_BA,
+        batch.label_positions_BA,
     )
-    return [row[:count] for row, count in zip(found, batch.answers_B.tolist(), strict=True)]
+    return [row[:count] for row, count in zip(found, batch.label_lens_B.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -130,8 +130,8 @@ def test_gradients_of_a_row_alone_are_those_in_a_batch(net, batch, family):
 def test_padded_ids_change_nothing(net, batch):
     wanted = logits(net, batch)
     speech_lens = (
-        batch.order_BT.ge(batch.text_BL.size(1))
-        .logical_and(batch.order_BT < batch.text_BL.size(1) + batch.speech_BN.size(1))
+        batch.gather_index_BT.ge(batch.text_BL.size(1))
+        .logical_and(batch.gather_index_BT < batch.text_BL.size(1) + batch.speech_BN.size(1))
         .sum(1)
     )
     text, speech = batch.text_BL.clone(), batch.speech_BN.clone()
@@ -153,8 +153,8 @@ def test_an_answer_sees_only_what_stands_before_it(net, batch):
         speech = batch.speech_BN.clone()
         speech[1, token] = (speech[1, token] + 1) % SPEECHES
         found = logits(net, type(batch)(**{**vars(batch), "speech_BN": speech}))[1]
-        place = int((batch.order_BT[1] == texts + token).nonzero()[0])
-        behind = batch.answer_BA[1, : len(found)] >= place
+        place = int((batch.gather_index_BT[1] == texts + token).nonzero()[0])
+        behind = batch.label_positions_BA[1, : len(found)] >= place
         assert torch.equal(found[~behind], wanted[~behind])
         assert (found[behind] != wanted[behind]).any(-1).all()
 
@@ -201,8 +201,8 @@ def laid_out(layout, text, speech, lead=0, blocks=False):
         + [f"s{i}" for i in range(speech)]
         + ["start", "task", "speaker"]
     )
-    answers = dict(zip(found.answer_A.tolist(), found.target_A.tolist(), strict=True))
-    return [names[i] for i in found.order_T], answers
+    answers = dict(zip(found.label_positions_A.tolist(), found.labels_A.tolist(), strict=True))
+    return [names[i] for i in found.gather_index_T], answers
 
 
 def test_one_stream_of_text_then_speech():
@@ -245,7 +245,7 @@ def test_about_half_of_the_rows_are_in_blocks_and_always_the_same():
     row = rows("cosyvoice3")[1]
     answers = [
         [
-            int(collator("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).answers_B)
+            int(collator("cosyvoice3").collate([str(i)], [row], Draws(seed, 0)).label_lens_B)
             for i in range(200)
         ]
         for seed in (0, 0, 1)
@@ -303,7 +303,7 @@ def test_speaking_while_the_text_comes_is_the_layout_of_training():
     row = {"text": text.numpy(), "speech": np.array([tokens]), "speaker": np.zeros((SPEAKER, 1))}
     batch = collate("cosyvoice2", [(0, row)])
     wanted = logits(net, batch)[0].log_softmax(-1)
-    chosen = batch.target_BA[0] != SPEECHES + 2  # a fill was due, not chosen
+    chosen = batch.labels_BA[0] != SPEECHES + 2  # a fill was due, not chosen
     assert chosen.sum() == len(seen) == 9
     for found, row in zip(seen, wanted[chosen], strict=True):
         assert_close(found[found.isfinite()].double(), row[found.isfinite()], rtol=0, atol=1e-5)

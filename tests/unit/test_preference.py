@@ -103,8 +103,8 @@ def objective(family, reference=None, **options):
 def fills(batch):
     """How many marks end a block in each row."""
     return [
-        int((batch.target_BA[row, :count] >= SPEECHES).sum()) - 1
-        for row, count in enumerate(batch.answers_B.tolist())
+        int((batch.labels_BA[row, :count] >= SPEECHES).sum()) - 1
+        for row, count in enumerate(batch.label_lens_B.tolist())
     ]
 
 
@@ -156,13 +156,13 @@ def test_log_probabilities_are_those_of_the_answers(family, normalize):
         batch.text_lens_B,
         batch.speech_BN,
         batch.speaker_BE,
-        batch.order_BT,
+        batch.gather_index_BT,
         batch.lens_B,
-        batch.answer_BA,
+        batch.label_positions_BA,
     )
     for row, value in enumerate(found.reference(batch, net)):
-        count = int(batch.answers_B[row])
-        each = [logits[row, i].log_softmax(-1)[batch.target_BA[row, i]] for i in range(count)]
+        count = int(batch.label_lens_B[row])
+        each = [logits[row, i].log_softmax(-1)[batch.labels_BA[row, i]] for i in range(count)]
         assert_close(value, sum(each) / (count if normalize == "length" else 1))
 
 
@@ -173,17 +173,17 @@ def test_only_answers_count(family):
     found = objective(family)
     net, batch = found.trainables["llm"].module, collate(family)
     wanted = found.reference(batch, net)
-    padded = batch.target_BA.clone()
-    for row, count in enumerate(batch.answers_B.tolist()):
+    padded = batch.labels_BA.clone()
+    for row, count in enumerate(batch.label_lens_B.tolist()):
         padded[row, count:] += 1
     assert torch.equal(
-        found.reference(type(batch)(**{**vars(batch), "target_BA": padded}), net), wanted
+        found.reference(type(batch)(**{**vars(batch), "labels_BA": padded}), net), wanted
     )
     for row in range(6):
-        target = batch.target_BA.clone()
+        target = batch.labels_BA.clone()
         target[row, 0] = (target[row, 0] + 1) % SPEECHES
         changed = (
-            found.reference(type(batch)(**{**vars(batch), "target_BA": target}), net) != wanted
+            found.reference(type(batch)(**{**vars(batch), "labels_BA": target}), net) != wanted
         )
         assert changed.nonzero().flatten().tolist() == [row]
 
@@ -217,7 +217,7 @@ def test_rewards_loss_and_sft_have_their_formulas():
     assert_close(loss["dpo_loss"].sum, -logsigmoid(gain[:3] - gain[3:]).sum())
     assert_close(loss["chosen_reward"].sum, gain[:3].sum())
     assert_close(loss["rejected_reward"].sum, gain[3:].sum())
-    assert_close(loss["sft_loss"].sum, -(policy[:3] * batch.answers_B[:3]).sum())
+    assert_close(loss["sft_loss"].sum, -(policy[:3] * batch.label_lens_B[:3]).sum())
     total = loss.scaled({name: float(count) for name, count in units.items()})
     assert_close(total, loss["dpo_loss"].sum / 3 + 0.7 * loss["sft_loss"].sum / units["tokens"])
 

@@ -20,17 +20,17 @@ from cosyexp.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageBatch(Batch):
-    """text_BL: an instruction, if there is one, and the text. order_BT, answer_BA, target_BA: see `Layout`. Padded with 0."""
+    """text_BL: an instruction, if there is one, and the text. gather_index_BT, label_positions_BA, labels_BA: see `Layout`. Padded with 0."""
 
     text_BL: Tensor
     text_lens_B: Tensor
     speech_BN: Tensor
     speaker_BE: Tensor
-    order_BT: Tensor
+    gather_index_BT: Tensor
     lens_B: Tensor
-    answer_BA: Tensor
-    target_BA: Tensor
-    answers_B: Tensor
+    label_positions_BA: Tensor
+    labels_BA: Tensor
+    label_lens_B: Tensor
 
 
 class LanguageCollator:
@@ -96,9 +96,9 @@ class LanguageCollator:
             "text_lens_B": lengths(text),
             "speech_BN": pad(speech).long(),
             "speaker_BE": torch.from_numpy(np.stack([row["speaker"][:, 0] for row in rows])),
-            "order_BT": pad(order),
+            "gather_index_BT": pad(order),
             "lens_B": lengths(order),
-            "answer_BA": pad(answer),
-            "target_BA": pad(target),
-            "answers_B": lengths(answer),
+            "label_positions_BA": pad(answer),
+            "labels_BA": pad(target),
+            "label_lens_B": lengths(answer),
         }

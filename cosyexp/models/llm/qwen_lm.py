@@ -85,9 +85,9 @@ class QwenLM(nn.Module):
         text_lens_B: Tensor,
         speech_BN: Tensor,
         speaker_BE: Tensor,
-        order_BT: Tensor,
+        gather_index_BT: Tensor,
         lens_B: Tensor,
-        answer_BA: Tensor,
+        label_positions_BA: Tensor,
     ) -> Tensor:
         """Teacher forcing; padded ids may be anything inside the vocabulary. Neither lengths nor the speaker change anything.
 
@@ -101,9 +101,9 @@ class QwenLM(nn.Module):
             self.sos_task_embedding(len(text_BL)),
         ]
         hidden = self.llm.model.model(
-            inputs_embeds=take(torch.cat(parts, dim=1), order_BT), use_cache=False
+            inputs_embeds=take(torch.cat(parts, dim=1), gather_index_BT), use_cache=False
         ).last_hidden_state
-        return self.llm_decoder(take(hidden, answer_BA))
+        return self.llm_decoder(take(hidden, label_positions_BA))
 
     @property
     def text_embedding(self) -> nn.Embedding:

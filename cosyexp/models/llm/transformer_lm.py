@@ -47,9 +47,9 @@ class TransformerLM(nn.Module):
         text_lens_B: Tensor,
         speech_BN: Tensor,
         speaker_BE: Tensor,
-        order_BT: Tensor,
+        gather_index_BT: Tensor,
         lens_B: Tensor,
-        answer_BA: Tensor,
+        label_positions_BA: Tensor,
     ) -> Tensor:
         """Teacher forcing; padded ids may be anything inside the vocabulary.
 
@@ -62,8 +62,8 @@ class TransformerLM(nn.Module):
             self._sos_task_embedding(len(text_BL)),
             self._speaker(speaker_BE),
         ]
-        hidden = self.llm(take(torch.cat(parts, dim=1), order_BT), lens_B)
-        return self.llm_decoder(take(hidden, answer_BA))
+        hidden = self.llm(take(torch.cat(parts, dim=1), gather_index_BT), lens_B)
+        return self.llm_decoder(take(hidden, label_positions_BA))
 
     def prompt(self, text_BL: Tensor, speaker_BE: Tensor | None) -> Tensor:
         """The embedded prompt [start, speaker, text_1..L, task] of texts without padding, (B, L + 3, D); the speaker may be missing."""
