@@ -9,8 +9,8 @@ from hydra.errors import HydraException
 
 from cosyexp.errors import UserError
 
-ROOMS = ("data", "models", "objectives", "training", "exporting")
-TRUSTED = (*(f"cosyexp.{room}." for room in ROOMS), "torch.optim.", "torch.nn.")
+PACKAGES = ("data", "models", "objectives", "training", "exporting")
+TRUSTED = (*(f"cosyexp.{package}." for package in PACKAGES), "torch.optim.", "torch.nn.")
 
 
 FUNCTIONS = (
