@@ -39,7 +39,7 @@ ENGINES = {
     "deepspeed, stage 2": ["engine=deepspeed", "engine.stage=2"],
     "deepspeed, stage 3": ["engine=deepspeed", "engine.stage=3"],
     "fsdp": ["engine=fsdp"],
-    "fsdp, recompute": ["engine=fsdp", "engine.recompute=true"],
+    "fsdp, recompute": ["engine=fsdp", "engine.activation_checkpointing=true"],
 }
 ONE, TWO = (
     ["engine.nproc_per_node=1", "trainer.accumulate=2"],

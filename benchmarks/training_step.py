@@ -42,7 +42,7 @@ def trainer_of(model: str, folder: str) -> Trainer:
 
 
 def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
-    """What a script would do: forward, backward, clip, update; no sums, no watch, no metrics, no keyed dropout."""
+    """What a script would do: forward, backward, max_grad_norm, update; no sums, no watch, no metrics, no keyed dropout."""
     (micro,) = micro_batches
     units = {
         unit: float(count) for unit, count in trainer.objective.count_units(micro.batch).items()
@@ -51,7 +51,9 @@ def bare_step(trainer: Trainer, micro_batches: list[MicroBatch]) -> None:
         trainer.objective.trainables.items(), trainer.objective.losses(micro.batch), strict=True
     ):
         loss.scaled(units).backward()
-        torch.nn.utils.clip_grad_norm_(trainable.module.parameters(), trainer.options.clip or 1e9)
+        torch.nn.utils.clip_grad_norm_(
+            trainable.module.parameters(), trainer.options.max_grad_norm or 1e9
+        )
         optimizer = trainer.engine.optimizers[name]  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -53,7 +53,7 @@ class Score(Enum):
 class Trainer:
     """steps, epochs: training ends at whichever comes first. accumulate: micro-batches a rank has in a step.
 
-    clip: largest gradient norm. ema: decay of the running mean of the weights, such as 0.999.
+    max_grad_norm: largest gradient norm. ema: decay of the running mean of the weights, such as 0.999.
     running_sum: keeps the sum of the weights of all steps, in fp64, for `average method=running`.
     valid_every: steps between validations. valid_epochs: epochs between validations with a checkpoint; 0: none.
     previews: validation utterances to look at and listen to in TensorBoard.
@@ -64,7 +64,7 @@ class Trainer:
     epochs: int | None = None
     accumulate: int = 1
     precision: Precision = Precision.fp32
-    clip: float | None = 5.0
+    max_grad_norm: float | None = 5.0
     ema: float | None = None
     running_sum: bool = False
     log_every: int = 50

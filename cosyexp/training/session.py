@@ -120,7 +120,7 @@ def _engine(config: Mapping[str, Any]) -> Engine:
     settings, trainer = dict(config["engine"]), config["trainer"]
     del settings["nproc_per_node"], settings["threads"]  # not the engine's, but this room's
     engine: Engine = build(settings)(
-        **{key: trainer[key] for key in ("precision", "clip", "ema", "running_sum")}
+        **{key: trainer[key] for key in ("precision", "max_grad_norm", "ema", "running_sum")}
     )
     if trainer["deterministic"]:
         torch.use_deterministic_algorithms(True)

@@ -86,7 +86,15 @@ def implicit_clip() -> Iterator[None]:
     build = Shared.__init__
 
     def clipped(self: Shared, **options: Any) -> None:
-        build(self, **{**options, "clip": 1.0 if options["clip"] is None else options["clip"]})
+        build(
+            self,
+            **{
+                **options,
+                "max_grad_norm": 1.0
+                if options["max_grad_norm"] is None
+                else options["max_grad_norm"],
+            },
+        )
 
     with patch.object(Shared, "__init__", clipped):
         yield

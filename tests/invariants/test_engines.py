@@ -27,7 +27,7 @@ FOUR = [(engine, "llm") for engine in ENGINES] + [
     ("zero3", "hifigan"),
     ("fsdp", "flow"),
 ]
-UNCLIPPED = ("trainer.clip=null",)
+UNCLIPPED = ("trainer.max_grad_norm=null",)
 MUTANTS = {  # how a training is divided: ranks, micro-batches of each
     faults.clip_left_out: (1, 2, "zero2", "hifigan", UNCLIPPED),
     faults.bare_backward: (1, 2, "zero3", "llm", ()),

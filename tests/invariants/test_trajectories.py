@@ -45,8 +45,8 @@ def check_rows(model: str, data: Path, fault: faults.Any = None) -> None:
 
 def check_clip(model: str, data: Path, fault: faults.Any = None) -> None:
     """No clipping is clipping at a norm that nothing reaches."""
-    free = by_rows(model, data, [EIGHT[:4]], "trainer.clip=null", fault=fault)
-    assert_same(free, by_rows(model, data, [EIGHT[:4]], "trainer.clip=1e9", fault=fault))
+    free = by_rows(model, data, [EIGHT[:4]], "trainer.max_grad_norm=null", fault=fault)
+    assert_same(free, by_rows(model, data, [EIGHT[:4]], "trainer.max_grad_norm=1e9", fault=fault))
 
 
 CHECKS = [check_accumulation, check_uneven, check_ranks, check_rows, check_clip]

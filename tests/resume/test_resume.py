@@ -24,7 +24,7 @@ VARIANTS = {
     "plain": [],
     "workers": ["data.workers=2"],
     "accumulate": ["trainer.accumulate=2", "trainer.valid_epochs=1"],
-    "ema": ["trainer.ema=0.9", "trainer.running_sum=true", "trainer.clip=1.0"],
+    "ema": ["trainer.ema=0.9", "trainer.running_sum=true", "trainer.max_grad_norm=1.0"],
 }
 # where each start dies; the start after the last one ends by itself
 DEATHS = [("update", 5), ("weights", 2), ("step", 2), ("update", 3), ("rename", 2), ("meta", 1)]

@@ -55,7 +55,7 @@ class Net(nn.Module):
 
 
 def engine_of(name: str, net: Net, optimizer: str, **options: Any) -> Any:
-    engine = ENGINES[name](clip=0.7, ema=0.5, running_sum=True, **options)
+    engine = ENGINES[name](max_grad_norm=0.7, ema=0.5, running_sum=True, **options)
     engine.setup(
         {"net": Trainable(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, []
     )

@@ -68,10 +68,10 @@ def equal(one, two):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_optimizer(optimizer, bad, clip):
     module = net()
-    engine = engine_of(module, optimizer=optimizer, clip=clip)
+    engine = engine_of(module, optimizer=optimizer, max_grad_norm=clip)
     assert update(engine, module).applied
     before = copied(everything(engine, module))
     report = update(engine, module, bad, 1)
@@ -92,10 +92,13 @@ def test_after_a_skipped_update_it_goes_on_as_if_nothing_had_been(optimizer):
     )
 
 
-@pytest.mark.parametrize("clip", [0.5, 1e6, None])
+@pytest.mark.parametrize("max_grad_norm", [0.5, 1e6, None])
 def test_clipping_is_torch_s(clip):
     ours, theirs = net(), net()
-    engine, optimizer = engine_of(ours, clip=clip), OPTIMIZERS["fused AdamW"](theirs.parameters())
+    engine, optimizer = (
+        engine_of(ours, max_grad_norm=clip),
+        OPTIMIZERS["fused AdamW"](theirs.parameters()),
+    )
     for number in range(3):
         report = update(engine, ours, number=number)
         theirs(

@@ -32,7 +32,7 @@ def found():
     calls |= {(*key, "resumed"): {**options, "resumed": True} for key, options in calls.items()}
     plain = [(name, {"name": name, "optimizer": "fused AdamW"}) for name in ENGINES]
     for key, options in (
-        ("recomputed", {"recompute": True}),
+        ("recomputed", {"activation_checkpointing": True}),
         ("fp16", {"precision": "fp16"}),
         ("bf16", {"precision": "bf16"}),
     ):
@@ -182,7 +182,7 @@ def test_a_deepspeed_json_is_taken_and_what_it_changes_is_said(tmp_path):
     }
     assert "zero_optimization.stage=1 (was 2), zero_optimization.overlap_comm=True;" in line
     assert (
-        "not taken from it: optimizer (see optimizer=), gradient_clipping (see trainer.clip)"
+        "not taken from it: optimizer (see optimizer=), gradient_clipping (see trainer.max_grad_norm)"
         in line
     )
 

@@ -255,7 +255,11 @@ def test_a_resume_may_change_where_and_how_long(tmp_path, key):
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_command_is_no_change(tmp_path, model):
     settings = config(
-        model, Path("data"), f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.clip=null"
+        model,
+        Path("data"),
+        f"run_dir={tmp_path}",
+        "optimizer.lr=1e-5",
+        "trainer.max_grad_norm=null",
     )
     run = make_run(tmp_path, settings)
     run.refuse_other(settings)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
     "optimizer": "optimizer=",
     "scheduler": "scheduler=",
-    "gradient_clipping": "trainer.clip",
+    "gradient_clipping": "trainer.max_grad_norm",
     "gradient_accumulation_steps": "trainer.accumulate",
     "train_batch_size": "data.max_frames",
     "train_micro_batch_size_per_gpu": "data.max_frames",
@@ -61,7 +61,7 @@ class DeepSpeed(Shared):
             zero["offload_param"] = {"device": "cpu"}
         self.config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # an utterance count that nothing depends on
-            "gradient_clipping": options.get("clip")
+            "gradient_clipping": options.get("max_grad_norm")
             or 0.0,  # where it is missing, DeepSpeed clips to 1
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,

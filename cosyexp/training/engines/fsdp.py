@@ -22,27 +22,29 @@ from cosyexp.training.engines.shared import DTYPES, Shared
 class FSDP(Shared):
     """Each repeated block of the network is gathered for its forward and for its backward, the rest for the whole of them.
 
-    gather: precision in which weights travel, and lie gathered; "bf16" halves both, and rounds what autocast would leave in fp32.
-    keep_gathered: blocks stay gathered between forward and backward, which takes memory and saves time.
+    param_dtype: precision of gathered weights; "bf16" halves their memory and traffic, and rounds what autocast would leave in fp32.
+    reshard_after_forward: free the gathered weights of a block between forward and backward: less memory, more time.
     """
 
     even = True
     needs_group = True
 
     def __init__(
-        self, *, gather: str = "fp32", keep_gathered: bool = False, **options: Any
+        self, *, param_dtype: str = "fp32", reshard_after_forward: bool = True, **options: Any
     ) -> None:
-        if gather not in ("fp32", "bf16"):
-            raise UserError(f"engine.all_gather={gather} is neither fp32 nor bf16")
+        if param_dtype not in ("fp32", "bf16"):
+            raise UserError(f"engine.param_dtype={param_dtype} is neither fp32 nor bf16")
         warnings.filterwarnings(
             "ignore", "FSDP2-wrapped module .* returned a view"
         )  # which nothing here changes in place
         super().__init__(**options)
         self.sharding: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (self.world,)),
-            "reshard_after_forward": not keep_gathered,
+            "reshard_after_forward": reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(
-                param_dtype=DTYPES[gather], reduce_dtype=torch.float32, cast_forward_inputs=False
+                param_dtype=DTYPES[param_dtype],
+                reduce_dtype=torch.float32,
+                cast_forward_inputs=False,
             ),
         }
         self.shards: dict[str, dict[str, Tensor]] = {}

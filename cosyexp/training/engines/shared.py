@@ -26,9 +26,9 @@ class Shared:
     """One process of one or several: Gloo on CPU, NCCL on CUDA.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    clip: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `means_of`.
+    max_grad_norm: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `means_of`.
     timeout: seconds after which a collective that does not come back ends the run.
-    compile: the repeated blocks of the networks. recompute: their activations in the backward, instead of keeping them.
+    compile: the repeated blocks of the networks. activation_checkpointing: their activations in the backward, instead of keeping them.
 
     An engine that keeps weights in parts says so in `_parts`, `_part` and `_whole`.
     """
@@ -41,23 +41,23 @@ class Shared:
         self,
         *,
         precision: str = "fp32",
-        clip: float | None = None,
+        max_grad_norm: float | None = None,
         ema: float | None = None,
         running_sum: bool = False,
         timeout: float = 1800,
         compile: bool = False,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.rank, self.world, self.device, self.owns_group = init_distributed(
             timeout, self.needs_group
         )
-        self.dtype, self.clip, self.ema, self.running_sum = (
+        self.dtype, self.max_grad_norm, self.ema, self.running_sum = (
             DTYPES[precision],
-            clip,
+            max_grad_norm,
             ema,
             running_sum,
         )
-        self.compile, self.recompute = compile, recompute
+        self.compile, self.activation_checkpointing = compile, activation_checkpointing
 
     # the networks ---------------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class Shared:
         for name, trainable in trainables.items():
             trainable.module.to(self.device)
             for block in repeated_blocks(trainable.module):
-                if self.recompute:
+                if self.activation_checkpointing:
                     checkpoint(block)
                 if self.compile:
                     block.compile(dynamic=True)  # lengths differ from batch to batch
@@ -143,8 +143,8 @@ class Shared:
         )
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
         applied = torch.isfinite(norm)
-        if self.clip is not None:
-            clip_grads_with_norm_(parameters, self.clip, norm)
+        if self.max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         update_or_skip(optimizer, applied)
         if scaler.is_enabled():
             scaler.update()
