@@ -23,7 +23,7 @@ NAMED = 100  # utterances that are named in one line of the log
 class Dataset:
     """Rows are counted over all shards, without the bad ones, which are named in the log.
 
-    lists: data lists (or single parquet files), their shards one after another. weights: of the rows of each list, how often they
+    lists: data lists (or single parquet files), their shards one after another. repeats: of the rows of each list, how often they
     occur in an epoch; None: once.
     max_bad: the share of rows that may be bad. longest: rows that cost more are left out. limit: only so many rows are read.
     """
@@ -35,16 +35,16 @@ class Dataset:
         *,
         max_bad: float,
         processes: int,
-        weights: Sequence[float] | None = None,
+        repeats: Sequence[float] | None = None,
         longest: int | None = None,
         limit: int | None = None,
     ) -> None:
         self.name, self.collator = ", ".join(lists), collator
-        if weights is not None and (
-            len(weights) != len(lists) or not all(0 < weight < math.inf for weight in weights)
+        if repeats is not None and (
+            len(repeats) != len(lists) or not all(0 < weight < math.inf for weight in repeats)
         ):
             raise UserError(
-                f"data.weights={list(weights)} must be a number above 0 for each of the {len(lists)} lists in data.train"
+                f"data.repeats={list(repeats)} must be a number above 0 for each of the {len(lists)} lists in data.train"
             )
         listed = [read_list(path) for path in lists]
         self.shards = first_rows(list(chain.from_iterable(listed)), limit)
@@ -55,12 +55,12 @@ class Dataset:
         if longest is not None:
             self._leave_out(self.lengths > longest, f"are longer than data.longest={longest}")
         self._tell_of_doubles(indexes)
-        self.weights = None
-        if weights is not None:
-            of_shards = np.repeat(np.array(weights, float), [len(shards) for shards in listed])[
+        self.repeats = None
+        if repeats is not None:
+            of_shards = np.repeat(np.array(repeats, float), [len(shards) for shards in listed])[
                 : len(self.shards)
             ]
-            self.weights = of_shards[self._places[:, 0]]
+            self.repeats = of_shards[self._places[:, 0]]
 
     def _usable(
         self, indexes: Sequence[Index], max_bad: float, limit: int | None

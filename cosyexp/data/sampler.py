@@ -52,13 +52,13 @@ class BatchSampler:
 
     lengths: of each row, in the unit the model pads (tokens, frames).
     budget: rows x longest row of a micro-batch stays within it.
-    weights: how often each row occurs in an epoch, on average; None: once.
+    repeats: how often each row occurs in an epoch, on average; None: once.
     """
 
     lengths: np.ndarray
     budget: int
     seed: int
-    weights: np.ndarray | None = None
+    repeats: np.ndarray | None = None
 
     def epoch(self, number: int, block: int) -> MicroBatches:
         """The micro-batches of an epoch, in the order in which training takes them.
@@ -101,8 +101,8 @@ class BatchSampler:
     def _occurring(self, number: int) -> np.ndarray:
         """The rows of an epoch: with a weight of 1.5, a row once or twice, by a draw of the epoch and its place."""
         rows = np.arange(len(self.lengths))
-        if self.weights is None:
+        if self.repeats is None:
             return rows
         chance = keyed(self.seed, number, "weights").random(len(rows))
-        times = (self.weights + chance).astype(int)
+        times = (self.repeats + chance).astype(int)
         return np.repeat(rows, times) if times.any() else rows[[int(chance.argmax())]]

@@ -144,7 +144,7 @@ def datasets_of(config: Mapping[str, Any], engine: Engine) -> tuple[Dataset, Dat
         train, valid = (
             [lists] if isinstance(lists, str) else lists for lists in (data["train"], data["valid"])
         )
-        return Dataset(train, collator, weights=data["weights"], **shared), Dataset(
+        return Dataset(train, collator, repeats=data["repeats"], **shared), Dataset(
             valid, collator, **shared
         )
 
@@ -207,7 +207,7 @@ def _shared(
     """What the loaders of training and validation have alike."""
     data, seed, pin = config["data"], config["seed"], engine.device.type == "cuda"
     sampler = BatchSampler(
-        lengths=dataset.lengths, weights=dataset.weights, budget=data["max_frames"], seed=seed
+        lengths=dataset.lengths, repeats=dataset.repeats, budget=data["max_frames"], seed=seed
     )
     ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
     return sampler, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}

@@ -131,20 +131,20 @@ def test_little_of_a_batch_is_padding(budget):
     st.lists(st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0]), min_size=1, max_size=50).map(np.array),
     st.integers(0, 5),
 )
-def test_a_row_occurs_as_often_as_its_weight_says(weights, epoch):
-    sampler = BatchSampler(lengths=np.full(len(weights), 10), budget=25, seed=0, weights=weights)
-    times = np.bincount(np.concatenate(list(sampler.epoch(epoch, 1))), minlength=len(weights))
-    assert times.any() and (times <= np.ceil(weights)).all()
+def test_a_row_occurs_as_often_as_its_weight_says(repeats, epoch):
+    sampler = BatchSampler(lengths=np.full(len(repeats), 10), budget=25, seed=0, repeats=repeats)
+    times = np.bincount(np.concatenate(list(sampler.epoch(epoch, 1))), minlength=len(repeats))
+    assert times.any() and (times <= np.ceil(repeats)).all()
     if times.sum() > 1:
-        assert (times >= np.floor(weights)).all()
+        assert (times >= np.floor(repeats)).all()
     assert np.array_equal(
         np.concatenate(list(sampler.epoch(epoch, 1))), np.concatenate(list(sampler.epoch(epoch, 1)))
     )
 
 
 def test_weights_are_means_over_epochs():
-    weights = np.repeat([0.25, 1.0, 2.5], 200)
-    sampler = BatchSampler(lengths=np.full(600, 10), budget=100, seed=0, weights=weights)
+    repeats = np.repeat([0.25, 1.0, 2.5], 200)
+    sampler = BatchSampler(lengths=np.full(600, 10), budget=100, seed=0, repeats=repeats)
     times = (
         sum(
             np.bincount(np.concatenate(list(sampler.epoch(epoch, 1))), minlength=600)
@@ -445,13 +445,13 @@ def test_an_id_that_occurs_twice_is_named(shards, caplog):
 
 def test_lists_have_their_weights(shards):
     lists = [str(shards / "0.parquet"), str(shards / "all.list")]
-    dataset = Dataset(lists, flow_collator(), max_bad=0, processes=1, weights=[0.5, 2])
-    assert dataset.weights.tolist() == [0.5] * 3 + [2] * 12
+    dataset = Dataset(lists, flow_collator(), max_bad=0, processes=1, repeats=[0.5, 2])
+    assert dataset.repeats.tolist() == [0.5] * 3 + [2] * 12
     for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
         with pytest.raises(
             UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"
         ):
-            Dataset(lists, flow_collator(), max_bad=0, processes=1, weights=wrong)
+            Dataset(lists, flow_collator(), max_bad=0, processes=1, repeats=wrong)
 
 
 def write_vocabulary(path, codes):

@@ -190,7 +190,7 @@ def test_a_deepspeed_json_is_taken_and_what_it_changes_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: FSDP(gather="half"), "engine.all_gather=half is neither fp32 nor bf16"),
+        (lambda: FSDP(param_dtype="half"), "engine.param_dtype=half is neither fp32 nor bf16"),
         (lambda: DeepSpeed(stage=4), "ZeRO has no stage 4"),
     ],
     ids=["gather", "stage"],
