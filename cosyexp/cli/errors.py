@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from cosyexp import schema
+from cosyexp import config as schema
 from cosyexp.errors import UserError
 
 # lines of Hydra's and OmegaConf's messages that say nothing to a user

@@ -114,7 +114,7 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from cosyexp import schema
+    from cosyexp import config as schema
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
     with suppress(ModuleNotFoundError):  # the extra `slurm`
@@ -128,14 +128,19 @@ def register() -> None:
     for path in sorted((CONFIGS / "door").glob("*/*.yaml")):
         store(group=f"hydra/{path.parent.name}", name=path.stem, node=OmegaConf.load(path))
     for node in (
-        schema.Train,
-        schema.Prepare,
-        schema.Average,
-        schema.Export,
-        schema.Synthesize,
-        schema.Prefer,
+        schema.TrainConfig,
+        schema.PrepareConfig,
+        schema.AverageConfig,
+        schema.ExportConfig,
+        schema.SynthesizeConfig,
+        schema.PreferConfig,
     ):
-        store(group="schema", name=node.__name__.lower(), node=node, package="_global_")
+        store(
+            group="schema",
+            name=node.__name__.removesuffix("Config").lower(),
+            node=node,
+            package="_global_",
+        )
 
 
 def swept() -> str:

@@ -56,7 +56,7 @@ SAID = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See `cosyexp.schema.Prefer`."""
+    """See `cosyexp.config.Prefer`."""
 
     candidates: int = 1
     score: str = "none"

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosyexp.config import OnNonfinite, Precision
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
 from cosyexp.run.files import write_json
-from cosyexp.schema import OnNonfinite, Precision
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.metrics import to_host
 

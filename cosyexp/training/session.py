@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from cosyexp.config import CheckpointConfig, TrainerConfig
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.loader import Loader, ValidationLoader
@@ -25,8 +26,6 @@ from cosyexp.run.files import replace_file, write_json
 from cosyexp.run.logs import console, log_file
 from cosyexp.run.targets import build
 from cosyexp.run.weights import init_weights, weights_of
-from cosyexp.schema import Checkpoint as Retention
-from cosyexp.schema import Trainer as Options
 from cosyexp.training.engines.base import Engine
 from cosyexp.training.loggers import JsonLines, TensorBoard
 from cosyexp.training.reference import take_reference
@@ -167,11 +166,13 @@ def _trainer(
     valid: Dataset,
 ) -> Trainer:
     seed = config["seed"]
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), config["trainer"]))
-    retention = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Retention), config["checkpoint"])
+    options = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(TrainerConfig), config["trainer"])
     )
-    assert isinstance(options, Options) and isinstance(retention, Retention)
+    retention = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(CheckpointConfig), config["checkpoint"])
+    )
+    assert isinstance(options, TrainerConfig) and isinstance(retention, CheckpointConfig)
     sampler, shared = _shared(config, train, engine)
     shown = np.unique(
         np.linspace(0, len(valid) - 1, min(options.previews, len(valid)), dtype=int)

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cosyexp.config import CheckpointConfig, TrainerConfig
 from cosyexp.data.batch import Batch
 from cosyexp.data.loader import Loader, LoaderState, MicroBatch, ValidationLoader
 from cosyexp.objectives.base import Loss, Objective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
-from cosyexp.schema import Checkpoint as Retention
-from cosyexp.schema import Trainer as Options
 from cosyexp.training import saving
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers import Logger
@@ -70,8 +69,8 @@ class Trainer:
         validation: ValidationLoader,
         preview: Batch | None,
         run: RunDirectory,
-        options: Options,
-        retention: Retention,
+        options: TrainerConfig,
+        retention: CheckpointConfig,
         seed: int,
         fingerprint: str,
     ) -> None:

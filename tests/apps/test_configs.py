@@ -178,7 +178,7 @@ def names_in_the_code() -> frozenset[str]:
     """Attributes, keywords, parameters, fields and strings of cosyexp/, but for the schema, which only declares."""
     names: set[str] = set()
     for path in (ROOT / "cosyexp").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())) if path.name != "schema.py" else ():
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "config.py" else ():
             if isinstance(node, ast.Attribute):
                 names.add(node.attr)
             elif isinstance(node, ast.arg | ast.keyword):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from cosyexp.config import OnNonfinite, Precision
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
-from cosyexp.schema import OnNonfinite, Precision
 from cosyexp.training.ema import EMA, RunningSum
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.metrics import TrainableMetrics, means, merged, to_host

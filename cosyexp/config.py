@@ -50,7 +50,7 @@ class Score(Enum):
 
 
 @dataclass
-class Trainer:
+class TrainerConfig:
     """steps, epochs: training ends at whichever comes first. accumulate: micro-batches a rank has in a step.
 
     max_grad_norm: largest gradient norm. ema: decay of the running mean of the weights, such as 0.999.
@@ -76,7 +76,7 @@ class Trainer:
 
 
 @dataclass
-class Checkpoint:
+class CheckpointConfig:
     """every: steps between checkpoints. keep_last, keep_best: how many stay, by age and by validation loss."""
 
     every: int = 500
@@ -85,7 +85,7 @@ class Checkpoint:
 
 
 @dataclass
-class Train:
+class TrainConfig:
     family: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
     mode: Any = field(default_factory=dict)
@@ -96,8 +96,8 @@ class Train:
     scheduler: Any = field(default_factory=dict)
     data: Any = field(default_factory=dict)
     engine: Any = field(default_factory=dict)
-    trainer: Trainer = field(default_factory=Trainer)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     run_dir: str = "???"
     init_from: str | None = None
@@ -106,7 +106,7 @@ class Train:
 
 
 @dataclass
-class Average:
+class AverageConfig:
     """num: null: 5, 1 of ema, all of window. metric: of the validation; lower is better. window: [from, to], in steps.
 
     temperature: of method=weighted, in units of the metric. strict: fewer than num are refused.
@@ -124,7 +124,7 @@ class Average:
 
 
 @dataclass
-class Export:
+class ExportConfig:
     """family, model, settings: instead of a run, whose network the weights are, as words of train. latency: whether it is measured."""
 
     run_dir: str | None = None
@@ -141,7 +141,7 @@ class Export:
 
 
 @dataclass
-class Synthesize:
+class SynthesizeConfig:
     text: str = "???"
     llm: str | None = None
     flow: str | None = None
@@ -156,7 +156,7 @@ class Synthesize:
 
 
 @dataclass
-class Prepare:
+class PrepareConfig:
     """out: the folder to write. shard_size: utterances in a parquet file. fit_on: recordings that the front ends are fitted on.
 
     max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
@@ -179,7 +179,7 @@ class Prepare:
 
 
 @dataclass
-class Prefer:
+class PreferConfig:
     """candidates: how often each text is spoken. score: what chooses the best and the worst of them; none: chosen is the ground truth.
 
     batch_size: candidates side by side. limit: utterances at most of the training, and of the validation data.
