@@ -57,7 +57,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Wanted):
+class OptionsZ(Wanted):
     """shard_size: utterances in a parquet file. fit_on: recordings at most that the front ends are fitted on.
 
     max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
@@ -75,7 +75,7 @@ class Options(Wanted):
 def prepare(
     corpus: Corpus,
     out: Path,
-    options: Options,
+    options: OptionsZ,
     settings: Mapping[str, Any],
     unknown: Callable[[str], Iterable[str]] = lambda text: (),
 ) -> dict[str, Any]:
@@ -140,7 +140,9 @@ def prepared(out: Path) -> dict[str, Any] | None:
     return meta
 
 
-def front_ends(corpus: Corpus, out: Path, options: Options, settings: Mapping[str, Any]) -> Encoder:
+def front_ends(
+    corpus: Corpus, out: Path, options: OptionsZ, settings: Mapping[str, Any]
+) -> Encoder:
     """Fits them on the first recordings of the training split, or takes those of a preparation that was interrupted."""
     begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
     resumed = (out / BEGUN).exists()
@@ -175,7 +177,7 @@ def front_ends(corpus: Corpus, out: Path, options: Options, settings: Mapping[st
 class Waves:
     """The first usable recordings of the training split, read anew whenever they are gone through."""
 
-    def __init__(self, corpus: Corpus, options: Options) -> None:
+    def __init__(self, corpus: Corpus, options: OptionsZ) -> None:
         self.corpus, self.options = corpus, options
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -310,7 +312,7 @@ def prepare_corpus(
 ) -> dict[str, Any]:
     """Prepares a corpus as a family reads it; `corpus` and `family` are nodes of the config."""
     tokenizer, speaker = speech_tokenizer or KMeans(), speaker_encoder or MelStatistics()
-    wanted = Options(
+    wanted = OptionsZ(
         token_rate=family["token_rate"],
         codes=family["speech_vocabulary"],
         speaker_dim=family["speaker_dim"],
