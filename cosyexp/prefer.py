@@ -35,7 +35,7 @@ def main(cfg: "DictConfig") -> str:
 
     from omegaconf import OmegaConf
 
-    from cosyexp.preferring.write import OptionsZ, write_pairs
+    from cosyexp.preferring.write import PairOptions, write_pairs
     from cosyexp.run.directory import RunDirectory
     from cosyexp.run.logs import console
 
@@ -43,9 +43,9 @@ def main(cfg: "DictConfig") -> str:
     family = run.config()["family"]
     cfg.family = {"name": family["name"], "token_rate": family["token_rate"]}
     config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    options = {field.name: config[field.name] for field in fields(OptionsZ)}
+    options = {field.name: config[field.name] for field in fields(PairOptions)}
     with console():
-        meta = write_pairs(run, config["data"], Path(config["out"]), OptionsZ(**options))
+        meta = write_pairs(run, config["data"], Path(config["out"]), PairOptions(**options))
     reasons = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items())
     skipped = f"{sum(meta['skipped'].values())} skipped" + (f" ({reasons})" if reasons else "")
     distance = "" if meta["distance"] is None else f", mean edit distance {meta['distance']:.3f}"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cosyexp.data.corpora.demo import Demo
-from cosyexp.data.preparation import OptionsZ, prepare
+from cosyexp.data.preparation import PrepareOptions, prepare
 
 torch.set_num_threads(1)
 
@@ -64,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(
         Demo(**CORPUS),
         out,
-        OptionsZ(**rates, shard_size=16, processes=1),
+        PrepareOptions(**rates, shard_size=16, processes=1),
         {"corpus": CORPUS, **rates},
     )
     return out

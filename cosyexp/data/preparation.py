@@ -57,7 +57,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptionsZ(Wanted):
+class PrepareOptions(Wanted):
     """shard_size: utterances in a parquet file. fit_on: recordings at most that the front ends are fitted on.
 
     max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
@@ -75,7 +75,7 @@ class OptionsZ(Wanted):
 def prepare(
     corpus: Corpus,
     out: Path,
-    options: OptionsZ,
+    options: PrepareOptions,
     settings: Mapping[str, Any],
     unknown: Callable[[str], Iterable[str]] = lambda text: (),
 ) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def prepared(out: Path) -> dict[str, Any] | None:
 
 
 def front_ends(
-    corpus: Corpus, out: Path, options: OptionsZ, settings: Mapping[str, Any]
+    corpus: Corpus, out: Path, options: PrepareOptions, settings: Mapping[str, Any]
 ) -> Encoder:
     """Fits them on the first recordings of the training split, or takes those of a preparation that was interrupted."""
     begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
@@ -177,7 +177,7 @@ def front_ends(
 class Waves:
     """The first usable recordings of the training split, read anew whenever they are gone through."""
 
-    def __init__(self, corpus: Corpus, options: OptionsZ) -> None:
+    def __init__(self, corpus: Corpus, options: PrepareOptions) -> None:
         self.corpus, self.options = corpus, options
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -312,7 +312,7 @@ def prepare_corpus(
 ) -> dict[str, Any]:
     """Prepares a corpus as a family reads it; `corpus` and `family` are nodes of the config."""
     tokenizer, speaker = speech_tokenizer or KMeans(), speaker_encoder or MelStatistics()
-    wanted = OptionsZ(
+    wanted = PrepareOptions(
         token_rate=family["token_rate"],
         codes=family["speech_vocabulary"],
         speaker_dim=family["speaker_dim"],

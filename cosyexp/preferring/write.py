@@ -55,7 +55,7 @@ SAID = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptionsZ:
+class PairOptions:
     """See `cosyexp.config.Prefer`."""
 
     candidates: int = 1
@@ -105,7 +105,7 @@ class Tally:
 
 
 def write_pairs(
-    run: RunDirectory, data: Mapping[str, Any], out: Path, options: OptionsZ
+    run: RunDirectory, data: Mapping[str, Any], out: Path, options: PairOptions
 ) -> dict[str, Any]:
     """Writes the pairs and returns what `meta.yaml` holds; shards that are there already are left alone.
 
@@ -167,7 +167,7 @@ def write_pairs(
     return meta
 
 
-def score_of(run: RunDirectory, options: OptionsZ) -> Score | None:
+def score_of(run: RunDirectory, options: PairOptions) -> Score | None:
     if options.score == "none":
         return None
     if options.score == "edit":

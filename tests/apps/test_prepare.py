@@ -24,7 +24,7 @@ from cosyexp.data.corpora.table import Table
 from cosyexp.data.frontends.base import Wanted
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
 from cosyexp.data.frontends.onnx import OnnxSpeaker, OnnxTokenizer
-from cosyexp.data.preparation import OptionsZ
+from cosyexp.data.preparation import PrepareOptions
 from cosyexp.data.shards import read_list, read_rows
 from cosyexp.errors import UserError
 from tests.onnx_models import speaker_encoder, tokenizer
@@ -517,7 +517,7 @@ def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
             for i in range(6)
         ],
     )
-    options = OptionsZ(token_rate=50, codes=16, speaker_dim=8, processes=1)
+    options = PrepareOptions(token_rate=50, codes=16, speaker_dim=8, processes=1)
     made = []
     monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, wave: made.append(1) or [1, 2, 3])
     with monkeypatch.context() as broken, pytest.raises(OSError, match="no more"):

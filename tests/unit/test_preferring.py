@@ -15,7 +15,7 @@ from cosyexp.models.llm.decoding import decode, decode_batch
 from cosyexp.models.llm.sampling import drawn_from, greedy, nucleus
 from cosyexp.preferring import write
 from cosyexp.preferring.scores import edit, edit_distance, pair
-from cosyexp.preferring.write import BEGUN, OptionsZ, write_pairs
+from cosyexp.preferring.write import BEGUN, PairOptions, write_pairs
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
 from tests.support import config
@@ -146,7 +146,7 @@ def source(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def pairs(run, source, tmp_path_factory):
     out = tmp_path_factory.mktemp("pairs") / "out"
-    return out, write_pairs(run, source, out, OptionsZ(candidates=2))
+    return out, write_pairs(run, source, out, PairOptions(candidates=2))
 
 
 def contents(out):
@@ -205,13 +205,13 @@ def test_the_folder_has_the_rows_of_the_data_and_an_answer_to_reject(pairs, sour
 
 def test_candidates_do_not_depend_on_what_they_are_batched_with(pairs, run, source, tmp_path):
     for size in (1, 3):
-        write_pairs(run, source, tmp_path / str(size), OptionsZ(candidates=2, batch_size=size))
+        write_pairs(run, source, tmp_path / str(size), PairOptions(candidates=2, batch_size=size))
         assert table(tmp_path / str(size)) == table(pairs[0])
     write_pairs(
-        run, source, tmp_path / "one", OptionsZ(candidates=1)
+        run, source, tmp_path / "one", PairOptions(candidates=1)
     )  # the second candidate is another draw
     assert table(tmp_path / "one") == table(pairs[0])
-    write_pairs(run, source, tmp_path / "seed", OptionsZ(seed=1))
+    write_pairs(run, source, tmp_path / "seed", PairOptions(seed=1))
     ours, theirs = (
         [row["reject_speech_token"] for row in table(out)] for out in (tmp_path / "seed", pairs[0])
     )
@@ -229,7 +229,7 @@ def test_draws_have_keys_of_their_own():
 
 
 def test_the_best_and_the_worst_by_their_distance(pairs, run, source, tmp_path):
-    meta = write_pairs(run, source, tmp_path / "out", OptionsZ(candidates=3, score="edit"))
+    meta = write_pairs(run, source, tmp_path / "out", PairOptions(candidates=3, score="edit"))
     truths = [row["speech_token"] for row in table(pairs[0])]
     for truth, row in zip(truths, table(tmp_path / "out"), strict=True):
         if row["reject_speech_token"] is None:
@@ -261,13 +261,13 @@ def test_a_stopped_command_goes_on_where_it_was(
 
     monkeypatch.setattr(write, "write_shard", write_some)
     with pytest.raises(KeyboardInterrupt):
-        write_pairs(run, source, out, OptionsZ(candidates=2))
+        write_pairs(run, source, out, PairOptions(candidates=2))
     assert (out / BEGUN).exists() and not (out / "meta.yaml").exists()
     times = {path: path.stat().st_mtime_ns for path in written}
     for other in (
-        OptionsZ(candidates=3),
-        OptionsZ(candidates=2, limit=4),
-        OptionsZ(candidates=2, seed=7),
+        PairOptions(candidates=3),
+        PairOptions(candidates=2, limit=4),
+        PairOptions(candidates=2, seed=7),
     ):
         with pytest.raises(
             UserError,
@@ -275,21 +275,21 @@ def test_a_stopped_command_goes_on_where_it_was(
         ):
             write_pairs(run, source, out, other)
     with pytest.raises(UserError, match="was begun with other data"):
-        write_pairs(run, {**source, "train": source["valid"]}, out, OptionsZ(candidates=2))
+        write_pairs(run, {**source, "train": source["valid"]}, out, PairOptions(candidates=2))
     stopped_at = 9
-    assert write_pairs(run, source, out, OptionsZ(candidates=2)) == pairs[1]
+    assert write_pairs(run, source, out, PairOptions(candidates=2)) == pairs[1]
     assert contents(out) == contents(pairs[0])
     assert times == {path: path.stat().st_mtime_ns for path in times} and len(written) == 4
 
 
 def test_what_is_done_is_left_alone(pairs, run, source):
     before = contents(pairs[0])
-    assert write_pairs(run, source, pairs[0], OptionsZ(candidates=2, batch_size=5)) == pairs[1]
+    assert write_pairs(run, source, pairs[0], PairOptions(candidates=2, batch_size=5)) == pairs[1]
     assert contents(pairs[0]) == before
 
 
 def test_the_first_utterances_of_each_split(pairs, run, source, tmp_path):
-    meta = write_pairs(run, source, tmp_path / "out", OptionsZ(limit=7))
+    meta = write_pairs(run, source, tmp_path / "out", PairOptions(limit=7))
     rows = table(pairs[0])
     assert table(tmp_path / "out") == rows[:7] + rows[14:] and meta["utterances"] == 10
     assert (tmp_path / "out/train.list").read_text() == "train/00000.parquet\ntrain/00001.parquet\n"
@@ -298,10 +298,10 @@ def test_the_first_utterances_of_each_split(pairs, run, source, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(run, source, data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else than pairs"):
-        write_pairs(run, source, tmp_path, OptionsZ())
+        write_pairs(run, source, tmp_path, PairOptions())
     before = contents(data)
     with pytest.raises(UserError, match="give another out="):
-        write_pairs(run, source, data, OptionsZ())
+        write_pairs(run, source, data, PairOptions())
     assert contents(data) == before
 
 
