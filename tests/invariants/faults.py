@@ -11,10 +11,10 @@ from cosyexp.data.draws import Draws
 from cosyexp.models.layers.norm import MaskedGroupNorm
 from cosyexp.objectives import adversarial
 from cosyexp.objectives.losses.adversarial import tpr_loss
+from cosyexp.training.engines.common import BaseEngine
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.engines.deepspeed import DeepSpeed
 from cosyexp.training.engines.fsdp import FSDP
-from cosyexp.training.engines.shared import Shared
 from cosyexp.training.trainer import Trainer
 
 
@@ -83,9 +83,9 @@ def left_frozen() -> Iterator[None]:
 @contextmanager
 def implicit_clip() -> Iterator[None]:
     """An engine that clips to 1.0 where nobody asked it to."""
-    build = Shared.__init__
+    build = BaseEngine.__init__
 
-    def clipped(self: Shared, **options: Any) -> None:
+    def clipped(self: BaseEngine, **options: Any) -> None:
         build(
             self,
             **{
@@ -96,7 +96,7 @@ def implicit_clip() -> Iterator[None]:
             },
         )
 
-    with patch.object(Shared, "__init__", clipped):
+    with patch.object(BaseEngine, "__init__", clipped):
         yield
 
 

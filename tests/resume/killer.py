@@ -15,7 +15,7 @@ import cosyexp.training.saving
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.tensors import save_tensors
 from cosyexp.train import main
-from cosyexp.training.engines.shared import Shared
+from cosyexp.training.engines.common import BaseEngine
 from cosyexp.training.trainer import Trainer
 
 
@@ -55,7 +55,7 @@ def half_a_file(path: Path, tensors: Any) -> None:
 
 POINTS: dict[str, Callable[[int], None]] = {
     "step": lambda n: before(Trainer, "step", n),
-    "update": lambda n: before(Shared, "step", n),
+    "update": lambda n: before(BaseEngine, "step", n),
     "weights": lambda n: before(cosyexp.training.saving, "save_tensors", n, half_a_file),
     "meta": lambda n: before(Checkpoints, "commit", n),
     "rename": lambda n: before(

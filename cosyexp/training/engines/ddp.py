@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from cosyexp.objectives.base import Trainable
+from cosyexp.training.engines.common import BaseEngine
 from cosyexp.training.engines.reducer import Reducer
-from cosyexp.training.engines.shared import Shared
 
 
-class DDP(Shared):
+class DDP(BaseEngine):
     """Sums gradients once a step, while the backward of its last micro-batch goes on.
 
     torch's own wrapper is not used: with several micro-batches of several trainables in lockstep it silently reduces the wrong

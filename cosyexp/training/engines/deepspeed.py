@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
 from cosyexp.run.directory import flat
-from cosyexp.training.engines.shared import Shared
+from cosyexp.training.engines.common import BaseEngine
 
 log = logging.getLogger(__name__)
 OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
@@ -31,7 +31,7 @@ OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
 }
 
 
-class DeepSpeed(Shared):
+class DeepSpeed(BaseEngine):
     """One DeepSpeed engine a trainable, so that a GAN trains too. Losses, accumulation, precision and schedules are the trainer's.
 
     DeepSpeed keeps fp32 weights and sees no accumulation: a loss is a share of the step's, computed under our autocast. A trainable is

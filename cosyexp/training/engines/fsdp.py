@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
 from cosyexp.training.engines.blocks import repeated_blocks
+from cosyexp.training.engines.common import DTYPES, BaseEngine
 from cosyexp.training.engines.shards import save_shards
-from cosyexp.training.engines.shared import DTYPES, Shared
 
 
-class FSDP(Shared):
+class FSDP(BaseEngine):
     """Each repeated block of the network is gathered for its forward and for its backward, the rest for the whole of them.
 
     param_dtype: precision of gathered weights; "bf16" halves their memory and traffic, and rounds what autocast would leave in fp32.

@@ -22,7 +22,7 @@ from cosyexp.training.engines.shards import load_shards
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Shared:
+class BaseEngine:
     """One process of one or several: Gloo on CPU, NCCL on CUDA.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
