@@ -28,7 +28,7 @@ def save(
     )
     for name in trainables:
         write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
-    for name, mean in engine.means().items():
+    for name, mean in engine.weight_averages().items():
         write_weights(folder / f"{name}.safetensors", mean, engine.rank)
     engine_state = engine.save_state(folder / OPTIMIZER)
     if engine.rank == 0 or engine_state:
@@ -74,7 +74,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
     )
     networks, means = (
         {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names}
-        for names in (trainables, engine.means())
+        for names in (trainables, engine.weight_averages())
     )
     engine.load(networks, means, engine_state, checkpoint.path / OPTIMIZER)
     return dict(first)

@@ -78,7 +78,7 @@ def update(engine: Any, net: Net, number: int, scale: float) -> Any:
 
 
 def content(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
-    kept = {"net": engine.weights("net"), **engine.means()}
+    kept = {"net": engine.weights("net"), **engine.weight_averages()}
     return {
         name: {key: tensor.detach().clone() for key, tensor in tensors}
         for name, tensors in kept.items()

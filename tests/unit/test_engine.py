@@ -183,7 +183,7 @@ def test_the_running_mean_is_of_the_last_player_and_skips_what_was_skipped(mean)
     def mean_after(name, module, scale=1.0):
         engine.backward(name, module(torch.ones(1, 4)).sum() * scale)
         engine.step(name, 0)
-        return copied(dict(*engine.means().values()))
+        return copied(dict(*engine.weight_averages().values()))
 
     before = mean_after("trainable1", last)
     assert equal(mean_after("trainable0", first), before)
@@ -201,7 +201,7 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
     for number in range(2):
         update(engine, straight, number=number)
     weights, state = copied(dict(engine.weights("trainable0"))), copied_state(engine, tmp_path)
-    means = {name: copied(dict(mean)) for name, mean in engine.means().items()}
+    means = {name: copied(dict(mean)) for name, mean in engine.weight_averages().items()}
     resumed = net(5)
     other = engine_of(resumed, optimizer=optimizer, precision=precision, ema=0.5, running_sum=True)
     other.load({"trainable0": weights}, means, state, tmp_path)
@@ -211,7 +211,8 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
     assert equal(everything(engine, straight), everything(other, resumed))
     assert means.keys() == {"ema", "sum"}
     assert all(
-        equal(dict(mean), dict(other.means()[name])) for name, mean in engine.means().items()
+        equal(dict(mean), dict(other.means()[name]))
+        for name, mean in engine.weight_averages().items()
     )
     assert engine.scalers["trainable0"].state_dict() == other.scalers["trainable0"].state_dict()
 

@@ -14,12 +14,12 @@ from torch import nn
 from cosyexp.config import OnNonfinite, Precision
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
-from cosyexp.training.ema import EMA, RunningSum
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.metrics import TrainableMetrics, means, merged, to_host
 from cosyexp.training.nonfinite import PATIENCE, NonFiniteGuard
 from cosyexp.training.schedules import constant, noam_hold, warmup
 from cosyexp.training.signals import StopRequest
+from cosyexp.training.weight_averages import EMA, RunningSum
 
 # schedules
 

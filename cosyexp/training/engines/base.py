@@ -75,7 +75,7 @@ class Engine(Protocol):
         """A trainable's full weights, tensor by tensor, to rank 0; all ranks iterate."""
         ...
 
-    def means(self) -> Mapping[str, Iterator[tuple[str, Tensor]]]:
+    def weight_averages(self) -> Mapping[str, Iterator[tuple[str, Tensor]]]:
         """What is kept of the last trainable's weights besides themselves (`training/ema.py`), by name; like `weights`."""
         ...
 

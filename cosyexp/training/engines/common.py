@@ -14,10 +14,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cosyexp.distributed import init_distributed
 from cosyexp.objectives.base import Trainable
-from cosyexp.training.ema import means_of
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.shards import load_shards
+from cosyexp.training.weight_averages import make_weight_averages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +26,7 @@ class BaseEngine:
     """One process of one or several: Gloo on CPU, NCCL on CUDA.
 
     precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    max_grad_norm: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `means_of`.
+    max_grad_norm: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `make_weight_averages`.
     timeout: seconds after which a collective that does not come back ends the run.
     compile: the repeated blocks of the networks. activation_checkpointing: their activations in the backward, instead of keeping them.
 
@@ -88,7 +88,9 @@ class BaseEngine:
             self.scalers[name] = self._scaler()
             self._placed(name)
         self.last = next(reversed(self.trainables))
-        self.kept = means_of(self._parts(self.last), ema=self.ema, running_sum=self.running_sum)
+        self.averages = make_weight_averages(
+            self._parts(self.last), ema=self.ema, running_sum=self.running_sum
+        )
 
     def _prepare(self, name: str) -> None:
         """What an engine does to a network before its optimizer is made."""
@@ -124,7 +126,7 @@ class BaseEngine:
         for group in self.optimizers[name].param_groups:
             group["lr"] = self.trainables[name].scheduler(update, group["base_lr"])
         norm, applied = self._update(name)
-        for mean in self.kept.values() if name == self.last else ():
+        for mean in self.averages.values() if name == self.last else ():
             mean.update(update + 1, applied)
         return StepReport(norm, applied)
 
@@ -188,10 +190,10 @@ class BaseEngine:
         for key, part in self._parts(name).items():
             yield key, self._whole(name, key, part)
 
-    def means(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
+    def weight_averages(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         return {
             name: ((key, self._whole(self.last, key, part)) for key, part in mean.items())
-            for name, mean in self.kept.items()
+            for name, mean in self.averages.items()
         }
 
     def save_state(self, folder: Path) -> dict[str, Any]:
@@ -218,7 +220,7 @@ class BaseEngine:
 
     def _load_means(self, means: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, tensors in means.items():
-            self.kept[name].load(self._parts_of(self.last, tensors))
+            self.averages[name].load(self._parts_of(self.last, tensors))
 
     def _parts_of(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: self._part(name, key, whole) for key, whole in tensors.items()}

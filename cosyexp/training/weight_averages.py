@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Mean(Protocol):
+class WeightAverage(Protocol):
     """Follows the weights of a network on the device, update by update."""
 
     def update(self, updates: int, applied: Tensor) -> None:
@@ -19,14 +19,14 @@ class Mean(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
-def means_of(
+def make_weight_averages(
     weights: Mapping[str, Tensor], *, ema: float | None, running_sum: bool
-) -> dict[str, Mean]:
+) -> dict[str, WeightAverage]:
     """Those that are asked for, by the name of their file in a checkpoint. ema: its decay.
 
     weights: as they are trained, or the part of them that this rank has.
     """
-    means: dict[str, Mean] = {}
+    means: dict[str, WeightAverage] = {}
     if ema:
         means["ema"] = EMA(weights, ema)
     if running_sum:
