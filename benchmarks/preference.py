@@ -27,7 +27,7 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors
 from cosyexp.training import session
-from cosyexp.training.reference import take_reference
+from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
 
 WIDE = (
@@ -79,7 +79,7 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     directory, engine = RunDirectory(folder / f"run_{len(words)}_{cached}"), session._engine(config)
     datasets = session.datasets_of(config, engine)
     trainer = session._trainer(config, engine, directory, *datasets)
-    take_reference(trainer.objective, config, directory, datasets, engine)  # type: ignore[arg-type]
+    setup_reference(trainer.objective, config, directory, datasets, engine)  # type: ignore[arg-type]
     engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
     return trainer
 

@@ -100,7 +100,7 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Comparing(Protocol):
+class ReferenceObjective(Protocol):
     """An objective that compares its model with a frozen one, the reference.
 
     cache_reference: what the reference says is computed once and comes with the batches; else the network is the first module.

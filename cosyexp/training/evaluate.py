@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from cosyexp.objectives.base import Comparing
+from cosyexp.objectives.base import ReferenceObjective
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.weights import load_weights
 from cosyexp.training.engines.ddp import DDP
-from cosyexp.training.reference import take_reference
+from cosyexp.training.reference import setup_reference
 from cosyexp.training.session import datasets_of, objective_of, validation_of
 from cosyexp.training.validation import evaluating, validation_losses
 
@@ -20,8 +20,8 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     config = run.config()
     engine = DDP(precision=config["trainer"]["precision"])
     datasets, objective = datasets_of(config, engine), objective_of(config)
-    if isinstance(objective, Comparing):
-        take_reference(objective, config, run, datasets, engine)
+    if isinstance(objective, ReferenceObjective):
+        setup_reference(objective, config, run, datasets, engine)
     model = list(objective.trainables.values())[-1].module
     for module in (model, *objective.frozen_modules):
         module.to(engine.device)

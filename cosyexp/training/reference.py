@@ -17,7 +17,7 @@ from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Comparing
+from cosyexp.objectives.base import ReferenceObjective
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import write_text
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 NOTE, LOGPS = "meta.yaml", "logps.safetensors"
 
 
-def take_reference(
-    objective: Comparing,
+def setup_reference(
+    objective: ReferenceObjective,
     config: Mapping[str, Any],
     run: RunDirectory,
     datasets: Sequence[Dataset],
@@ -45,13 +45,13 @@ def take_reference(
             "a preference is measured against a reference: give reference=<an sft run, or a file of weights>"
         )
     key = cache_key(config, datasets)
-    if objective.cache_reference and noted(run).get("cached") == key:
-        return hand_out(run, datasets)
+    if objective.cache_reference and read_note(run).get("cached") == key:
+        return attach_logps(run, datasets)
     path = weights_of(source)
     network = objective.frozen_copy()
     load_weights(network, path)
     if engine.rank == 0:
-        keep_identity(run, path)
+        pin_reference(run, path)
     if not objective.cache_reference:
         objective.frozen_modules = [network]
         return
@@ -63,9 +63,9 @@ def take_reference(
         part = run.reference / "logps.part"
         save_tensors(part, dict(zip(("train", "valid"), values, strict=True)))
         part.replace(run.reference / LOGPS)
-        write_text(run.reference / NOTE, yaml.safe_dump({**noted(run), "cached": key}))
+        write_text(run.reference / NOTE, yaml.safe_dump({**read_note(run), "cached": key}))
     engine.all_gather(None)
-    hand_out(run, datasets)
+    attach_logps(run, datasets)
 
 
 def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
@@ -82,7 +82,7 @@ def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
     ).hexdigest()
 
 
-def noted(run: RunDirectory) -> dict[str, str]:
+def read_note(run: RunDirectory) -> dict[str, str]:
     """weights, sha256: of the reference. cached: the key of its log-probabilities, once they are there."""
     try:
         return dict(yaml.safe_load((run.reference / NOTE).read_text()))
@@ -90,9 +90,9 @@ def noted(run: RunDirectory) -> dict[str, str]:
         return {}
 
 
-def keep_identity(run: RunDirectory, path: Path) -> None:
+def pin_reference(run: RunDirectory, path: Path) -> None:
     """Notes which weights the reference has; UserError where a run that has begun goes on with others."""
-    before, sha256 = noted(run), file_hash(path)
+    before, sha256 = read_note(run), file_hash(path)
     if before.get("sha256") == sha256:
         return
     if before and run.checkpoints.all():
@@ -104,7 +104,7 @@ def keep_identity(run: RunDirectory, path: Path) -> None:
 
 @torch.no_grad()
 def logps(
-    objective: Comparing,
+    objective: ReferenceObjective,
     network: torch.nn.Module,
     dataset: Dataset,
     engine: Engine,
@@ -128,7 +128,7 @@ def logps(
     return found
 
 
-def hand_out(run: RunDirectory, datasets: Sequence[Dataset]) -> None:
+def attach_logps(run: RunDirectory, datasets: Sequence[Dataset]) -> None:
     """The views put the log-probabilities into their batches."""
     tables = read_tensors(run.reference / LOGPS)
     for dataset, name in zip(datasets, ("train", "valid"), strict=True):

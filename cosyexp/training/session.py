@@ -18,7 +18,7 @@ from cosyexp.data.loader import Loader, ValidationLoader
 from cosyexp.data.preparation import check_family, prepare_corpus
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
-from cosyexp.objectives.base import Comparing, Objective
+from cosyexp.objectives.base import Objective, ReferenceObjective
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
@@ -28,7 +28,7 @@ from cosyexp.run.targets import build
 from cosyexp.run.weights import init_weights, weights_of
 from cosyexp.training.engines.base import Engine
 from cosyexp.training.loggers import JsonLines, TensorBoard
-from cosyexp.training.reference import take_reference
+from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def run(config: Mapping[str, Any]) -> Outcome:
         trainer = _trainer(config, engine, directory, *datasets)
         stack.callback(trainer.loader.close)
         source = _weights_to_start_from(config, trainer) if checkpoint is None else None
-        if isinstance(trainer.objective, Comparing):
-            take_reference(trainer.objective, config, directory, datasets, engine)
+        if isinstance(trainer.objective, ReferenceObjective):
+            setup_reference(trainer.objective, config, directory, datasets, engine)
         engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
         if checkpoint:
             trainer.resume(checkpoint)

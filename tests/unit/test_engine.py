@@ -211,7 +211,7 @@ def test_a_saved_engine_goes_on_as_if_it_had_not_stopped(optimizer, precision, t
     assert equal(everything(engine, straight), everything(other, resumed))
     assert means.keys() == {"ema", "sum"}
     assert all(
-        equal(dict(mean), dict(other.means()[name]))
+        equal(dict(mean), dict(other.weight_averages()[name]))
         for name, mean in engine.weight_averages().items()
     )
     assert engine.scalers["trainable0"].state_dict() == other.scalers["trainable0"].state_dict()
