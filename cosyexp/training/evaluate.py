@@ -10,7 +10,7 @@ from cosyexp.run.weights import load_weights
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.reference import setup_reference
 from cosyexp.training.session import datasets_of, objective_of, validation_of
-from cosyexp.training.validation import evaluating, validation_losses
+from cosyexp.training.validation import eval_mode, validation_losses
 
 
 @cache
@@ -29,7 +29,7 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
 
     def losses(weights: Path) -> dict[str, float]:
         load_weights(model, weights)
-        with evaluating(objective):
+        with eval_mode(objective):
             found = validation_losses(objective, engine, loader)
         assert found is not None
         return found

@@ -31,7 +31,7 @@ from cosyexp.training.metrics import TrainableMetrics, means, merged
 from cosyexp.training.nonfinite import NonFiniteGuard
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
-from cosyexp.training.validation import evaluating, validation_losses
+from cosyexp.training.validation import eval_mode, validation_losses
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Trainer:
 
     def validate(self) -> bool:
         """Measures the loss on the validation data; False where a request to stop came in between."""
-        with evaluating(self.objective):
+        with eval_mode(self.objective):
             losses = validation_losses(
                 self.objective, self.engine, self.validation, self._stop_requested
             )

@@ -12,7 +12,7 @@ from cosyexp.training.metrics import means, to_host
 
 
 @contextmanager
-def evaluating(objective: Objective) -> Iterator[None]:
+def eval_mode(objective: Objective) -> Iterator[None]:
     """Within it there is no dropout, and no gradient."""
     modules = [trainable.module for trainable in objective.trainables.values()]
     try:
@@ -33,7 +33,7 @@ def validation_losses(
 ) -> dict[str, float] | None:
     """The same for the same weights to the last bit, on any number of ranks; None where a request to stop came in between.
 
-    To be called within `evaluating`.
+    To be called within `eval_mode`.
     """
     parts, batches = [], iter(loader)
     for _ in range(loader.rounds):
