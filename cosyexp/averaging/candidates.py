@@ -29,7 +29,7 @@ class Candidate:
     step: int
     epoch: int
     losses: Mapping[str, float]
-    damage: Callable[[], str | None]
+    corruption: Callable[[], str | None]
 
     @property
     def age(self) -> tuple[int, int, str]:
@@ -104,7 +104,7 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> Candidates:
             c.step,
             int(c.meta.get("epoch", 0)),
             c.losses,
-            partial(c.damage, *needed),
+            partial(c.corruption, *needed),
         )
         for c in able
     ]

@@ -105,11 +105,11 @@ def _sound(found: Sequence[Candidate], wanted: int | None) -> Iterator[Candidate
     with ThreadPoolExecutor() as pool:
         while wanted and found:
             batch, found = found[:wanted], found[wanted:]
-            for candidate, damage in zip(
-                batch, pool.map(lambda candidate: candidate.damage(), batch), strict=True
+            for candidate, corruption in zip(
+                batch, pool.map(lambda candidate: candidate.corruption(), batch), strict=True
             ):
-                if damage:
-                    log.warning("%s is passed over: %s", candidate.checkpoint, damage)
+                if corruption:
+                    log.warning("%s is passed over: %s", candidate.checkpoint, corruption)
                 else:
                     wanted -= 1
                     yield candidate

@@ -38,7 +38,7 @@ class Checkpoint:
         """What the validation at this step measured; empty where there was none."""
         return self.meta.get("loss_dict") or {}
 
-    def damage(self, *names: str) -> str | None:
+    def corruption(self, *names: str) -> str | None:
         """What is wrong with some files, or with any of them; None where their hashes hold."""
         for name in names or self.meta["sha256"]:
             try:
@@ -59,7 +59,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sound: set[Path] = set()  # those whose hashes were seen to hold
+        self._intact: set[Path] = set()  # those whose hashes were seen to hold
 
     def all(self) -> list[Checkpoint]:
         """Those with a readable `meta.yaml`, oldest first; their files are not checked."""
@@ -78,19 +78,19 @@ class Checkpoints:
                 log.warning("%s is passed over: its %s is missing or unreadable", path, META)
         return found
 
-    def is_sound(self, checkpoint: Checkpoint) -> bool:
+    def is_intact(self, checkpoint: Checkpoint) -> bool:
         """Whether its hashes hold; says so where they do not. A checkpoint is read once for that."""
-        if checkpoint.path not in self._sound:
-            if damage := checkpoint.damage():
-                log.warning("%s is passed over: %s", checkpoint.path, damage)
+        if checkpoint.path not in self._intact:
+            if corruption := checkpoint.corruption():
+                log.warning("%s is passed over: %s", checkpoint.path, corruption)
                 return False
-            self._sound.add(checkpoint.path)
+            self._intact.add(checkpoint.path)
         return True
 
     def latest(self) -> Checkpoint | None:
         """The newest one that is sound."""
         return next(
-            (checkpoint for checkpoint in reversed(self.all()) if self.is_sound(checkpoint)), None
+            (checkpoint for checkpoint in reversed(self.all()) if self.is_intact(checkpoint)), None
         )
 
     def begin(self, step: int) -> Path:
@@ -114,7 +114,7 @@ class Checkpoints:
         os.replace(written, path)
         sync(self.folder)
         shutil.rmtree(old, ignore_errors=True)
-        self._sound.add(path)
+        self._intact.add(path)
         return Checkpoint(path, whole)
 
     def prune(self, keep_last: int, keep_best: int, metric: str = "loss") -> None:
@@ -129,12 +129,12 @@ class Checkpoints:
         keep = {checkpoint.path for checkpoint in [*best, *found[max(len(found) - keep_last, 0) :]]}
         sound = 0
         for checkpoint in reversed(found):
-            if sound < 2 and self.is_sound(checkpoint):
+            if sound < 2 and self.is_intact(checkpoint):
                 sound += 1
             elif sound == 2 and checkpoint.path not in keep:
                 shutil.rmtree(checkpoint.path)
 
-    def sweep(self) -> None:
+    def remove_partial(self) -> None:
         """Removes what an interrupted save left behind."""
         for path in self.folder.glob("step_*.tmp"):
             shutil.rmtree(path, ignore_errors=True)

@@ -30,7 +30,7 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
     """
     model = run.config()["model"]["name"]
     if choice in ("best", "last", "ema"):
-        sound = run.checkpoints.is_sound
+        sound = run.checkpoints.is_intact
         found = run.checkpoints.all()[::-1]
         if choice == "best":
             found = sorted(
@@ -61,11 +61,13 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
 def _average(folder: Path, name: str) -> Path:
     """The weights of an average; UserError where they are not what was written."""
     try:
-        damage = Checkpoint(folder, yaml.safe_load((folder / META).read_text())).damage(name)
+        corruption = Checkpoint(folder, yaml.safe_load((folder / META).read_text())).corruption(
+            name
+        )
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        damage = f"its {META} cannot be read"
-    if damage:
-        raise UserError(f"{folder} is damaged: {damage}; make it again with cosyexp.average")
+        corruption = f"its {META} cannot be read"
+    if corruption:
+        raise UserError(f"{folder} is damaged: {corruption}; make it again with cosyexp.average")
     return folder / name
 
 

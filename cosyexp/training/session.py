@@ -262,4 +262,4 @@ def _describe(directory: RunDirectory, config: Mapping[str, Any], overrides: Seq
             file.write(content)
     directory.write_config(config, overrides)
     write_json(directory.path / "environment.json", describe())
-    directory.checkpoints.sweep()
+    directory.checkpoints.remove_partial()

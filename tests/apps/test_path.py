@@ -205,7 +205,7 @@ def test_a_checkpoint_names_its_files_and_losses(model, trained):
     }
     for checkpoint in found:
         assert set(checkpoint.meta["sha256"]) == {*trainables, "trainer/rank_0.pt"}
-        assert checkpoint.damage() is None
+        assert checkpoint.corruption() is None
         assert checkpoint.losses["loss"] == valid[checkpoint.step]
         assert {"step", "epoch", "samples", "loss_dict", "tag", "sha256"} <= set(checkpoint.meta)
     assert [checkpoint.meta["tag"] for checkpoint in found] == ["step", "step", "last"]

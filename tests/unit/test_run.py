@@ -59,7 +59,7 @@ def test_an_interrupted_save_leaves_only_what_sweep_removes(run, monkeypatch, po
         add(run, 2)
     monkeypatch.undo()
     assert again(run).checkpoints.latest().step == 1
-    again(run).checkpoints.sweep()
+    again(run).checkpoints.remove_partial()
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
