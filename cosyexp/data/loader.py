@@ -66,14 +66,14 @@ class BatchMaker(TorchDataset[Delivery]):
 
 
 def dealt(
-    batches: Sequence[np.ndarray], rank: int, world: int, even: bool
+    batches: Sequence[np.ndarray], rank: int, world: int, equal_batches: bool
 ) -> list[tuple[int, np.ndarray]]:
     """Every world-th of the numbered micro-batches; where all ranks want equally many, the last one fills the last round."""
-    numbers = range(-(-len(batches) // world) * world if even else len(batches))
+    numbers = range(-(-len(batches) // world) * world if equal_batches else len(batches))
     return [(number, batches[min(number, len(batches) - 1)]) for number in numbers[rank::world]]
 
 
-def deaf(_: int) -> None:
+def ignore_signals(_: int) -> None:
     """Workers leave the signals to the trainer, which stops them when its step is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -84,7 +84,7 @@ class Loader:
     """This rank's part of every training step, epoch after epoch; its state is one `LoaderState`.
 
     rank, world: this process and their number. accumulate: micro-batches a rank has in a step; the last step of an epoch may
-    have fewer, even none. even: equally many on all ranks, by idle ones.
+    have fewer, even none. equal_batches: equally many on all ranks, by idle ones.
     """
 
     def __init__(
@@ -98,15 +98,20 @@ class Loader:
         accumulate: int,
         workers: int,
         pin: bool,
-        even: bool = False,
+        equal_batches: bool = False,
     ) -> None:
-        self.dataset, self.sampler, self.seed, self.even = dataset, sampler, seed, even
+        self.dataset, self.sampler, self.seed, self.equal_batches = (
+            dataset,
+            sampler,
+            seed,
+            equal_batches,
+        )
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {
             "batch_size": None,
             "num_workers": workers,
             "pin_memory": pin,
-            "worker_init_fn": deaf,
+            "worker_init_fn": ignore_signals,
         }
         self.state = LoaderState(0, 0, self.block)
         self._steps: Iterator[Delivery] | None = None
@@ -140,7 +145,10 @@ class Loader:
                 end = start + len(step)
                 after = following if end == len(batches) else replace(state, batch=end)
                 yield Request(
-                    state.epoch, dealt(step, self.rank, self.world, self.even), len(step), after
+                    state.epoch,
+                    dealt(step, self.rank, self.world, self.equal_batches),
+                    len(step),
+                    after,
                 )
             state = following
 
@@ -152,7 +160,7 @@ class Loader:
 class ValidationLoader:
     """This rank's part of the validation's micro-batches; the same rows, order and draws each time.
 
-    rounds: how many the rank with the most has. even: equally many on all ranks, by idle ones.
+    rounds: how many the rank with the most has. equal_batches: equally many on all ranks, by idle ones.
     """
 
     def __init__(
@@ -165,19 +173,19 @@ class ValidationLoader:
         world: int,
         workers: int,
         pin: bool,
-        even: bool = False,
+        equal_batches: bool = False,
     ) -> None:
         self.maker, batches = BatchMaker(dataset, seed), list(sampler.in_order())
         self.requests = [
             Request(VALIDATION, [numbered], len(batches))
-            for numbered in dealt(batches, rank, world, even)
+            for numbered in dealt(batches, rank, world, equal_batches)
         ]
         self.rounds = -(-len(batches) // world)
         self.options: dict[str, Any] = {
             "batch_size": None,
             "num_workers": workers,
             "pin_memory": pin,
-            "worker_init_fn": deaf,
+            "worker_init_fn": ignore_signals,
         }
 
     def __iter__(self) -> Iterator[MicroBatch]:

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from cosyexp.distributed import rank_environment, with_rank_errors
 from cosyexp.errors import PeerRankError, UserError
-from cosyexp.training.signals import PREEMPTED, deaf
+from cosyexp.training.signals import PREEMPTED, preemption_blocked
 
 Outcome = TypeVar("Outcome")
 Work = Callable[[Mapping[str, Any]], Outcome]
@@ -32,7 +32,7 @@ def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
 
     `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without. Another launcher's word counts more.
     """
-    with deaf():
+    with preemption_blocked():
         resource_tracker.ensure_running()  # Python's module, for the queues of workers and ranks
     if rank := rank_environment(os.environ):
         os.environ.update(rank)
@@ -66,7 +66,7 @@ def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Out
         "OMP_NUM_THREADS": threads,
     }
     results = mp.get_context("spawn").SimpleQueue()
-    with deaf():
+    with preemption_blocked():
         context = start_processes(
             _rank, (work, config, shared, results), processes, join=False, start_method="spawn"
         )

@@ -36,7 +36,7 @@ def save(
         torch.save(
             {
                 "engine": engine_state,
-                "layout": engine.layout,
+                "optimizer_layout": engine.optimizer_layout,
                 **(state if engine.rank == 0 else {}),
             },
             content,
@@ -61,9 +61,9 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
     first = torch.load(
         checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True
     )
-    if (layout := first.get("layout", "whole")) != engine.layout:
+    if (layout := first["optimizer_layout"]) != engine.optimizer_layout:
         raise UserError(
-            f"the optimizer state of {checkpoint.path} is {layout}, and this run wants it {engine.layout}: "
+            f"the optimizer state of {checkpoint.path} is {layout}, and this run wants it {engine.optimizer_layout}: "
             f"resume it as it was begun, or start from its weights by init_from= and another run_dir="
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"

@@ -210,7 +210,7 @@ def _shared(
     sampler = BatchSampler(
         lengths=dataset.lengths, repeats=dataset.repeats, budget=data["max_frames"], seed=seed
     )
-    ranks = {"rank": engine.rank, "world": engine.world, "even": engine.even}
+    ranks = {"rank": engine.rank, "world": engine.world, "equal_batches": engine.equal_batches}
     return sampler, {"seed": seed, "workers": data["workers"], "pin": pin, **ranks}
 
 

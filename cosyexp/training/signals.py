@@ -52,7 +52,7 @@ class StopRequest:
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def preemption_blocked() -> Iterator[None]:
     """SLURM sends SIGUSR2 to every process of a job; what is started within this hears it not before it makes a `StopRequest`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [PREEMPTED])
     try:

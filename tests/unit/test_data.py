@@ -768,8 +768,10 @@ def test_a_tokenizer_that_is_not_there_is_no_fault_of_the_rows(data, tmp_path):
 @pytest.mark.parametrize(("batches", "ranks"), [(5, 2), (4, 2), (1, 3)])
 def test_even_ranks_have_equally_many_micro_batches_and_each_counts_once(batches, ranks):
     rows = [np.array([i]) for i in range(batches)]
-    dealings = [dealt(rows, rank, ranks, even=True) for rank in range(ranks)]
+    dealings = [dealt(rows, rank, ranks, equal_batches=True) for rank in range(ranks)]
     assert len({len(dealing) for dealing in dealings}) == 1
     together = sorted((number, int(row[0])) for dealing in dealings for number, row in dealing)
     assert together == [(i, min(i, batches - 1)) for i in range(len(together))]
-    assert sum(len(dealt(rows, rank, ranks, even=False)) for rank in range(ranks)) == batches
+    assert (
+        sum(len(dealt(rows, rank, ranks, equal_batches=False)) for rank in range(ranks)) == batches
+    )

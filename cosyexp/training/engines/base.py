@@ -29,15 +29,15 @@ class StepReport:
 class Engine(Protocol):
     """rank, world: this process and the number of processes. device: where batches go.
 
-    even: every rank must run equally many forwards, as in them it waits for the others.
+    equal_batches: every rank must run equally many forwards, as in them it waits for the others.
     layout: how the optimizer state lies in a checkpoint; "whole", or something that another engine cannot resume from.
     """
 
     rank: int
     world: int
     device: torch.device
-    even: bool
-    layout: str
+    equal_batches: bool
+    optimizer_layout: str
 
     def setup(
         self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
@@ -57,7 +57,7 @@ class Engine(Protocol):
         """Sums the gradients over ranks, clips, updates the trainable unless they are not finite, and clears them.
 
         update: how many updates this trainable had, from which its learning rate follows. A rank without micro-batches calls it too,
-        unless the engine is even.
+        unless the engine has equal_batches.
         """
         ...
 

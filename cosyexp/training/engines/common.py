@@ -33,8 +33,8 @@ class BaseEngine:
     An engine that keeps weights in parts says so in `_parts`, `_part` and `_whole`.
     """
 
-    even = False
-    layout = "whole"
+    equal_batches = False
+    optimizer_layout = "whole"
     needs_group = False  # a process group also for one process
 
     def __init__(

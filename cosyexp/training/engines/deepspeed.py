@@ -41,7 +41,7 @@ class DeepSpeed(BaseEngine):
     ds_config: a JSON of DeepSpeed's, for what is not said elsewhere.
     """
 
-    even = True
+    equal_batches = True
     needs_group = True
 
     def __init__(
@@ -74,7 +74,7 @@ class DeepSpeed(BaseEngine):
         if self.stage not in range(4):
             raise UserError(f"ZeRO has no stage {self.stage}: give engine.stage=0, 1, 2 or 3")
         super().__init__(**options)
-        self.layout = (
+        self.optimizer_layout = (
             f"in DeepSpeed's shards of stage {self.stage} on {self.world} ranks"
             if self.stage
             else "whole"

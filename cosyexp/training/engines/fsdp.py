@@ -26,7 +26,7 @@ class FSDP(BaseEngine):
     reshard_after_forward: free the gathered weights of a block between forward and backward: less memory, more time.
     """
 
-    even = True
+    equal_batches = True
     needs_group = True
 
     def __init__(
