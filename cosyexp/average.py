@@ -33,7 +33,7 @@ def main(cfg: "DictConfig") -> str:
     from pathlib import Path
 
     from cosyexp.averaging.candidates import candidates_in
-    from cosyexp.averaging.mixture import mix
+    from cosyexp.averaging.methods import mix
     from cosyexp.averaging.select import Choice, select
     from cosyexp.averaging.write import folder_name, output_file, write_file, write_folder
     from cosyexp.run.logs import console
@@ -54,19 +54,19 @@ def main(cfg: "DictConfig") -> str:
     with console():
         candidates = candidates_in(folder, ema=how == "ema", sums=method == "running")
         chosen = select(candidates, choice)
-        mixture = mix(chosen, method, cfg.metric, cfg.temperature, evaluate)
+        average = mix(chosen, method, cfg.metric, cfg.temperature, evaluate)
         print(f"{'step':>9}  {'epoch':>5}  {cfg.metric:>10}  weight")
-        for source, weight in mixture.rows():
+        for source, weight in average.rows():
             score = f"{source.losses[cfg.metric]:.4f}" if cfg.metric in source.losses else "-"
             print(f"{source.step:>9}  {source.epoch:>5}  {score:>10}  {weight:.3f}")
         if output is None:
             about = {"select": how, "metric": cfg.metric, "method": method}
             about |= {"temperature": cfg.temperature} if method == "weighted" else {}
             path = write_folder(
-                mixture, candidates, folder_name(choice, method, cfg.temperature), about
+                average, candidates, folder_name(choice, method, cfg.temperature), about
             )
         else:
-            path = write_file(mixture, output)
+            path = write_file(average, output)
     print(path)
     return str(path)
 

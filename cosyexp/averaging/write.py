@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cosyexp.averaging.candidates import Candidates
-from cosyexp.averaging.mixture import Mixture
+from cosyexp.averaging.methods import WeightedSum
 from cosyexp.averaging.select import Choice
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import META, file_hash
@@ -37,15 +37,15 @@ def output_file(output: str) -> Path:
     return path
 
 
-def write_file(mixture: Mixture, output: Path) -> Path:
+def write_file(average: WeightedSum, output: Path) -> Path:
     """Writes the weights alone, as `.pt` or `.safetensors`."""
     with replacement(output) as part:
-        mixture.write(part, pickled=output.suffix == ".pt")
+        average.write(part, pickled=output.suffix == ".pt")
     return output
 
 
 def write_folder(
-    mixture: Mixture, candidates: Candidates, name: str, about: dict[str, Any]
+    average: WeightedSum, candidates: Candidates, name: str, about: dict[str, Any]
 ) -> Path:
     """Writes `averages/<name>/` with `meta.yaml` into the folder of the candidates; returns the file of weights.
 
@@ -60,7 +60,7 @@ def write_folder(
             for left in (part, old):
                 shutil.rmtree(left, ignore_errors=True)
             part.mkdir()
-            mixture.write(part / candidates.file, pickled=candidates.file.endswith(".pt"))
+            average.write(part / candidates.file, pickled=candidates.file.endswith(".pt"))
             sources = [
                 {
                     "file": source.path.relative_to(candidates.folder).as_posix(),
@@ -69,7 +69,7 @@ def write_folder(
                     "weight": weight,
                     "loss_dict": dict(source.losses),
                 }
-                for source, weight in mixture.rows()
+                for source, weight in average.rows()
             ]
             meta = {
                 **about,

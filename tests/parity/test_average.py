@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from cosyexp.averaging.candidates import candidates_in
-from cosyexp.averaging.mixture import uniform
+from cosyexp.averaging.methods import uniform
 from cosyexp.averaging.select import Choice, select
 from cosyexp.averaging.write import write_file, write_folder
 from cosyexp.errors import UserError
@@ -57,8 +57,8 @@ def chosen(models, how="best", num=1, **options):
 
 @pytest.mark.parametrize("num", [1, 3, 5])
 def test_the_best_are_averaged_as_the_original_did(recorded, models, num):
-    mixture = uniform(select(candidates_in(models), Choice("best", num)))
-    ours = torch.load(write_file(mixture, models.parent / "ours.pt"), weights_only=True)
+    average = uniform(select(candidates_in(models), Choice("best", num)))
+    ours = torch.load(write_file(average, models.parent / "ours.pt"), weights_only=True)
     theirs = torch.load(recorded / f"avg_best{num}.pt", weights_only=True)
     epochs = sorted(LOSSES, key=LOSSES.__getitem__)[:num]
     parts = [

@@ -14,7 +14,7 @@ import yaml
 
 from cosyexp.averaging.candidates import candidates_in
 from cosyexp.averaging.mean import PIECE, combine
-from cosyexp.averaging.mixture import mix
+from cosyexp.averaging.methods import mix
 from cosyexp.averaging.select import Choice, select
 from cosyexp.averaging.write import folder_name, write_file, write_folder
 from cosyexp.errors import UserError
@@ -396,17 +396,17 @@ def mixed(run, method="uniform", num=3, how="best", evaluate=None, **options):
     )
 
 
-def written(mixture, folder):
-    return read_tensors(write_file(mixture, folder / "out.safetensors"))["weight"].tolist()
+def written(average, folder):
+    return read_tensors(write_file(average, folder / "out.safetensors"))["weight"].tolist()
 
 
 def test_weights_are_the_softmax_of_the_losses(run, tmp_path):
-    mixture = mixed(run, "weighted", temperature=0.5)
+    average = mixed(run, "weighted", temperature=0.5)
     shares = torch.softmax(
         torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64) / -0.5, 0
     ).tolist()  # of the steps 10, 20, 40
-    assert [weight for _, weight in mixture.rows()] == pytest.approx(shares, rel=1e-12)
-    assert written(mixture, tmp_path) == pytest.approx(
+    assert [weight for _, weight in average.rows()] == pytest.approx(shares, rel=1e-12)
+    assert written(average, tmp_path) == pytest.approx(
         [10 * shares[0] + 20 * shares[1] + 40 * shares[2]] * 4
     )
 
@@ -437,9 +437,9 @@ def test_a_soup_takes_what_lowers_the_loss_and_nothing_else(run, tmp_path):
         tried.append(read_tensors(path)["weight"][0].item())
         return {"loss": abs(tried[-1] - 14)}
 
-    mixture = mixed(run, "greedy", evaluate=evaluate)
-    assert tried == [20, 30, 15] and [source.step for source, _ in mixture.rows()] == [10, 20]
-    assert written(mixture, tmp_path) == [15.0] * 4
+    average = mixed(run, "greedy", evaluate=evaluate)
+    assert tried == [20, 30, 15] and [source.step for source, _ in average.rows()] == [10, 20]
+    assert written(average, tmp_path) == [15.0] * 4
 
 
 def test_running_sums_give_the_mean_of_all_steps_in_between(tmp_path):
@@ -474,8 +474,8 @@ def test_running_sums_give_the_mean_of_all_steps_in_between(tmp_path):
 
 def write(run, how="last", num=2, name=None):
     candidates = candidates_in(run.path)
-    mixture = mix(select(candidates, Choice(how, num)), "uniform", "loss", 1.0, None)
-    return write_folder(mixture, candidates, name or f"{how}{num}", {"method": "uniform"})
+    average = mix(select(candidates, Choice(how, num)), "uniform", "loss", 1.0, None)
+    return write_folder(average, candidates, name or f"{how}{num}", {"method": "uniform"})
 
 
 def test_folders_are_named_by_all_that_makes_them_differ():

@@ -16,7 +16,7 @@ Evaluate = Callable[[Path], Mapping[str, float]]  # the validation losses of a f
 
 
 @dataclass(frozen=True)
-class Mixture:
+class WeightedSum:
     """sum(factor * weights) / divisor. sums: of the running sums instead of the weights."""
 
     sources: Sequence[Candidate]
@@ -39,7 +39,7 @@ class Mixture:
 
 def mix(
     sources: Sequence[Candidate], method: str, metric: str, temperature: float, evaluate: Evaluate
-) -> Mixture:
+) -> WeightedSum:
     if method == "weighted":
         return weighted(sources, metric, temperature)
     if method == "greedy":
@@ -47,11 +47,11 @@ def mix(
     return running(sources) if method == "running" else uniform(sources)
 
 
-def uniform(sources: Sequence[Candidate]) -> Mixture:
-    return Mixture(sources, [1.0] * len(sources), len(sources))
+def uniform(sources: Sequence[Candidate]) -> WeightedSum:
+    return WeightedSum(sources, [1.0] * len(sources), len(sources))
 
 
-def weighted(sources: Sequence[Candidate], metric: str, temperature: float) -> Mixture:
+def weighted(sources: Sequence[Candidate], metric: str, temperature: float) -> WeightedSum:
     """Weights of softmax(-loss / temperature)."""
     if not temperature > 0:
         raise UserError(
@@ -59,10 +59,10 @@ def weighted(sources: Sequence[Candidate], metric: str, temperature: float) -> M
         )
     losses = scores(sources, metric)
     factors = [math.exp((min(losses) - loss) / temperature) for loss in losses]
-    return Mixture(sources, factors, sum(factors))
+    return WeightedSum(sources, factors, sum(factors))
 
 
-def running(sources: Sequence[Candidate]) -> Mixture:
+def running(sources: Sequence[Candidate]) -> WeightedSum:
     """The mean of the weights after each step behind the oldest of the checkpoints, up to the newest."""
     newest, oldest = (choose(sources, key=lambda source: source.age) for choose in (max, min))
     if newest.step == oldest.step:
@@ -72,10 +72,10 @@ def running(sources: Sequence[Candidate]) -> Mixture:
     log.info(
         "the mean of the weights after each of the steps %d to %d", oldest.step + 1, newest.step
     )
-    return Mixture([newest, oldest], [1.0, -1.0], newest.step - oldest.step, sums=True)
+    return WeightedSum([newest, oldest], [1.0, -1.0], newest.step - oldest.step, sums=True)
 
 
-def greedy(sources: Sequence[Candidate], metric: str, evaluate: Evaluate) -> Mixture:
+def greedy(sources: Sequence[Candidate], metric: str, evaluate: Evaluate) -> WeightedSum:
     """From the best on, each checkpoint that lowers the validation loss of the mean (Wortsman et al. 2022, greedy soup)."""
     ordered = [
         source
