@@ -50,7 +50,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CheckpointFolder:
     """oldest first. file: what an average of them is called."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Candidates:
     found: list[Candidate]
 
 
-def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Candidates:
+def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> CheckpointFolder:
     """All checkpoints of a folder; UserError where it is neither a run nor a model directory of the original.
 
     ema: their running means instead of their weights. sums: with their running sums.
@@ -81,7 +81,7 @@ def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Can
     return _of_original(folder)
 
 
-def _of_run(run: RunDirectory, ema: bool, sums: bool) -> Candidates:
+def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
     model = f"{run.config()['model']['name']}.safetensors"
     needed = ["ema.safetensors" if ema else model, *([SUMS] if sums else [])]
     found = run.checkpoints.all()
@@ -108,10 +108,10 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> Candidates:
         )
         for c in able
     ]
-    return Candidates(run.path, model, candidates)
+    return CheckpointFolder(run.path, model, candidates)
 
 
-def _of_original(folder: Path) -> Candidates:
+def _of_original(folder: Path) -> CheckpointFolder:
     """`epoch_E_whole.pt` and `epoch_E_step_S.pt`, each with the scores of the YAML of its own name; `init` and `train` are none."""
     found = []
     for path in folder.glob("epoch_*.pt"):
@@ -130,7 +130,7 @@ def _of_original(folder: Path) -> Candidates:
     for note in sorted(folder.glob("epoch_*.yaml")):
         if not note.with_suffix(".pt").exists():
             log.warning("%s is passed over: there is no %s", note, note.with_suffix(".pt").name)
-    return Candidates(folder, "model.pt", sorted(found, key=lambda candidate: candidate.age))
+    return CheckpointFolder(folder, "model.pt", sorted(found, key=lambda candidate: candidate.age))
 
 
 def _noted(path: Path) -> Mapping[str, Any]:

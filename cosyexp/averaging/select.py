@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cosyexp.averaging.candidates import Candidate, Candidates
+from cosyexp.averaging.candidates import Candidate, CheckpointFolder
 from cosyexp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Choice:
         return "-".join(part for part in (number, metric, stretch) if part)
 
 
-def select(candidates: Candidates, choice: Choice) -> list[Candidate]:
+def select(candidates: CheckpointFolder, choice: Choice) -> list[Candidate]:
     """Those that are chosen and whose checksums hold: the best first, or the newest first. UserError where there are none, or too few."""
     _check(choice)
     where, wanted = candidates.folder, choice.wanted

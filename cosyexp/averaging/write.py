@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cosyexp.averaging.candidates import Candidates
+from cosyexp.averaging.candidates import CheckpointFolder
 from cosyexp.averaging.methods import WeightedSum
 from cosyexp.averaging.select import Choice
 from cosyexp.errors import UserError
@@ -45,7 +45,7 @@ def write_file(average: WeightedSum, output: Path) -> Path:
 
 
 def write_folder(
-    average: WeightedSum, candidates: Candidates, name: str, about: dict[str, Any]
+    average: WeightedSum, candidates: CheckpointFolder, name: str, about: dict[str, Any]
 ) -> Path:
     """Writes `averages/<name>/` with `meta.yaml` into the folder of the candidates; returns the file of weights.
 

@@ -37,7 +37,7 @@ class Prompt:
         return len(self.text), self.lead
 
 
-class Candidates:
+class AnswerGenerator:
     """Speaks each prompt `times` times; every candidate has draws of its own, whatever it is batched with.
 
     config: of the run. weights: the file. batch_size: candidates side by side, of texts of one length.

@@ -32,7 +32,7 @@ from cosyexp.data.shards import (
     write_shard,
 )
 from cosyexp.errors import UserError
-from cosyexp.preferring.candidates import Candidates, Prompt
+from cosyexp.preferring.candidates import AnswerGenerator, Prompt
 from cosyexp.preferring.scores import Score, edit, edit_distance, pair
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
@@ -135,7 +135,7 @@ def write_pairs(
     if (done := prepared(out)) is not None:
         return done
     score = score_of(run, options)
-    candidates = Candidates(
+    candidates = AnswerGenerator(
         config, weights, times=options.candidates, batch_size=options.batch_size, seed=options.seed
     )
     write_text(out / BEGUN, yaml.safe_dump({"settings": settings}))
@@ -227,7 +227,7 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
             )
 
 
-def write_job(job: Job, candidates: Candidates, score: Score | None, bar: "tqdm[Any]") -> None:
+def write_job(job: Job, candidates: AnswerGenerator, score: Score | None, bar: "tqdm[Any]") -> None:
     """Writes one shard of pairs. A row that makes none keeps its speech tokens, and has none to reject."""
     rows = [
         {**row, "reject_speech_token": None}
