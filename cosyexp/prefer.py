@@ -35,7 +35,7 @@ def main(cfg: "DictConfig") -> str:
 
     from omegaconf import OmegaConf
 
-    from cosyexp.preferring.write import PairOptions, write_pairs
+    from cosyexp.preferences.write import PairOptions, write_pairs
     from cosyexp.run.directory import RunDirectory
     from cosyexp.run.logs import console
 

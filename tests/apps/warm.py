@@ -25,7 +25,7 @@ HEAVY = (
     "cosyexp.objectives.adversarial",
     "cosyexp.objectives.flow",
     "cosyexp.objectives.language",
-    "cosyexp.preferring.write",
+    "cosyexp.preferences.write",
     "cosyexp.synthesis.pipeline",
     "cosyexp.training.engines.ddp",
     "cosyexp.training.session",

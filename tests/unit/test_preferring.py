@@ -13,9 +13,9 @@ from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list, write
 from cosyexp.errors import UserError
 from cosyexp.models.llm.decoding import decode, decode_batch
 from cosyexp.models.llm.sampling import drawn_from, greedy, nucleus
-from cosyexp.preferring import write
-from cosyexp.preferring.scores import edit, edit_distance, pair
-from cosyexp.preferring.write import BEGUN, PairOptions, write_pairs
+from cosyexp.preferences import write
+from cosyexp.preferences.scores import edit, edit_distance, pair
+from cosyexp.preferences.write import BEGUN, PairOptions, write_pairs
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
 from tests.support import config

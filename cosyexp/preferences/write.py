@@ -32,8 +32,8 @@ from cosyexp.data.shards import (
     write_shard,
 )
 from cosyexp.errors import UserError
-from cosyexp.preferring.candidates import AnswerGenerator, Prompt
-from cosyexp.preferring.scores import Score, edit, edit_distance, pair
+from cosyexp.preferences.answers import AnswerGenerator, Prompt
+from cosyexp.preferences.scores import Score, edit, edit_distance, pair
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import replace_file, write_text
@@ -172,7 +172,7 @@ def score_of(run: RunDirectory, options: PairOptions) -> Score | None:
         return None
     if options.score == "edit":
         return edit
-    from cosyexp.preferring.asr_score import ErrorRate  # and all that speaks and listens
+    from cosyexp.preferences.asr_score import ErrorRate  # and all that speaks and listens
 
     assert options.flow and options.hifigan
     return ErrorRate(
