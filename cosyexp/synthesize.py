@@ -23,7 +23,7 @@ from cosyexp.cli.hydra_app import hydra_app
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from cosyexp.synthesis.backends import Voice
+    from cosyexp.synthesis.backends import LoadedModel
 
 MODELS = ("llm", "flow", "hifigan")
 
@@ -40,7 +40,7 @@ def main(cfg: "DictConfig") -> str:
     from cosyexp.synthesis.pipeline import Pipeline
 
     with console():
-        pipeline = Pipeline(voices_of(cfg))
+        pipeline = Pipeline(load_models(cfg))
         wave = pipeline.speak(cfg.text, cfg.speaker, cfg.seed)
     content = io.BytesIO()
     soundfile.write(content, wave, pipeline.sample_rate, format="WAV", subtype="PCM_16")
@@ -50,13 +50,13 @@ def main(cfg: "DictConfig") -> str:
     return str(cfg.out)
 
 
-def voices_of(cfg: "DictConfig") -> "dict[str, Voice]":
+def load_models(cfg: "DictConfig") -> "dict[str, LoadedModel]":
     """The three models: from their runs, or from what was exported."""
     from pathlib import Path
 
     from cosyexp.errors import UserError
     from cosyexp.run.directory import RunDirectory
-    from cosyexp.synthesis.backends import of_exports, of_run_exports, of_weights
+    from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = cfg.backend.value, cfg.precision.value
     runs = {name: RunDirectory(cfg[name]) for name in MODELS if cfg[name] is not None}
@@ -69,10 +69,10 @@ def voices_of(cfg: "DictConfig") -> "dict[str, Voice]":
             f"{', '.join(missing)} must be given, for example {missing[0]}=..., or exports=<folders> with backend=onnx"
         )
     if backend == "torch":
-        return {name: of_weights(run, cfg.weights) for name, run in runs.items()}
+        return {name: from_run(run, cfg.weights) for name, run in runs.items()}
     if cfg.exports:
-        return of_exports(map(Path, cfg.exports), backend, precision)
-    return {name: of_run_exports(run, backend, precision) for name, run in runs.items()}
+        return from_exports(map(Path, cfg.exports), backend, precision)
+    return {name: from_run_exports(run, backend, precision) for name, run in runs.items()}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from cosyexp.data.draws import keyed
 from cosyexp.evaluation.asr import WhisperASR
 from cosyexp.evaluation.metrics import error_rate
 from cosyexp.run.directory import RunDirectory
-from cosyexp.synthesis.backends import of_weights
+from cosyexp.synthesis.backends import from_run
 from cosyexp.synthesis.pipeline import Pipeline
 
 
@@ -26,7 +26,7 @@ class ErrorRate:
         self.seed, self.judge = seed, WhisperASR(Path(asr) if asr else None, language)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
         self.voice = Pipeline(
-            {name: of_weights(RunDirectory(path), "best") for name, path in runs.items()}
+            {name: from_run(RunDirectory(path), "best") for name, path in runs.items()}
         )
 
     @torch.inference_mode()

@@ -39,7 +39,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Voice:
+class LoadedModel:
     """One of the three models, ready to run.
 
     name: for messages. config: family, model and components of its training. speakers: where embeddings are, if they are known.
@@ -51,7 +51,7 @@ class Voice:
     runners: Mapping[str, Runner]
 
 
-def of_weights(run: RunDirectory, weights: str) -> Voice:
+def from_run(run: RunDirectory, weights: str) -> LoadedModel:
     """A run in PyTorch, with the weights that are chosen there."""
     source = of_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
@@ -59,14 +59,14 @@ def of_weights(run: RunDirectory, weights: str) -> Voice:
         name: Runner(component.inputs, partial(eager, component))
         for name, component in components.items()
     }
-    return Voice(str(run), source.config, source.speakers, runners)
+    return LoadedModel(str(run), source.config, source.speakers, runners)
 
 
-def of_run_exports(run: RunDirectory, backend: str, precision: str) -> Voice:
+def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedModel:
     """A run by what was exported from it."""
     speakers = run.speakers if run.speakers.exists() else None
     hint = f"run_dir={run} format={backend} precision={precision}"
-    return Voice(
+    return LoadedModel(
         str(run),
         run.config(),
         speakers,
@@ -74,9 +74,9 @@ def of_run_exports(run: RunDirectory, backend: str, precision: str) -> Voice:
     )
 
 
-def of_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, Voice]:
+def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, LoadedModel]:
     """The models that were exported into folders, by their names: each folder has a `<model>.yaml` for each of its models."""
-    found: dict[str, Voice] = {}
+    found: dict[str, LoadedModel] = {}
     for folder in folders:
         excerpts = [path for model in COMPONENTS if (path := folder / f"{model}.yaml").is_file()]
         if not excerpts:
@@ -93,7 +93,7 @@ def of_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[st
                 precision,
                 f"format={backend} precision={precision} out={folder}",
             )
-            found[path.stem] = Voice(
+            found[path.stem] = LoadedModel(
                 str(folder), config, speakers if speakers.exists() else None, runners
             )
     if missing := [model for model in COMPONENTS if model not in found]:

@@ -19,7 +19,7 @@ from cosyexp.models.llm.decoding import decode
 from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
-from cosyexp.synthesis.backends import Voice
+from cosyexp.synthesis.backends import LoadedModel
 
 log = logging.getLogger(__name__)
 SHARED = (
@@ -31,26 +31,26 @@ SHARED = (
 
 
 class Pipeline:
-    """Speaks sentences. Every draw follows from a seed. voices: the three models, by their names."""
+    """Speaks sentences. Every draw follows from a seed. models: the three models, by their names."""
 
-    def __init__(self, voices: Mapping[str, Voice]) -> None:
-        for name, voice in voices.items():
+    def __init__(self, models: Mapping[str, LoadedModel]) -> None:
+        for name, voice in models.items():
             if voice.config["model"]["name"] != name:
                 raise UserError(
                     f"{voice.name} is a run of {voice.config['model']['name']}: give one of {name} as {name}="
                 )
             for key in SHARED:
-                if voice.config["family"][key] != voices["llm"].config["family"][key]:
+                if voice.config["family"][key] != models["llm"].config["family"][key]:
                     raise UserError(
-                        f"{voice.name} and {voices['llm'].name} differ in family.{key}: their models do not fit together"
+                        f"{voice.name} and {models['llm'].name} differ in family.{key}: their models do not fit together"
                     )
-        self.family: dict[str, Any] = voices["llm"].config["family"]
-        self.harmonics: int = voices["hifigan"].config["model"]["collator"]["harmonics"]
+        self.family: dict[str, Any] = models["llm"].config["family"]
+        self.harmonics: int = models["hifigan"].config["model"]["collator"]["harmonics"]
         self.tokenizer, self.sample = build(self.family["tokenizer"]), build(self.family["sampler"])
-        named = next((path for name in ("llm", "flow") if (path := voices[name].speakers)), None)
+        named = next((path for name in ("llm", "flow") if (path := models[name].speakers)), None)
         self.speakers = read_tensors(named) if named else {}
         self.runners = {
-            key: runner for voice in voices.values() for key, runner in voice.runners.items()
+            key: runner for voice in models.values() for key, runner in voice.runners.items()
         }
 
     @property
