@@ -23,7 +23,7 @@ from cosyexp.cli.hydra_app import hydra_app
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from cosyexp.exporting.source import Source
+    from cosyexp.exporting.source import ExportSource
 
 
 @hydra_app("export/config", lists=("components", "precision", "settings"))
@@ -43,24 +43,24 @@ def main(cfg: "DictConfig") -> str:
     return str(out)
 
 
-def source_of(cfg: "DictConfig") -> "Source":
+def source_of(cfg: "DictConfig") -> "ExportSource":
     """The run and its weights, or an official file."""
     from cosyexp.errors import UserError
-    from cosyexp.exporting.source import of_file, of_run
+    from cosyexp.exporting.source import source_from_file, source_from_run
     from cosyexp.run.directory import RunDirectory, newest_run
 
     if cfg.family is None:
         run = newest_run() if cfg.run_dir is None else RunDirectory(cfg.run_dir)
         if cfg.run_dir is None:
             print(f"no run_dir was given: the newest run, {run}")
-        return of_run(run, cfg.weights)
+        return source_from_run(run, cfg.weights)
     if cfg.run_dir is not None:
         raise UserError(
             f"run_dir={cfg.run_dir} has a family of its own: leave family={cfg.family} out, or run_dir="
         )
     if cfg.out is None:
         raise UserError("family= exports a file without a run: say by out=<folder> where to")
-    return of_file(config_of(cfg), cfg.weights)
+    return source_from_file(config_of(cfg), cfg.weights)
 
 
 def config_of(cfg: "DictConfig") -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Sequence(NamedTuple):
+class SequenceLayout(NamedTuple):
     """One row. gather_index_T: which of the pool [text_1..L, speech_1..N, start, task, speaker] stands at each position.
 
     label_positions_A: the positions that predict a class. labels_A: the classes that they are to predict.
@@ -28,15 +28,15 @@ class Layout:
 
 
     speaker: whether a speaker embedding has a place of its own.
-    vocabulary: of speech tokens. end, fill: the marks that end the speech, and a block of it: places behind the vocabulary.
+    vocabulary: of speech tokens. eos, fill_token: the marks that end the speech, and a block of it: places behind the vocabulary.
     interleaved: the share of rows in blocks, among those with speech enough for them.
     block: text and speech tokens of a block.
     """
 
     speaker: bool
     vocabulary: int
-    end: int = 0
-    fill: int | None = None
+    eos: int = 0
+    fill_token: int | None = None
     interleaved: float = 0.0
     block: tuple[int, int] = (5, 15)
 
@@ -46,7 +46,7 @@ class Layout:
 
     def __call__(
         self, text: int, speech_N: np.ndarray, lead: int, blocks: bool, size: tuple[int, int]
-    ) -> Sequence:
+    ) -> SequenceLayout:
         """text: its tokens, of which `lead` are an instruction. size: L and N of the batch, with padding."""
         texts, speeches = np.arange(text), size[0] + np.arange(len(speech_N))
         start, task, speaker = sum(size) + np.arange(3)
@@ -56,12 +56,12 @@ class Layout:
         place = lead + 1 + self.speaker
         texts = texts[lead:]
         if blocks:
-            assert self.fill is not None, "a layout in blocks has a class that ends them"
+            assert self.fill_token is not None, "a layout in blocks has a class that ends them"
             wide, long = self.block
             while len(texts) >= wide:
                 pieces += [texts[:wide], speeches[:long]]
                 answers.append(place + wide - 1 + np.arange(long + 1))
-                targets += [speech_N[:long], [self.vocabulary + self.fill]]
+                targets += [speech_N[:long], [self.vocabulary + self.fill_token]]
                 texts, speeches, speech_N, place = (
                     texts[wide:],
                     speeches[long:],
@@ -70,7 +70,7 @@ class Layout:
                 )
         pieces += [texts, [task], speeches]
         answers.append(place + len(texts) + np.arange(len(speech_N) + 1))
-        targets += [speech_N, [self.vocabulary + self.end]]
-        return Sequence(
+        targets += [speech_N, [self.vocabulary + self.eos]]
+        return SequenceLayout(
             *(np.concatenate(parts).astype(np.int64) for parts in (pieces, answers, targets))
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.source import Source, load_network
+from cosyexp.exporting.source import ExportSource, load_network
 from cosyexp.run.targets import build, check_targets
 
 Formats = Mapping[str, tuple[str, ...]]
@@ -37,7 +37,9 @@ class Component(Protocol):
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]: ...
 
 
-def chosen(source: Source, names: Sequence[str] | None, form: str, precision: str) -> list[str]:
+def select_components(
+    source: ExportSource, names: Sequence[str] | None, form: str, precision: str
+) -> list[str]:
     """The components, all or those that are named, that can be in a format and precision; UserError where there are none."""
     nodes = source.config.get("components")
     if not nodes:
@@ -61,7 +63,9 @@ def chosen(source: Source, names: Sequence[str] | None, form: str, precision: st
     return found
 
 
-def load_components(source: Source, names: Sequence[str] | None = None) -> dict[str, Component]:
+def load_components(
+    source: ExportSource, names: Sequence[str] | None = None
+) -> dict[str, Component]:
     """Components, all or those that are named, ready for inference."""
     network = load_network(source)
     fold_parametrizations(network)

@@ -13,9 +13,9 @@ import yaml
 from torch import Tensor
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.components import Component, chosen, load_components
+from cosyexp.exporting.components import Component, load_components, select_components
 from cosyexp.exporting.report import merge_report, show
-from cosyexp.exporting.source import Source
+from cosyexp.exporting.source import ExportSource
 from cosyexp.exporting.verify import TOLERANCES, compare, latencies
 from cosyexp.run.files import sync, write_text
 
@@ -29,7 +29,7 @@ class Format(Protocol):
 
     def export(
         self,
-        source: Source,
+        source: ExportSource,
         out: Path,
         *,
         precision: str = "fp32",
@@ -66,14 +66,14 @@ class ComponentFormat:
 
     def export(
         self,
-        source: Source,
+        source: ExportSource,
         out: Path,
         *,
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
     ) -> list[Path]:
-        found = chosen(source, names, self.name, precision)
+        found = select_components(source, names, self.name, precision)
         components, report = load_components(source, found), {}
         with staged(
             out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}"
@@ -133,7 +133,7 @@ def staged(out: Path, job: str) -> Iterator[Path]:
                 path.rmdir()
 
 
-def write_excerpt(source: Source, folder: Path) -> None:
+def write_excerpt(source: ExportSource, folder: Path) -> None:
     """What synthesis reads of a config, under the same names, and the speakers."""
     excerpt = {key: source.config[key] for key in ("family", "model", "components")}
     write_text(

@@ -9,7 +9,7 @@ import torch
 from cosyexp.errors import UserError
 from cosyexp.exporting.export import staged
 from cosyexp.exporting.report import merge_report
-from cosyexp.exporting.source import Source, load_network
+from cosyexp.exporting.source import ExportSource, load_network
 
 
 class Official:
@@ -19,7 +19,7 @@ class Official:
 
     def export(
         self,
-        source: Source,
+        source: ExportSource,
         out: Path,
         *,
         precision: str = "fp32",

@@ -18,7 +18,7 @@ HASHED = ("best", "last", "ema")  # choices whose hashes are looked at on the wa
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """name: for messages. config: of the training, or one as a training would have it. speakers: embeddings by name, where known."""
 
     name: str
@@ -27,7 +27,7 @@ class Source:
     speakers: Path | None = None
 
 
-def of_run(run: RunDirectory, choice: str) -> Source:
+def source_from_run(run: RunDirectory, choice: str) -> ExportSource:
     """A run with the weights that `choice` means there, see `find_weights`."""
     config, weights = run.config(), find_weights(run, choice)
     if (
@@ -38,7 +38,7 @@ def of_run(run: RunDirectory, choice: str) -> Source:
         raise UserError(
             f"{weights} is not what was written: choose other weights, or make it again"
         )
-    return Source(str(run), config, weights, run.speakers if run.speakers.exists() else None)
+    return ExportSource(str(run), config, weights, run.speakers if run.speakers.exists() else None)
 
 
 def noted_hash(weights: Path) -> str | None:
@@ -49,15 +49,15 @@ def noted_hash(weights: Path) -> str | None:
         return None
 
 
-def load_network(source: Source) -> nn.Module:
+def load_network(source: ExportSource) -> nn.Module:
     """The network with its weights; UserError where they do not fit, or hold what is no number."""
     network: nn.Module = build(source.config["network"])
     load_weights(network, source.weights)
     return network
 
 
-def of_file(config: Mapping[str, Any], weights: str) -> Source:
+def source_from_file(config: Mapping[str, Any], weights: str) -> ExportSource:
     """A file of weights without a run, and the config of a training of its network."""
     if not Path(weights).is_file():
         raise UserError(f"weights={weights} is no file: with family= it is one, such as flow.pt")
-    return Source(weights, config, Path(weights))
+    return ExportSource(weights, config, Path(weights))

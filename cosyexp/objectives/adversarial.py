@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cosyexp.data.collators.hifigan import VocoderBatch
 from cosyexp.models.layers.spectrogram import MelSpectrogram
-from cosyexp.objectives.base import Loss, Picture, Sound, Trainable, frozen
+from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable, frozen
 from cosyexp.objectives.losses.adversarial import (
     discriminator_loss,
     feature_loss,
@@ -84,12 +84,15 @@ class Adversarial:
         fake, f0 = self._generate(batch)
         return Loss(**self._distances(batch, fake, f0))
 
-    def preview(self, batch: VocoderBatch) -> Iterator[tuple[str, Picture | Sound]]:
+    def preview(self, batch: VocoderBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
         fake, _ = self._generate(batch)
         for utt, real, generated in zip(batch.utts, batch.wave_BS, fake.float(), strict=True):
             for kind, wave in (("real", real), ("generated", generated)):
-                yield f"{utt}/{kind}", Sound(wave.cpu().numpy(), self.sample_rate)
-                yield f"{utt}/{kind}", Picture(self.mel(wave.unsqueeze(0))[0].cpu().numpy())
+                yield f"{utt}/{kind}", Audio(wave.cpu().numpy(), self.sample_rate)
+                yield (
+                    f"{utt}/{kind}",
+                    SpectrogramImage(self.mel(wave.unsqueeze(0))[0].cpu().numpy()),
+                )
 
     def _generate(self, batch: VocoderBatch) -> tuple[Tensor, Tensor]:
         fake, f0 = self.generator(batch.mel_BFT, batch.phase_BH, batch.noise_BHS)

@@ -57,13 +57,13 @@ class Loss(dict[str, Term]):
         ).sum()
 
 
-class Picture(NamedTuple):
+class SpectrogramImage(NamedTuple):
     """A mel spectrogram to look at, (bands, frames)."""
 
     mel: np.ndarray
 
 
-class Sound(NamedTuple):
+class Audio(NamedTuple):
     """A wave to listen to, (samples,) in [-1, 1], at a rate in Hz."""
 
     wave: np.ndarray
@@ -94,7 +94,7 @@ class Objective(Protocol):
         """The loss of a validation batch; lower is better between any two checkpoints."""
         ...
 
-    def preview(self, batch: Any) -> Iterator[tuple[str, Picture | Sound]]:
+    def preview(self, batch: Any) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
         """Things to look at and to listen to for the first rows of a validation batch, by name."""
         ...
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
+from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 
 
 class FlowMatchingLoss:
@@ -38,12 +38,12 @@ class FlowMatchingLoss:
     def validate(self, batch: FlowBatch) -> Loss:
         return self._loss(batch)
 
-    def preview(self, batch: FlowBatch) -> Iterator[tuple[str, Picture | Sound]]:
+    def preview(self, batch: FlowBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
         mel = self._sample(batch)
         for row, utt in enumerate(batch.utts):
             frames = int(batch.mel_lens_B[row])
-            yield f"{utt}/real", Picture(batch.mel_BFT[row, :, :frames].cpu().numpy())
-            yield f"{utt}/generated", Picture(mel[row, :, :frames].float().cpu().numpy())
+            yield f"{utt}/real", SpectrogramImage(batch.mel_BFT[row, :, :frames].cpu().numpy())
+            yield f"{utt}/generated", SpectrogramImage(mel[row, :, :frames].float().cpu().numpy())
 
     def _loss(self, batch: FlowBatch) -> Loss:
         noisy, velocity = probability_path(batch.mel_BFT, batch.noise_BFT, batch.time_B)

@@ -7,7 +7,7 @@ from torch import nn
 
 from cosyexp.data.collators.llm import LanguageBatch
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
+from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 
 
@@ -35,7 +35,7 @@ class Language:
     def validate(self, batch: LanguageBatch) -> Loss:
         return self._loss(batch)
 
-    def preview(self, batch: LanguageBatch) -> Iterator[tuple[str, Picture | Sound]]:
+    def preview(self, batch: LanguageBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
         return iter(())
 
     def _loss(self, batch: LanguageBatch) -> Loss:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cosyexp.data.collators.preference import PreferenceBatch
 from cosyexp.models.layers.encoder import valid_mask
-from cosyexp.objectives.base import Loss, Picture, Sound, Trainable
+from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.losses.cross_entropy import at, hits, log_probabilities
 
@@ -77,7 +77,7 @@ class Preference:
     def validate(self, batch: PreferenceBatch) -> Loss:
         return self._loss(batch)
 
-    def preview(self, batch: PreferenceBatch) -> Iterator[tuple[str, Picture | Sound]]:
+    def preview(self, batch: PreferenceBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
         return iter(())
 
     @torch.no_grad()

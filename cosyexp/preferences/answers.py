@@ -71,11 +71,11 @@ class AnswerGenerator:
 
     def limits(self, prompt: Prompt) -> tuple[int, int]:
         """The fewest and the most tokens of an answer."""
-        shortest, longest = (
+        min_tokens, max_tokens = (
             int(ratio * (len(prompt.text) - prompt.lead))
             for ratio in self.family["speech_per_text"]
         )
-        return shortest, longest
+        return min_tokens, max_tokens
 
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
         """(place, tokens): the candidates of all prompts, in no order of places, but each prompt's in the order of their draws."""
@@ -99,11 +99,11 @@ class AnswerGenerator:
         speaker_BE = torch.from_numpy(np.stack([prompt.speaker for prompt in prompts])).to(
             self.device
         )
-        shortest, longest = self.limits(prompts[0])
+        min_tokens, max_tokens = self.limits(prompts[0])
         limits = {
             "speech_vocabulary": self.family["speech_vocabulary"],
-            "shortest": shortest,
-            "longest": longest,
+            "min_tokens": min_tokens,
+            "max_tokens": max_tokens,
         }
         x = self.network.prompt(text_BL, speaker_BE)
         logp_BV, cache = self.network.decode(x, self.network.empty_cache(x))

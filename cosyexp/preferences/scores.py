@@ -20,11 +20,14 @@ def edit(row: Mapping[str, Any], answer: Sequence[int]) -> float:
 
 
 def pair(
-    row: Mapping[str, Any], candidates: Sequence[Sequence[int]], score: Score | None, longest: int
+    row: Mapping[str, Any],
+    candidates: Sequence[Sequence[int]],
+    score: Score | None,
+    max_tokens: int,
 ) -> tuple[Sequence[int], Sequence[int]]:
     """The chosen and the rejected answer: the best and the worst candidate; without a score, the truth and what is not the truth.
 
-    longest: a candidate of so many tokens did not end by itself, and none is worse. ValueError where the candidates make no pair.
+    max_tokens: a candidate of so many tokens did not end by itself, and none is worse. ValueError where the candidates make no pair.
     """
     spoken = [candidate for candidate in candidates if candidate]
     if not spoken:
@@ -36,7 +39,7 @@ def pair(
             raise ValueError("equal to the ground truth")
         return truth, wrong
     ranked = sorted(
-        (score(row, candidate) if len(candidate) < longest else math.inf, i)
+        (score(row, candidate) if len(candidate) < max_tokens else math.inf, i)
         for i, candidate in enumerate(spoken)
     )
     if ranked[0][0] == ranked[-1][0]:

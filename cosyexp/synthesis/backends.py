@@ -15,7 +15,7 @@ from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.pt2 import Pt2
-from cosyexp.exporting.source import of_run
+from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import eager
 from cosyexp.run.directory import RunDirectory
 
@@ -53,7 +53,7 @@ class LoadedModel:
 
 def from_run(run: RunDirectory, weights: str) -> LoadedModel:
     """A run in PyTorch, with the weights that are chosen there."""
-    source = of_run(run, weights)
+    source = source_from_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
     runners = {
         name: Runner(component.inputs, partial(eager, component))

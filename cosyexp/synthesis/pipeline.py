@@ -72,7 +72,7 @@ class Pipeline:
             raise UserError(
                 f"text={text!r} has nothing to say: give a sentence in the alphabet of the model"
             )
-        shortest, longest = (
+        min_tokens, max_tokens = (
             int(ratio * text_BL.size(1)) for ratio in self.family["speech_per_text"]
         )
         instruct = self.tokenizer.encode(self.family["instruct"] or "")
@@ -81,8 +81,8 @@ class Pipeline:
         choose = partial(self.sample, draw=drawn_from(draw))
         limits = {
             "speech_vocabulary": self.family["speech_vocabulary"],
-            "shortest": shortest,
-            "longest": longest,
+            "min_tokens": min_tokens,
+            "max_tokens": max_tokens,
         }
         return torch.tensor(
             [list(decode(logp_BV, cache, self._next, choose, **limits))], dtype=torch.long

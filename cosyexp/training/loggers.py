@@ -8,13 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from cosyexp.objectives.base import Picture, Sound
+from cosyexp.objectives.base import Audio, SpectrogramImage
 
 
 class Logger(Protocol):
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None: ...
 
-    def media(self, step: int, name: str, thing: Picture | Sound) -> None: ...
+    def media(self, step: int, name: str, thing: SpectrogramImage | Audio) -> None: ...
 
     def close(self) -> None: ...
 
@@ -42,7 +42,7 @@ class JsonLines:
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
 
-    def media(self, step: int, name: str, thing: Picture | Sound) -> None:
+    def media(self, step: int, name: str, thing: SpectrogramImage | Audio) -> None:
         pass
 
     def close(self) -> None:
@@ -68,8 +68,8 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def media(self, step: int, name: str, thing: Picture | Sound) -> None:
-        if isinstance(thing, Picture):
+    def media(self, step: int, name: str, thing: SpectrogramImage | Audio) -> None:
+        if isinstance(thing, SpectrogramImage):
             self._writer.add_image(f"mel/{name}", heat_map(thing.mel), step, dataformats="HWC")
         else:
             self._writer.add_audio(

@@ -68,8 +68,8 @@ def layout(numbers):
     return Layout(
         speaker=False,
         vocabulary=vocabulary,
-        end=end,
-        fill=fill,
+        eos=end,
+        fill_token=fill,
         interleaved=0.5,
         block=tuple(given["mix_ratio"]),
     )
@@ -255,12 +255,12 @@ def test_decoding_with_the_cache(fixture, close, name, mode):
             else greedy(logp_V, history, None)
         )
 
-    x, shortest, longest = prompt_of(net, numbers, mode)
+    x, min_tokens, max_tokens = prompt_of(net, numbers, mode)
     start = net.decode(x, net.empty_cache(x))
     limits = {
-        "shortest": shortest,
-        "longest": longest,
-        "barred": [vocabulary],
+        "min_tokens": min_tokens,
+        "max_tokens": max_tokens,
+        "forbidden": [vocabulary],
     }  # the original bars that class alone
     step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
     assert (
@@ -293,10 +293,10 @@ def test_decoding_while_the_text_comes(fixture, close):
         given["chunks"],
         choose,
         speech_vocabulary=vocabulary,
-        fill=vocabulary + 2,
+        fill_token=vocabulary + 2,
         prompt_text_1L=given["prompt_text"],
         prompt_speech_1N=given["prompt_speech"],
-        longest=1000,
+        max_tokens=1000,
         block=tuple(numbers["config"]["mix_ratio"]),
         stutter=True,
     )

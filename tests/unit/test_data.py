@@ -104,8 +104,8 @@ def test_epochs_differ_and_blocks_hold_similar_lengths():
     assert {tuple(sorted(rows)) for rows in first} != {tuple(sorted(rows)) for rows in second}
     spreads = []
     for i in range(0, len(first) - 4, 4):
-        longest = [lengths[rows].max() for rows in first[i : i + 4]]
-        spreads.append(max(longest) - min(longest))
+        max_tokens = [lengths[rows].max() for rows in first[i : i + 4]]
+        spreads.append(max(max_tokens) - min(max_tokens))
     assert np.median(spreads) < 60  # of lengths up to 1000
     starts = [lengths[first[i]].max() for i in range(0, len(first), 4)]
     assert starts != sorted(starts)
@@ -421,17 +421,17 @@ def test_a_limit_reads_no_more_than_it_needs(shards):
 def test_longer_utterances_are_left_out_and_named(shards, caplog):
     logging.getLogger("cosyexp").propagate = True
     everything = open_dataset(shards)
-    longest = int(np.sort(everything.lengths)[-3])
+    max_tokens = int(np.sort(everything.lengths)[-3])
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        dataset = open_dataset(shards, longest=longest)
+        dataset = open_dataset(shards, max_tokens=max_tokens)
     assert (
         sorted(dataset.lengths) == sorted(everything.lengths)[:10]
-        and "2 of 12 utterances are longer than data.longest" in caplog.text
+        and "2 of 12 utterances are longer than data.max_tokens" in caplog.text
     )
     left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(dataset)}
     assert len(left) == 2 and all(utt in caplog.text for utt in left)
     with pytest.raises(UserError, match="nothing is left"):
-        open_dataset(shards, longest=1)
+        open_dataset(shards, max_tokens=1)
 
 
 def test_an_id_that_occurs_twice_is_named(shards, caplog):

@@ -13,7 +13,7 @@ from cosyexp.exporting.components import load_components
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.official import Official
 from cosyexp.exporting.onnx import Onnx
-from cosyexp.exporting.source import of_run
+from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCE, eager
 from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
@@ -45,11 +45,11 @@ def runs(tmp_path_factory):
 
 
 def export(run, form, weights, precision, names, out):
-    return form.export(of_run(run, weights), out, precision=precision, names=names)
+    return form.export(source_from_run(run, weights), out, precision=precision, names=names)
 
 
 def components_of(run):
-    return load_components(of_run(run, "last"))
+    return load_components(source_from_run(run, "last"))
 
 
 def assert_same(component, exported, inputs):
@@ -66,7 +66,7 @@ def sizes_and_draw():
 def exported(request, runs):
     """Of a model, in TorchScript: the run, and the files."""
     run = runs[request.param]
-    return run, Jit().export(of_run(run, "best"), run.exports / "jit", timed=True)
+    return run, Jit().export(source_from_run(run, "best"), run.exports / "jit", timed=True)
 
 
 def test_all_components_are_exported_with_a_report(exported):

@@ -19,9 +19,11 @@ from cosyexp.models.llm.transformer_lm import TransformerLM
 TEXTS, SPEECHES, SPEAKER = 20, 30, 6
 LAYOUTS = {
     "cosyvoice": Layout(speaker=True, vocabulary=SPEECHES),
-    "cosyvoice2": Layout(speaker=False, vocabulary=SPEECHES, fill=2, interleaved=1.0, block=(2, 3)),
+    "cosyvoice2": Layout(
+        speaker=False, vocabulary=SPEECHES, fill_token=2, interleaved=1.0, block=(2, 3)
+    ),
     "cosyvoice3": Layout(
-        speaker=False, vocabulary=SPEECHES, end=1, fill=3, interleaved=0.5, block=(2, 3)
+        speaker=False, vocabulary=SPEECHES, eos=1, fill_token=3, interleaved=0.5, block=(2, 3)
     ),
 }
 FAMILIES = list(LAYOUTS)
@@ -269,7 +271,7 @@ def test_a_mark_ends_the_speech_but_not_too_early(net):
             seen.append(logp_V[SPEECHES:].isfinite())
             return mark if seen[-1].all() else 7
 
-        limits = {"speech_vocabulary": SPEECHES, "shortest": 3, "longest": 9}
+        limits = {"speech_vocabulary": SPEECHES, "min_tokens": 3, "max_tokens": 9}
         assert (
             list(decode(*net.decode(start, net.empty_cache(start)), step, choose, **limits))
             == [7] * 3
@@ -290,13 +292,13 @@ def test_speaking_while_the_text_comes_is_the_layout_of_training():
     nothing = torch.zeros(1, 0, dtype=torch.long)
     options = {
         "speech_vocabulary": SPEECHES,
-        "fill": SPEECHES + 2,
+        "fill_token": SPEECHES + 2,
         "prompt_text_1L": nothing,
         "prompt_speech_1N": nothing,
     }
     tokens = list(
         decode_in_blocks(
-            net, text.split(1, dim=1), choose, longest=50, block=layout.block, **options
+            net, text.split(1, dim=1), choose, max_tokens=50, block=layout.block, **options
         )
     )
     assert tokens == [0, 1, 2, 4, 5, 6, 8, 9]  # a fill takes a place in the history too

@@ -41,7 +41,7 @@ def test_a_row_in_a_batch_speaks_as_alone(family):
         partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(seed)), top_p=1.0)
         for seed in range(6)
     ]
-    limits = {"speech_vocabulary": SPEECHES, "shortest": 2, "longest": 60}
+    limits = {"speech_vocabulary": SPEECHES, "min_tokens": 2, "max_tokens": 60}
     x = net.prompt(text, speaker)
     together = [[] for _ in choose]
     sizes = []
@@ -62,17 +62,17 @@ def test_a_row_in_a_batch_speaks_as_alone(family):
     ]  # and leave the batch
 
 
-@pytest.mark.parametrize("longest", [0, 1, 3])
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
 @torch.no_grad()
-def test_a_batch_ends_at_the_longest(longest):
+def test_a_batch_ends_at_the_longest(max_tokens):
     net = network(FAMILIES[1])
     x = net.prompt(torch.tensor([[1, 2]] * 2))
-    limits = {"speech_vocabulary": SPEECHES, "shortest": longest, "longest": longest}
+    limits = {"speech_vocabulary": SPEECHES, "min_tokens": max_tokens, "max_tokens": max_tokens}
     choose = [partial(greedy, draw=None)] * 2
     spoken = list(
         decode_batch(*net.decode(x, net.empty_cache(x)), partial(step, net), choose, **limits)
     )
-    assert len(spoken) == longest and all(tokens[0] == tokens[1] for tokens in spoken)
+    assert len(spoken) == max_tokens and all(tokens[0] == tokens[1] for tokens in spoken)
 
 
 # what chooses
@@ -235,13 +235,13 @@ def test_the_best_and_the_worst_by_their_distance(pairs, run, source, tmp_path):
         if row["reject_speech_token"] is None:
             assert row["speech_token"] == truth
         else:
-            chosen, rejected, longest = (
+            chosen, rejected, max_tokens = (
                 row["speech_token"],
                 row["reject_speech_token"],
                 2 * len(row["text"]),
             )
-            assert len(chosen) < longest
-            assert len(rejected) == longest or edit_distance(truth, chosen) < edit_distance(
+            assert len(chosen) < max_tokens
+            assert len(rejected) == max_tokens or edit_distance(truth, chosen) < edit_distance(
                 truth, rejected
             )
     assert meta["pairs"] > 8

@@ -14,11 +14,11 @@ from torch.utils import cpp_extension
 
 from cosyexp.cli.compose import composed
 from cosyexp.errors import UserError
-from cosyexp.exporting.components import chosen
+from cosyexp.exporting.components import select_components
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.pt2 import Pt2
-from cosyexp.exporting.source import of_run
+from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
 from cosyexp.models.original import OriginalUpsampler
 from cosyexp.run.targets import build
@@ -150,14 +150,16 @@ def test_exporting_leaves_torchscript_s_settings_as_they_were(components, tmp_pa
 
 
 def test_what_a_format_cannot_is_refused_before_anything_is_made(tmp_path):
-    source = of_run(run_of("hifigan", tmp_path / "run"), "last")
+    source = source_from_run(run_of("hifigan", tmp_path / "run"), "last")
     with pytest.raises(
         UserError,
         match=r"hift of .* cannot be exported as format=jit precision=fp16, but as .*format=jit precision=fp32",
     ):
         Jit().export(source, tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()
-    assert chosen(of_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16") == [
+    assert select_components(
+        source_from_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16"
+    ) == [
         "llm.text_encoder",
         "llm.llm",
     ]

@@ -28,16 +28,20 @@ def decode(
     choose: Choose,
     *,
     speech_vocabulary: int,
-    shortest: int,
-    longest: int,
-    barred: Sequence[int] | slice | None = None,
+    min_tokens: int,
+    max_tokens: int,
+    forbidden: Sequence[int] | slice | None = None,
 ) -> Iterator[int]:
-    """The speech tokens of one row that follow its prompt, whose log-probabilities and cache are given, until a mark or `longest`.
+    """The speech tokens of one row that follow its prompt, whose log-probabilities and cache are given, until a mark or `max_tokens`.
 
-    barred: classes that may not come before there are `shortest` tokens; None: all marks.
+    forbidden: classes that may not come before there are `min_tokens` tokens; None: all marks.
     """
-    limits = {"speech_vocabulary": speech_vocabulary, "shortest": shortest, "longest": longest}
-    for tokens in decode_batch(logp_BV, cache, step, [choose], barred=barred, **limits):
+    limits = {
+        "speech_vocabulary": speech_vocabulary,
+        "min_tokens": min_tokens,
+        "max_tokens": max_tokens,
+    }
+    for tokens in decode_batch(logp_BV, cache, step, [choose], forbidden=forbidden, **limits):
         yield tokens[0]
 
 
@@ -48,19 +52,21 @@ def decode_batch(
     choose: Sequence[Choose],
     *,
     speech_vocabulary: int,
-    shortest: int,
-    longest: int,
-    barred: Sequence[int] | slice | None = None,
+    min_tokens: int,
+    max_tokens: int,
+    forbidden: Sequence[int] | slice | None = None,
 ) -> Iterator[Mapping[int, int]]:
     """As `decode`, for rows with prompts of one length: at each step the next token of every row that has not ended.
 
     A row that has ended leaves the batch. choose: of each row.
     """
     said: dict[int, list[int]] = {row: [] for row in range(len(choose))}  # by the rows that go on
-    for length in range(longest):
+    for length in range(max_tokens):
         logp_BV = logp_BV.cpu().clone()
-        if length < shortest:
-            logp_BV[:, slice(speech_vocabulary, None) if barred is None else barred] = -torch.inf
+        if length < min_tokens:
+            logp_BV[
+                :, slice(speech_vocabulary, None) if forbidden is None else forbidden
+            ] = -torch.inf
         chosen = [
             (row, choose[row](logp_V, said[row])) for row, logp_V in zip(said, logp_BV, strict=True)
         ]
@@ -85,16 +91,16 @@ def decode_in_blocks(
     choose: Choose,
     *,
     speech_vocabulary: int,
-    fill: int,
+    fill_token: int,
     prompt_text_1L: Tensor,
     prompt_speech_1N: Tensor,
-    longest: int,
+    max_tokens: int,
     block: tuple[int, int] = (5, 15),
     stutter: bool = False,
 ) -> Iterator[int]:
     """Speaks while the text is still coming (Du et al. 2024, "CosyVoice 2", section 2.3), at most one block for each piece of it.
 
-    texts: pieces of the text, (1, L) each. fill: the class that asks for the next block of text.
+    texts: pieces of the text, (1, L) each. fill_token: the class that asks for the next block of text.
     prompt_text, prompt_speech: what was said before, (1, 0) where nothing was.
     stutter: the network hears the last token before the rest of the text twice, as in the original.
     """
@@ -122,15 +128,17 @@ def decode_in_blocks(
         if hungry:
             waiting.append(text[:, :wide])
             text, hungry = text[:, wide:], False
-        while not hungry and len(spoken) < longest:
+        while not hungry and len(spoken) < max_tokens:
             logp_V, cache = listen(cache)
             if len(spoken) == ends_at:
-                token = fill
+                token = fill_token
             else:
-                others = [mark for mark in range(speech_vocabulary, len(logp_V)) if mark != fill]
+                others = [
+                    mark for mark in range(speech_vocabulary, len(logp_V)) if mark != fill_token
+                ]
                 token = choose(logp_V.index_fill(0, torch.tensor(others), -torch.inf), spoken)
             spoken.append(token)
-            if hungry := token == fill:
+            if hungry := token == fill_token:
                 ends_at = len(spoken) + long
             else:
                 yield token
@@ -138,10 +146,10 @@ def decode_in_blocks(
     if stutter and hungry and len(spoken) > 1:
         waiting.append(network.speech_embedding(torch.tensor([[spoken[-2]]])))
     waiting += [text, task]
-    while len(spoken) < longest:
+    while len(spoken) < max_tokens:
         logp_V, cache = listen(cache)
         if (
-            token := choose(logp_V.index_fill(0, torch.tensor([fill]), -torch.inf), spoken)
+            token := choose(logp_V.index_fill(0, torch.tensor([fill_token]), -torch.inf), spoken)
         ) >= speech_vocabulary:
             return
         spoken.append(token)
