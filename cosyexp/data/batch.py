@@ -1,4 +1,4 @@
-"""What an objective gets: padded tensors of a few utterances."""
+"""Batches: padded tensors of a few utterances, as an objective receives them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Base of the batches; a subclass adds tensors, batch dimension first.
+    """Base class of all batches; subclasses add tensors, with the batch dimension first.
 
-    utts: the utterances, in the order of the rows.
+    Attributes:
+        utts: ids of the utterances, in the order of the rows.
     """
 
     utts: tuple[str, ...]
@@ -26,13 +27,15 @@ class Batch:
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> Self:
+        """Copies all tensors to a device, without blocking the host where memory is pinned."""
         return self._map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
+        """Copies all tensors to pinned memory; called by torch's `DataLoader`."""
         return self._map(Tensor.pin_memory)
 
     def double(self) -> Self:
-        """The same in fp64, for checks that want more digits than fp32 has."""
+        """Converts floating-point tensors to fp64, for checks that need more digits than fp32."""
         return self._map(lambda x: x.double() if x.is_floating_point() else x)
 
     def __len__(self) -> int:
@@ -40,7 +43,11 @@ class Batch:
 
 
 def pad(rows: Sequence[np.ndarray]) -> Tensor:
-    """Stacks arrays along a new first dimension, with zeros behind the shorter ones (last dimension)."""
+    """Stacks arrays along a new first dimension and pads the last dimension with zeros.
+
+    Args:
+        rows: arrays that differ at most in the size of their last dimension.
+    """
     out = np.zeros(
         (len(rows), *rows[0].shape[:-1], max(row.shape[-1] for row in rows)), rows[0].dtype
     )
@@ -50,4 +57,5 @@ def pad(rows: Sequence[np.ndarray]) -> Tensor:
 
 
 def lengths(rows: Sequence[np.ndarray]) -> Tensor:
+    """Returns the sizes of the last dimension of the arrays, (B,) int64."""
     return torch.tensor([row.shape[-1] for row in rows])

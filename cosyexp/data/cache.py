@@ -1,7 +1,8 @@
-"""Fields of a shard, computed once and memory-mapped ever after.
+"""The cache of fields: each is computed once per shard and memory-mapped afterwards.
 
-Beside `x.parquet` lies the folder `x.fields` with an Arrow file for each field; it holds the shard's fingerprint, so that a shard
-that was prepared anew is computed anew. A row that a field refuses is empty there, with the reason beside it.
+The folder `x.fields` next to `x.parquet` has an Arrow file for each field. The file records the
+fingerprint of the shard, so that the fields of a shard that was prepared again are computed again.
+A row for which the field cannot be computed is empty there, and the reason is in another column.
 """
 
 import logging
@@ -28,7 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(shard: Path) -> bytes:
-    """Changes when the shard does: its size and the checksum of its footer."""
+    """Returns bytes that change when a shard does: its size and the checksum of its footer.
+
+    Raises:
+        UserError: if the shard does not exist.
+    """
     try:
         with open(shard, "rb") as file:
             size = file.seek(0, 2)
@@ -39,10 +44,12 @@ def fingerprint(shard: Path) -> bytes:
 
 
 def cache_path(shard: Path, field: Field) -> Path:
+    """Returns the path of the file that caches a field of a shard."""
     return shard.with_suffix(".fields") / cache_name(field)
 
 
 def is_cached(shard: Path, field: Field) -> bool:
+    """Returns whether a field of a shard is cached, and the shard has not changed since."""
     try:
         with pa.memory_map(str(cache_path(shard, field))) as file:
             return bool(pa.ipc.open_file(file).schema.metadata[b"shard"] == fingerprint(shard))
@@ -52,7 +59,11 @@ def is_cached(shard: Path, field: Field) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Features come out the same to the last bit wherever they are computed, and processes side by side do not crowd the cores."""
+    """Runs torch on one thread inside the context.
+
+    Features are then the same to the last bit wherever they are computed, and parallel processes do
+    not oversubscribe the cores.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -63,7 +74,11 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
-    """Computes the fields of a shard and writes their files."""
+    """Computes fields of a shard and writes their files.
+
+    Raises:
+        UserError: if the shard cannot be read, or a file that a field needs is missing.
+    """
     utts: list[str] = []
     values: list[list[np.ndarray]] = [[] for _ in fields]
     reasons: list[list[str | None]] = [[] for _ in fields]
@@ -71,14 +86,13 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
         shard, ["utt", *sorted({column for field in fields for column in field.columns})]
     ):
         utterance = Utterance(row)
-        utts.append(
-            row["utt"] or f"{shard.stem}:{len(utts)}"
-        )  # one without an id is called by its place
+        # A row without an id is named by its position.
+        utts.append(row["utt"] or f"{shard.stem}:{len(utts)}")
         for i, field in enumerate(fields):
             try:
                 values[i].append(field(utterance))
                 reasons[i].append(None)
-            except UserError:  # no fault of the row
+            except UserError:  # a ValueError too, but not a fault of the row
                 raise
             except ValueError as error:
                 values[i].append(np.empty(0, field.dtype))
@@ -100,7 +114,13 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
 
 
 def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> None:
-    """Computes what is not cached yet, several shards at a time, with a progress bar."""
+    """Computes the fields that are not cached yet, several shards in parallel, with a progress bar.
+
+    Args:
+        shards: paths of the parquet files.
+        fields: the fields that each shard must have.
+        processes: number of processes; 1 computes in the current process.
+    """
     missing = [
         (shard, [field for field in fields if not is_cached(shard, field)]) for shard in shards
     ]
@@ -111,23 +131,34 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
         sorted({cache_name(field).split("-")[0] for _, absent in missing for field in absent})
     )
     log.info("computing %s of %d shards, once", names, len(missing))
-    work, wanted = zip(*missing, strict=True)
-    bar = tqdm(total=len(work), unit="shard", desc="features", leave=False, delay=1, disable=None)
-    if processes <= 1 or len(work) == 1:
+    to_compute, wanted = zip(*missing, strict=True)
+    bar = tqdm(
+        total=len(missing), unit="shard", desc="features", leave=False, delay=1, disable=None
+    )
+    if processes <= 1 or len(missing) == 1:
         for shard, absent in missing:
             compute_shard(shard, absent)
             bar.update()
     else:
         with ProcessPoolExecutor(
-            min(processes, len(work)), mp_context=get_context("spawn")
+            min(processes, len(missing)), mp_context=get_context("spawn")
         ) as pool:
-            for _ in pool.map(compute_shard, work, wanted):
+            for _ in pool.map(compute_shard, to_compute, wanted):
                 bar.update()
     bar.close()
 
 
 class CachedField:
-    """One field of one shard; its numbers stay on the disk until they are read."""
+    """A cached field of a shard, whose values stay on disk until they are read.
+
+    Attributes:
+        utts: ids of the utterances, (rows,).
+        reasons: why a row cannot be used; null where it can, (rows,).
+        width: numbers per time step.
+        lengths: time steps of each row, (rows,).
+        good: whether a row can be used, (rows,).
+        faulty: whether a row has a fault, other than lacking what it may lack, (rows,).
+    """
 
     def __init__(self, shard: Path, field: Field) -> None:
         self._where = (shard, field)
@@ -149,7 +180,7 @@ class CachedField:
         self.faulty = ~self.good & ~lacking
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """The numbers of a row, (time * width,), read-only."""
+        """Returns the values of a row, (time * width,), read-only."""
         return self._values[self._offsets[row] : self._offsets[row + 1]]
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,8 @@
-"""What processes do for a preparation, a part or a shard at a time: each ends in one file, so what is done stays done."""
+"""The work of a preparation that runs in processes: encoding a part of the corpus, writing a shard.
+
+Each piece of work ends in one file that records what it was made from, so that an interrupted
+preparation does not repeat what is done. S samples.
+"""
 
 import hashlib
 import io
@@ -20,8 +24,8 @@ from cosyexp.data.shards import read_note, write_shard
 from cosyexp.errors import UserError
 from cosyexp.run.files import replace_file
 
-GROUP = 8  # recordings that a front end is given at once
-QUIET = 1e-3  # a peak below it (-60 dB) is silence
+GROUP = 8  # recordings that a front end encodes at a time
+QUIET = 1e-3  # a peak below this (-60 dB) is silence
 SHORTEST = 0.2  # seconds
 PART = pa.schema(
     [
@@ -37,56 +41,76 @@ PART = pa.schema(
 
 
 def check(recording: Recording) -> None:
-    """ValueError where a recording cannot be used, whatever it sounds like."""
+    """Checks everything of a recording but its audio.
+
+    Raises:
+        ValueError: if the corpus found a fault, a value is missing, or one is not UTF-8.
+    """
     if recording.fault:
         raise ValueError(recording.fault)
-    for what in ("utt", "text", "speaker", "instruct"):
-        value = getattr(recording, what)
-        if not value.strip() and what != "instruct":
-            raise ValueError(f"it has no {what}")
+    for name in ("utt", "text", "speaker", "instruct"):
+        value = getattr(recording, name)
+        if not value.strip() and name != "instruct":
+            raise ValueError(f"it has no {name}")
         if not value.isprintable() and any(
             "\ud800" <= character <= "\udfff" for character in value
         ):
-            raise ValueError(f"its {what} is not UTF-8")
+            raise ValueError(f"the {name} is not UTF-8")
 
 
 def listen(recording: Recording, longest: float) -> np.ndarray:
-    """The wave at 16 kHz; ValueError where it is not fit for training."""
+    """Decodes the audio of a recording.
+
+    Args:
+        recording: its `read` gives the audio file.
+        longest: maximum length in seconds.
+
+    Returns:
+        (S,) float32 at 16 kHz.
+
+    Raises:
+        ValueError: if the audio is not fit for training.
+    """
     audio = recording.read()
     wave = features.read_wave(audio, SAMPLE_RATE)
     seconds = len(wave) / SAMPLE_RATE
     if (promised := promised_seconds(audio)) > seconds + 0.1:
         raise ValueError(f"the audio is cut short: {seconds:.1f} s of {promised:.1f} s")
     if seconds > longest:
-        raise ValueError(f"its audio of {seconds:.1f} s is longer than {longest:g} s")
+        raise ValueError(f"the audio of {seconds:.1f} s is longer than {longest:g} s")
     if seconds < SHORTEST:
-        raise ValueError(f"its audio of {seconds:.2f} s is shorter than {SHORTEST:g} s")
+        raise ValueError(f"the audio of {seconds:.2f} s is shorter than {SHORTEST:g} s")
     if (peak := float(np.abs(wave).max())) < QUIET:
         raise ValueError(f"the audio is silent (its peak is at {20 * np.log10(peak):.0f} dB)")
     return wave
 
 
 def promised_seconds(audio: bytes) -> float:
-    """How long the header says it is; the decoder itself takes what there is of a WAV, and corrects the header silently."""
+    """Returns the length of the audio in seconds, as its header declares it.
+
+    The size in a WAV header is read here, as the decoder silently corrects it to the actual data.
+    """
     at = audio.find(b"data", 12, 4096) if audio[:4] == b"RIFF" else -1
     with soundfile.SoundFile(io.BytesIO(audio)) as file:
+        seconds = float(file.frames) / file.samplerate
         if at < 0:
-            return float(file.frames) / file.samplerate
-        size = int.from_bytes(audio[at + 4 : at + 8], "little")
+            return seconds
+        declared = int.from_bytes(audio[at + 4 : at + 8], "little")
         held = len(audio) - at - 8
-        streamed = (
-            size >= 0xFFFFFF00 or size == 0
-        )  # written to a pipe, by a program that could not know
-        return (
-            float(file.frames)
-            / file.samplerate
-            * (1.0 if streamed else max(size / max(held, 1), 1.0))
-        )
+        # A program that writes to a pipe cannot know the size.
+        streamed = declared >= 0xFFFFFF00 or declared == 0
+        return seconds * (1.0 if streamed else max(declared / max(held, 1), 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """Recordings through the front ends. longest: seconds of a recording at most."""
+    """Encodes recordings as speech tokens and speaker embeddings.
+
+    Attributes:
+        tokenizer: front end of the speech tokens.
+        speaker: front end of the speaker embeddings.
+        longest: maximum length of a recording in seconds.
+    """
 
     tokenizer: FrontEnd
     speaker: FrontEnd
@@ -94,7 +118,12 @@ class Encoder:
 
     @one_thread()
     def __call__(self, path: Path, recordings: Sequence[Recording]) -> Path:
-        """Writes what became of a part of the corpus, unless it is there already."""
+        """Encodes a part of the corpus into a file, unless the file exists and is up to date.
+
+        Args:
+            path: of the Arrow file, with the columns of `PART`; returned.
+            recordings: of the part.
+        """
         key = digest(
             [(replace(r, audio=None), None if r.audio else changed(r.path)) for r in recordings]
         )
@@ -109,48 +138,42 @@ class Encoder:
         return path
 
     def _group(self, recordings: Sequence[Recording]) -> list[dict[str, Any]]:
-        rows, heard = [], []
+        longest = min(self.longest, self.tokenizer.longest, self.speaker.longest)
+        rows, usable = [], []
         for recording in recordings:
             row = {
                 key: value if not isinstance(value, str) else legible(value)
                 for key, value in asdict(recording).items()
             }
-            rows.append({**row, "path": os.fsencode(recording.path)})
+            row["path"] = os.fsencode(recording.path)
+            rows.append(row)
             try:
                 check(recording)
-                heard.append(
-                    (
-                        rows[-1],
-                        listen(
-                            recording,
-                            min(self.longest, self.tokenizer.longest, self.speaker.longest),
-                        ),
-                    )
-                )
+                usable.append((row, listen(recording, longest)))
             except ValueError as error:
-                rows[-1]["fault"] = legible(str(error))
-        waves = [wave for _, wave in heard]
-        for what, front_end in (("tokens", self.tokenizer), ("embedding", self.speaker)):
-            for (row, _), value in zip(heard, each(front_end, waves), strict=True):
+                row["fault"] = legible(str(error))
+        waves = [wave for _, wave in usable]
+        for column, front_end in (("tokens", self.tokenizer), ("embedding", self.speaker)):
+            for (row, _), value in zip(usable, each(front_end, waves), strict=True):
                 row.update(
                     {"fault": row["fault"] or str(value)}
                     if isinstance(value, ValueError)
-                    else {what: value}
+                    else {column: value}
                 )
-        for row, wave in heard:
+        for row, wave in usable:
             row["seconds"] = len(wave) / SAMPLE_RATE
             if not row["fault"] and not len(row["tokens"]):
-                row["fault"] = "the tokenizer gives it no speech token"
+                row["fault"] = "the speech tokenizer gives no token for it"
         return rows
 
 
 def each(front_end: FrontEnd, waves: Sequence[np.ndarray]) -> Iterator[Any]:
-    """What a front end makes of each wave, or the ValueError that says why not."""
+    """Yields what a front end gives for each waveform, or the ValueError that it raises for it."""
     try:
         yield from front_end.encode_all(waves)
         return
     except ValueError:
-        pass  # of one of them
+        pass  # one of them fails: find out which
     for wave in waves:
         try:
             yield front_end.encode(wave)
@@ -160,7 +183,13 @@ def each(front_end: FrontEnd, waves: Sequence[np.ndarray]) -> Iterator[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """rows: of parts, as (part, row numbers). speakers: the mean embedding of each speaker who is heard in it."""
+    """A shard to write.
+
+    Attributes:
+        target: path of the parquet file.
+        rows: part files and the numbers of their rows that go into the shard.
+        speakers: mean embedding of each speaker in the shard.
+    """
 
     target: Path
     rows: Sequence[tuple[Path, Sequence[int]]]
@@ -168,7 +197,7 @@ class ShardJob:
 
 
 def write(job: ShardJob) -> Path:
-    """Writes a shard, unless it is there already."""
+    """Writes a shard, unless it exists and is up to date, and returns its path."""
     means = {speaker: mean.tobytes() for speaker, mean in job.speakers.items()}
     note = digest(
         [*((read_key(part), tuple(rows)) for part, rows in job.rows), *sorted(means.items())]
@@ -186,12 +215,21 @@ def write(job: ShardJob) -> Path:
 
 
 def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Converts a row of a part to a row of a shard, and reads its audio file.
+
+    Args:
+        row: values by the columns of `PART`.
+        speakers: mean embedding of each speaker.
+
+    Raises:
+        UserError: if the audio file can no longer be read.
+    """
     path = os.fsdecode(row["path"])
     try:
         audio = row["audio"] or Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path} could be read before, and cannot now ({error.strerror}): put it back, and repeat the command"
+            f"{path} can no longer be read ({error.strerror}): restore it, and repeat the command"
         ) from None
     return {
         "utt": row["utt"],
@@ -207,12 +245,13 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
 
 
 def read_part(path: Path) -> pa.Table:
+    """Memory-maps a part of the corpus, with the columns of `PART`."""
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()
 
 
 def read_key(path: Path) -> str:
-    """What a part was made of; empty where there is none."""
+    """Returns the hash of what a part was made from; empty if there is no readable part."""
     try:
         with pa.memory_map(str(path)) as file:
             return str((pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"").decode())
@@ -221,6 +260,7 @@ def read_key(path: Path) -> str:
 
 
 def has_note(path: Path, note: str) -> bool:
+    """Returns whether a shard exists and was written with this note."""
     try:
         return path.exists() and read_note(path) == note
     except UserError:
@@ -228,7 +268,7 @@ def has_note(path: Path, note: str) -> bool:
 
 
 def changed(path: str) -> tuple[int, int]:
-    """What changes when a file does."""
+    """Returns size and modification time of a file, which change when it does; 0, 0 without one."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):
@@ -237,11 +277,12 @@ def changed(path: str) -> tuple[int, int]:
 
 
 def digest(content: object) -> str:
+    """Returns a hash of the `repr` of some content."""
     return hashlib.blake2b(
         repr(content).encode("utf-8", "backslashreplace"), digest_size=16
     ).hexdigest()
 
 
 def legible(text: str) -> str:
-    """Text with bytes that were no UTF-8 written out."""
+    """Replaces lone surrogates, which stand for bytes that are not UTF-8, by escape sequences."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""From the bytes of an audio file to a wave, and from a wave to F0. S samples, T mel frames."""
+"""Audio features: an audio file to a waveform, and a waveform to F0. S samples, T mel frames."""
 
 import io
 
@@ -6,26 +6,32 @@ import numpy as np
 import soundfile
 import soxr
 
-LOWEST_RATE = 16000  # Hz: below it an utterance is not fit for training
+LOWEST_RATE = 16000  # Hz; recordings at a lower rate are not fit for training
 
 
 def read_wave(audio: bytes | str, sample_rate: int) -> np.ndarray:
-    """Decodes an audio file (its bytes, or its path) to mono float32 (S,) in [-1, 1] at `sample_rate` Hz.
+    """Decodes an audio file to a mono waveform.
 
-    Raises ValueError for what is not audio, holds no numbers, is silent, or was recorded below 16 kHz.
+    Args:
+        audio: bytes of the file, or its path.
+        sample_rate: of the waveform, in Hz; the audio is resampled to it.
+
+    Returns:
+        (S,) float32 in [-1, 1].
+
+    Raises:
+        ValueError: if the file is not audio, has samples that are not finite, is empty or silent,
+            or was recorded below 16 kHz.
     """
+    file = io.BytesIO(audio) if isinstance(audio, bytes) else audio
     try:
-        wave, rate = soundfile.read(
-            io.BytesIO(audio) if isinstance(audio, bytes) else audio,
-            dtype="float32",
-            always_2d=True,
-        )
+        wave, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(
             f"the audio cannot be decoded ({getattr(error, 'error_string', error)})"
         ) from None
     if not np.isfinite(wave).all():
-        raise ValueError("the audio has samples that are no numbers")
+        raise ValueError("the audio has samples that are not finite")
     if rate < LOWEST_RATE:
         raise ValueError(f"the audio has {rate} Hz, below {LOWEST_RATE}")
     mono = wave.mean(axis=1)
@@ -38,10 +44,18 @@ def read_wave(audio: bytes | str, sample_rate: int) -> np.ndarray:
 
 
 def pitch(wave: np.ndarray, sample_rate: int, hop: int, method: str) -> np.ndarray:
-    """F0 in Hz, one value a mel frame, (S // hop,) float32; 0 where unvoiced.
+    """Estimates F0 with WORLD (Morise et al. 2016), one value per mel frame.
 
-    method: "harvest" (the original's choice) or "dio" (twelve times faster), both refined by StoneMask (Morise et al. 2016,
-    WORLD). Harvest falls back on dio where it finds fewer than five voiced frames.
+    Args:
+        wave: (S,) in [-1, 1].
+        sample_rate: of the waveform, in Hz.
+        hop: samples of a mel frame.
+        method: "harvest", the choice of the original CosyVoice, or "dio", which is twelve times
+            faster. Both are refined by StoneMask; harvest falls back on dio where it finds fewer
+            than five voiced frames.
+
+    Returns:
+        (S // hop,) float32 in Hz, 0 where unvoiced.
     """
     import pyworld
 
@@ -55,6 +69,9 @@ def pitch(wave: np.ndarray, sample_rate: int, hop: int, method: str) -> np.ndarr
 
 
 def resize(x: np.ndarray, size: int) -> np.ndarray:
-    """Linear interpolation to `size` values, as torch's `interpolate(mode="linear", align_corners=False)`."""
-    places = (np.arange(size) + 0.5) * (len(x) / size) - 0.5
-    return np.interp(places, np.arange(len(x)), x)
+    """Interpolates linearly to `size` values.
+
+    Gives the numbers of torch's `interpolate(mode="linear", align_corners=False)`.
+    """
+    positions = (np.arange(size) + 0.5) * (len(x) / size) - 0.5
+    return np.interp(positions, np.arange(len(x)), x)

@@ -1,7 +1,10 @@
-"""What the models read of an utterance: fields, each computed from a row of a shard.
+"""Fields: what the models read of an utterance, each computed from a row of a shard.
 
-A field is a small frozen dataclass: its values are whatever changes its numbers, and so the key of its cache. To add one, write
-such a class with `columns`, `dtype`, `width` (numbers a step in time) and a call that takes an `Utterance`.
+A field is a small frozen dataclass. Its `repr` is part of the key of its cache, so its values must
+be whatever changes its numbers. To add a field, write such a class with `columns`, `dtype`, `width`
+and a call that takes an `Utterance`.
+
+F mel bands, T mel frames.
 """
 
 import hashlib
@@ -17,12 +20,19 @@ from cosyexp.data import features
 from cosyexp.data.tokenizers import Tokenizer
 from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
-LACKS = "it has no "  # how the reason begins for a column that is not there, null or empty
+LACKS = "it has no "  # how the reason begins for a column that is missing, null or empty
 SLACK = 0.5  # seconds by which speech tokens and audio may differ: trimmed silence, the last token
 
 
 class Utterance:
-    """One row of a shard, its audio decoded once. Accessors raise ValueError where the row lacks what they give."""
+    """One row of a shard, whose audio is decoded once.
+
+    Args:
+        row: the values of the row, by column.
+
+    Raises:
+        ValueError: if a column that is read is missing, null or empty, or has unusable values.
+    """
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.row = row
@@ -35,24 +45,38 @@ class Utterance:
         return value
 
     def numbers(self, column: str) -> np.ndarray:
-        """A list of finite numbers, or the bytes of a float32 array, (size,)."""
+        """Returns a column that has a list of numbers, or the bytes of a float32 array, (size,).
+
+        Raises:
+            ValueError: if the column has anything else, or numbers that are not finite.
+        """
         value = self[column]
         try:
             numbers = (
                 np.frombuffer(value, np.float32) if isinstance(value, bytes) else np.array(value)
             )
-        except ValueError:  # ragged, or no whole number of numbers
-            raise ValueError(f"its {column} is no list of numbers") from None
+        except ValueError:  # ragged lists, or bytes that are not a multiple of four
+            raise ValueError(f"the {column} is not a list of numbers") from None
         if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-            raise ValueError(f"its {column} is no list of finite numbers")
+            raise ValueError(f"the {column} is not a list of finite numbers")
         return numbers
 
     def wave(self, sample_rate: int) -> np.ndarray:
-        """Mono float32 in [-1, 1], rounded to 16 bits, so that a cached wave is the same as a computed one."""
+        """Returns the audio as mono float32 in [-1, 1], (samples,).
+
+        It is rounded to 16 bits, so that a cached waveform equals a computed one.
+
+        Args:
+            sample_rate: of the waveform, in Hz; the audio is resampled to it.
+
+        Raises:
+            ValueError: if the audio cannot be decoded or is not fit for training.
+        """
         if sample_rate not in self._waves:
             audio = self["audio_data"]
-            if not isinstance(audio, bytes | str):  # a number would be taken for an open file
-                raise ValueError("its audio_data are not the bytes of an audio file")
+            # soundfile would take a number for the descriptor of an open file.
+            if not isinstance(audio, bytes | str):
+                raise ValueError("the audio_data is not the bytes of an audio file")
             wave = features.read_wave(audio, sample_rate)
             self._waves[sample_rate] = (
                 np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
@@ -61,30 +85,45 @@ class Utterance:
 
 
 class Field(Protocol):
-    """An array computed from an utterance, (time * width,) of `dtype`."""
+    """Protocol of fields: an array computed from an utterance.
+
+    Attributes:
+        columns: the columns of a shard that it reads.
+        dtype: type of its numbers.
+    """
 
     columns: ClassVar[tuple[str, ...]]
     dtype: ClassVar[type]
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Numbers per time step."""
+        ...
 
-    def __call__(self, utterance: Utterance) -> np.ndarray: ...
+    def __call__(self, utterance: Utterance) -> np.ndarray:
+        """Returns the field of an utterance, (time * width,) of `dtype`.
+
+        Raises:
+            ValueError: if the utterance cannot be used, with the reason as the message.
+        """
+        ...
 
 
 def cache_name(field: Field) -> str:
-    """The name of the file that holds this field of a shard: another setting, another file."""
-    name, content = (
-        type(field).__name__.lower(),
-        getattr(getattr(field, "tokenizer", None), "content", ""),
-    )
-    return (
-        f"{name}-{hashlib.blake2b(f'{field!r}{content}'.encode(), digest_size=4).hexdigest()}.arrow"
-    )
+    """Returns the name of the file that caches a field of a shard.
+
+    It is a hash of the settings of the field and of the files of its tokenizer.
+    """
+    name = type(field).__name__.lower()
+    content = getattr(getattr(field, "tokenizer", None), "content", "")
+    key = hashlib.blake2b(f"{field!r}{content}".encode(), digest_size=4).hexdigest()
+    return f"{name}-{key}.arrow"
 
 
 @dataclass(frozen=True)
 class TextTokens:
+    """Token ids of the text; refuses a text that has none."""
+
     columns: ClassVar[tuple[str, ...]] = ("text",)
     dtype: ClassVar[type] = np.int32
     width: ClassVar[int] = 1
@@ -92,16 +131,23 @@ class TextTokens:
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         if not isinstance(utterance["text"], str):
-            raise ValueError(f"its text {utterance['text']!r} is no text")
+            raise ValueError(f"the text {utterance['text']!r} is not a string")
         tokens = np.array(self.tokenizer.encode(utterance["text"]), np.int32)
         if not tokens.size:
-            raise ValueError(f"its text {utterance['text']!r} has nothing that the tokenizer knows")
+            raise ValueError(
+                f"the text {utterance['text']!r} has no character that the tokenizer knows"
+            )
         return tokens
 
 
 @dataclass(frozen=True)
 class InstructTokens:
-    """What an utterance was asked to sound like. `default`: for a row that does not say."""
+    """Token ids of the instruction, which describes how an utterance is spoken.
+
+    Attributes:
+        tokenizer: text tokenizer of the family.
+        default: instruction of the rows that have none.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("instruct",)
     dtype: ClassVar[type] = np.int32
@@ -112,12 +158,18 @@ class InstructTokens:
     def __call__(self, utterance: Utterance) -> np.ndarray:
         instruct = utterance.row.get("instruct") or self.default
         if not isinstance(instruct, str):
-            raise ValueError(f"its instruct {instruct!r} is no text")
+            raise ValueError(f"the instruct {instruct!r} is not a string")
         return np.array(self.tokenizer.encode(instruct), np.int32)
 
 
 @dataclass(frozen=True)
 class SpeechTokens:
+    """Speech tokens of the utterance; refuses tokens outside the vocabulary.
+
+    Attributes:
+        vocabulary: number of different speech tokens.
+    """
+
     columns: ClassVar[tuple[str, ...]] = ("speech_token",)
     dtype: ClassVar[type] = np.int32
     width: ClassVar[int] = 1
@@ -127,20 +179,29 @@ class SpeechTokens:
         return self.checked(utterance.numbers("speech_token"))
 
     def checked(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the tokens as int32.
+
+        Raises:
+            ValueError: if a token is not an integer or is outside the vocabulary.
+        """
         if (tokens % 1).any():
-            raise ValueError("its speech tokens are no whole numbers")
+            raise ValueError("the speech tokens are not integers")
         if tokens.min() < 0 or tokens.max() >= self.vocabulary:
             raise ValueError(
-                f"its speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}"
+                f"the speech token {tokens.max()} is outside the vocabulary of {self.vocabulary}"
             )
         return tokens.astype(np.int32)
 
 
 @dataclass(frozen=True)
 class AlignedTokens(SpeechTokens):
-    """Speech tokens that last as long as the audio: those of another rate, or of another recording, are refused.
+    """Speech tokens that last as long as the audio.
 
-    rate: tokens a second.
+    Refuses tokens of another rate or of another recording.
+
+    Attributes:
+        rate: tokens per second.
+        sample_rate: at which the audio is decoded, in Hz.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("speech_token", "audio_data")
@@ -149,20 +210,22 @@ class AlignedTokens(SpeechTokens):
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         tokens = super().__call__(utterance)
-        said, heard = (
-            len(tokens) / self.rate,
-            len(utterance.wave(self.sample_rate)) / self.sample_rate,
-        )
-        if abs(said - heard) > max(SLACK, 0.1 * heard):
+        token_seconds = len(tokens) / self.rate
+        audio_seconds = len(utterance.wave(self.sample_rate)) / self.sample_rate
+        if abs(token_seconds - audio_seconds) > max(SLACK, 0.1 * audio_seconds):
             raise ValueError(
-                f"its {len(tokens)} speech tokens are {said:.1f} s at {self.rate} a second, its audio {heard:.1f} s"
+                f"the {len(tokens)} speech tokens last {token_seconds:.1f} s at {self.rate} per "
+                f"second, but the audio lasts {audio_seconds:.1f} s"
             )
         return tokens
 
 
 @dataclass(frozen=True)
 class RejectedTokens(SpeechTokens):
-    """The answer that is not to be given; a row without one is no pair, and no fault."""
+    """Speech tokens of the rejected answer of a preference pair.
+
+    A row without them is not a pair: it is left out, but does not count as a fault.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("reject_speech_token",)
     may_lack: ClassVar[bool] = True
@@ -173,7 +236,12 @@ class RejectedTokens(SpeechTokens):
 
 @dataclass(frozen=True)
 class SpeakerEmbedding:
-    """`column`: utt_embedding, or spk_embedding, the mean over a speaker's utterances."""
+    """Speaker embedding of the utterance, or of its speaker.
+
+    Attributes:
+        column: utt_embedding, or spk_embedding, the mean over the utterances of the speaker.
+        width: size of an embedding.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("utt_embedding", "spk_embedding")
     dtype: ClassVar[type] = np.float32
@@ -184,14 +252,18 @@ class SpeakerEmbedding:
         embedding = utterance.numbers(self.column).astype(np.float32)
         if len(embedding) != self.width:
             raise ValueError(
-                f"its {self.column} has {len(embedding)} numbers instead of {self.width}"
+                f"the {self.column} has {len(embedding)} numbers instead of {self.width}"
             )
         return embedding
 
 
 @dataclass(frozen=True)
 class Wave:
-    """16-bit samples."""
+    """Waveform as 16-bit samples.
+
+    Attributes:
+        sample_rate: in Hz; the audio is resampled to it.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)
     dtype: ClassVar[type] = np.int16
@@ -204,9 +276,20 @@ class Wave:
 
 @dataclass(frozen=True)
 class Mel:
-    """Log-mel of the whole utterance, frame after frame, less `mean` and over `std`: 0 and 1 leave it as the families have it.
+    """Log-mel spectrogram of the whole utterance, frame after frame.
 
-    align: the wave is padded with silence to a multiple of that many samples, so that frames come in whole speech tokens.
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        n_fft: size of the FFT, in samples.
+        hop: samples of a frame.
+        win: size of the window, in samples.
+        bins: number of mel bands.
+        fmin: lowest frequency, in Hz.
+        fmax: highest frequency, in Hz; None: half the sample rate.
+        mean: subtracted from the log-mel; 0 with `std` 1 keeps the scale of the original CosyVoice.
+        std: divides the log-mel.
+        align: pads the audio with silence to a multiple of so many samples, so that the frames
+            cover whole speech tokens.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)
@@ -224,24 +307,26 @@ class Mel:
 
     @property
     def width(self) -> int:
+        """Number of mel bands."""
         return self.bins
 
     def __call__(self, utterance: Utterance) -> np.ndarray:
         wave = utterance.wave(self.sample_rate)
         if len(wave) < self.n_fft:
-            raise ValueError(f"its audio of {len(wave)} samples is shorter than one frame")
+            raise ValueError(f"the audio of {len(wave)} samples is shorter than one frame")
         wave = np.pad(wave, (0, -len(wave) % self.align))
         mel_FT = spectrogram(self)(torch.from_numpy(wave)[None])[0].numpy()
         return ((mel_FT.T - self.mean) / self.std).astype(np.float32, copy=False).reshape(-1)
 
     @property
     def silence(self) -> float:
-        """The value of every band where there is no sound."""
+        """Value of every band in silence."""
         return (SILENCE - self.mean) / self.std
 
 
 @cache
 def spectrogram(mel: Mel) -> MelSpectrogram:
+    """Returns the module that computes a `Mel`, built once for equal settings."""
     return MelSpectrogram(
         sample_rate=mel.sample_rate,
         n_fft=mel.n_fft,
@@ -255,7 +340,13 @@ def spectrogram(mel: Mel) -> MelSpectrogram:
 
 @dataclass(frozen=True)
 class F0:
-    """F0 of the whole utterance, a value a mel frame."""
+    """F0 of the whole utterance in Hz, one value per mel frame, 0 where unvoiced.
+
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        hop: samples of a frame.
+        method: "harvest" or "dio", see `features.pitch`.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)
     dtype: ClassVar[type] = np.float32

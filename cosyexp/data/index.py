@@ -1,6 +1,7 @@
-"""What a start must know of a shard: which of its rows a collator can use, and how long they are. One small file beside the fields.
+"""Shard indexes: which rows of a shard a collator can use, and how long they are.
 
-A start reads these files alone; the fields themselves are opened when a row of theirs is read.
+Training reads these small files at its start; the fields themselves are opened when one of their
+rows is read.
 """
 
 import hashlib
@@ -19,9 +20,13 @@ Fields = Mapping[str, Field]
 
 
 class Index(NamedTuple):
-    """keys: a hash of each utterance's id. sizes: time steps of each field, by its name in the collator.
+    """The index of one shard; all arrays are (rows,).
 
-    good: whether no field refused it. faulty: whether one did for more than what a row may lack.
+    Attributes:
+        keys: hash of each utterance's id.
+        good: whether every field could be computed.
+        faulty: whether a field could not be computed, other than for a column that a row may lack.
+        sizes: time steps of each field, by its name in the collator.
     """
 
     keys: np.ndarray
@@ -31,27 +36,32 @@ class Index(NamedTuple):
 
 
 def read_indexes(shards: Sequence[Path], fields: Fields, processes: int) -> list[Index]:
-    """The index of every shard; fields and indexes that are not there yet are made first."""
-    found = [_read(shard, fields) for shard in shards]
-    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    """Returns the index of every shard; missing fields and indexes are computed first.
+
+    Args:
+        shards: paths of the parquet files.
+        fields: fields by their names in the collator.
+        processes: processes that compute missing fields.
+    """
+    existing = [_read(shard, fields) for shard in shards]
+    missing = [shard for shard, index in zip(shards, existing, strict=True) if index is None]
     ensure(missing, list(fields.values()), processes)
     for shard in missing:
         _write(shard, fields)
     return [
-        index or _known(_read(shard, fields)) for shard, index in zip(shards, found, strict=True)
+        index or _known(_read(shard, fields)) for shard, index in zip(shards, existing, strict=True)
     ]
 
 
 def index_path(shard: Path, fields: Fields) -> Path:
+    """Returns the path of the index of a shard for a set of fields."""
     names = sorted((name, cache_path(shard, field).name) for name, field in fields.items())
-    return (
-        shard.with_suffix(".fields")
-        / f"index-{hashlib.blake2b(repr(names).encode(), digest_size=4).hexdigest()}.arrow"
-    )
+    key = hashlib.blake2b(repr(names).encode(), digest_size=4).hexdigest()
+    return shard.with_suffix(".fields") / f"index-{key}.arrow"
 
 
 def _read(shard: Path, fields: Fields) -> Index | None:
-    """None where there is none, or one of another shard, or where a field's file is gone."""
+    """Returns None if there is no index, it belongs to another shard, or a field is missing."""
     try:
         with pa.memory_map(str(index_path(shard, fields))) as file:
             table = pa.ipc.open_file(file).read_all()

@@ -1,6 +1,6 @@
-"""How the text and the speech tokens of an utterance stand in one sequence, and what each position is to predict.
+"""The layout of a language model's sequence: where its tokens are, and what it predicts.
 
-L text tokens, N speech tokens, T positions, A answers.
+L text tokens, N speech tokens, T positions, A labels.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,13 @@ import numpy as np
 
 
 class SequenceLayout(NamedTuple):
-    """One row. gather_index_T: which of the pool [text_1..L, speech_1..N, start, task, speaker] stands at each position.
+    """The layout of one row.
 
-    label_positions_A: the positions that predict a class. labels_A: the classes that they are to predict.
+    Attributes:
+        gather_index_T: which embedding is at each position, as an index into [text_1..L,
+            speech_1..N, sos, task, speaker].
+        label_positions_A: positions that predict a class.
+        labels_A: the classes to predict.
     """
 
     gather_index_T: np.ndarray
@@ -22,15 +26,19 @@ class SequenceLayout(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """[start, (speaker), instruction, text, task, speech]; or, interleaved, blocks of text and speech.
+    """Arranges a row as [sos, (speaker), instruction, text, task, speech], or interleaved.
 
-    (Du et al. 2024, "CosyVoice 2", section 2.3.)
+    An interleaved row alternates blocks of text and speech tokens, so that synthesis can start
+    before the whole text is known (Du et al. 2024, "CosyVoice 2", section 2.3).
 
-
-    speaker: whether a speaker embedding has a place of its own.
-    vocabulary: of speech tokens. eos, fill_token: the marks that end the speech, and a block of it: places behind the vocabulary.
-    interleaved: the share of rows in blocks, among those with speech enough for them.
-    block: text and speech tokens of a block.
+    Attributes:
+        speaker: whether the sequence has a speaker embedding.
+        vocabulary: number of different speech tokens.
+        eos: class that ends the speech, counted from the end of the vocabulary.
+        fill_token: class that ends a block of speech, counted from the end of the vocabulary; None:
+            the model has none.
+        interleaved: share of interleaved rows, among those with enough speech.
+        block: text and speech tokens of a block.
     """
 
     speaker: bool
@@ -41,36 +49,47 @@ class Layout:
     block: tuple[int, int] = (5, 15)
 
     def in_blocks(self, texts: int, speeches: int, coin: float) -> bool:
-        """Whether a row of so many tokens, the instruction left out, is interleaved; coin in [0, 1)."""
+        """Returns whether a row is interleaved in blocks.
+
+        Args:
+            texts: number of text tokens, without the instruction.
+            speeches: number of speech tokens.
+            coin: random number in [0, 1).
+        """
         return coin < self.interleaved and speeches * self.block[0] > texts * self.block[1]
 
     def __call__(
         self, text: int, speech_N: np.ndarray, lead: int, blocks: bool, size: tuple[int, int]
     ) -> SequenceLayout:
-        """text: its tokens, of which `lead` are an instruction. size: L and N of the batch, with padding."""
+        """Returns the layout of a row.
+
+        Args:
+            text: number of text tokens, with the instruction.
+            speech_N: speech tokens.
+            lead: how many of the text tokens are the instruction.
+            blocks: whether the row is interleaved.
+            size: L and N of the batch, with padding.
+        """
         texts, speeches = np.arange(text), size[0] + np.arange(len(speech_N))
-        start, task, speaker = sum(size) + np.arange(3)
-        pieces: list[Any] = [[start], [speaker] if self.speaker else [], texts[:lead]]
-        answers: list[Any] = []
-        targets: list[Any] = []
-        place = lead + 1 + self.speaker
+        sos, task, speaker = sum(size) + np.arange(3)
+        pieces: list[Any] = [[sos], [speaker] if self.speaker else [], texts[:lead]]
+        label_positions: list[Any] = []
+        labels: list[Any] = []
+        position = lead + 1 + self.speaker
         texts = texts[lead:]
         if blocks:
-            assert self.fill_token is not None, "a layout in blocks has a class that ends them"
-            wide, long = self.block
-            while len(texts) >= wide:
-                pieces += [texts[:wide], speeches[:long]]
-                answers.append(place + wide - 1 + np.arange(long + 1))
-                targets += [speech_N[:long], [self.vocabulary + self.fill_token]]
-                texts, speeches, speech_N, place = (
-                    texts[wide:],
-                    speeches[long:],
-                    speech_N[long:],
-                    place + wide + long,
-                )
+            assert self.fill_token is not None, "an interleaved layout needs a fill token"
+            text_block, speech_block = self.block
+            while len(texts) >= text_block:
+                pieces += [texts[:text_block], speeches[:speech_block]]
+                label_positions.append(position + text_block - 1 + np.arange(speech_block + 1))
+                labels += [speech_N[:speech_block], [self.vocabulary + self.fill_token]]
+                texts = texts[text_block:]
+                speeches, speech_N = speeches[speech_block:], speech_N[speech_block:]
+                position += text_block + speech_block
         pieces += [texts, [task], speeches]
-        answers.append(place + len(texts) + np.arange(len(speech_N) + 1))
-        targets += [speech_N, [self.vocabulary + self.eos]]
+        label_positions.append(position + len(texts) + np.arange(len(speech_N) + 1))
+        labels += [speech_N, [self.vocabulary + self.eos]]
         return SequenceLayout(
-            *(np.concatenate(parts).astype(np.int64) for parts in (pieces, answers, targets))
+            *(np.concatenate(parts).astype(np.int64) for parts in (pieces, label_positions, labels))
         )

@@ -1,4 +1,4 @@
-"""Delivers the plan's micro-batches, made by worker processes ahead of time."""
+"""Data loaders: the micro-batches of each training step and of validation, for one rank."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,14 @@ from cosyexp.data.sampler import BatchSampler
 
 @dataclass(frozen=True)
 class LoaderState:
-    """Where training stands in the plan: `batch` micro-batches of `epoch` are consumed; `block` ordered that epoch."""
+    """The position of training in the data; together with the seed it is all that a resume needs.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        batch: micro-batches of the epoch that all ranks have consumed.
+        block: micro-batches of a step (world size x accumulation) when the epoch was started, which
+            determines the order of the epoch.
+    """
 
     epoch: int
     batch: int
@@ -26,9 +33,13 @@ class LoaderState:
 
 
 class MicroBatch(NamedTuple):
-    """A batch and its number, in the step's block or in the validation's plan: the same on whatever rank it runs.
+    """A batch and its number, which is the same on whatever rank it runs.
 
-    idle: it repeats another one, and counts for nothing; an engine may want equally many on all ranks.
+    Attributes:
+        number: index in the step's block, or among the micro-batches of validation.
+        batch: the padded tensors.
+        idle: it repeats another micro-batch and its loss does not count, because the engine needs
+            equally many micro-batches on all ranks.
     """
 
     number: int
@@ -37,7 +48,14 @@ class MicroBatch(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a worker is asked for: rows of micro-batches, by number; those from number `idle` on are idle."""
+    """The micro-batches that a worker is asked to make.
+
+    Attributes:
+        epoch: the epoch that keys the random numbers.
+        rows: number and row indices of each micro-batch.
+        idle: micro-batches from this number on are idle.
+        after: state of the loader once they are consumed; None in validation.
+    """
 
     epoch: int
     rows: Sequence[tuple[int, np.ndarray]]
@@ -46,12 +64,17 @@ class Request(NamedTuple):
 
 
 class Delivery(NamedTuple):
+    """The micro-batches that a worker made, and the state of the loader once they are consumed."""
+
     micro_batches: list[MicroBatch]
     after: LoaderState | None
 
 
 class BatchMaker(TorchDataset[Delivery]):
-    """Makes what is requested; runs in the workers."""
+    """The map-style dataset of torch's `DataLoader`: makes the micro-batches of a request.
+
+    It runs in the worker processes.
+    """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -68,23 +91,45 @@ class BatchMaker(TorchDataset[Delivery]):
 def dealt(
     batches: Sequence[np.ndarray], rank: int, world: int, equal_batches: bool
 ) -> list[tuple[int, np.ndarray]]:
-    """Every world-th of the numbered micro-batches; where all ranks want equally many, the last one fills the last round."""
+    """Returns the micro-batches of one rank: every `world`-th, with its number.
+
+    Args:
+        batches: row indices of the micro-batches of all ranks.
+        rank: rank of this process.
+        world: number of ranks.
+        equal_batches: repeats the last micro-batch until all ranks have equally many.
+    """
     numbers = range(-(-len(batches) // world) * world if equal_batches else len(batches))
     return [(number, batches[min(number, len(batches) - 1)]) for number in numbers[rank::world]]
 
 
 def ignore_signals(_: int) -> None:
-    """Workers leave the signals to the trainer, which stops them when its step is done."""
+    """Initializes a worker: it ignores SIGINT and SIGTERM and computes on one thread.
+
+    The trainer handles these signals and stops its workers once its step is done.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 class Loader:
-    """This rank's part of every training step, epoch after epoch; its state is one `LoaderState`.
+    """This rank's micro-batches of every training step, epoch after epoch.
 
-    rank, world: this process and their number. accumulate: micro-batches a rank has in a step; the last step of an epoch may
-    have fewer, even none. equal_batches: equally many on all ranks, by idle ones.
+    Args:
+        dataset: the training data.
+        sampler: groups its rows into micro-batches.
+        seed: seed of the random numbers that travel with the batches.
+        rank: rank of this process.
+        world: number of ranks.
+        accumulate: micro-batches of a rank in a step; the last step of an epoch may have fewer,
+            even none.
+        workers: processes that make batches ahead of time; 0: the trainer makes them itself.
+        pin: copies the batches to pinned memory.
+        equal_batches: gives all ranks equally many micro-batches, by idle ones.
+
+    Attributes:
+        state: position after the step that was consumed last.
     """
 
     def __init__(
@@ -100,12 +145,8 @@ class Loader:
         pin: bool,
         equal_batches: bool = False,
     ) -> None:
-        self.dataset, self.sampler, self.seed, self.equal_batches = (
-            dataset,
-            sampler,
-            seed,
-            equal_batches,
-        )
+        self.dataset, self.sampler, self.seed = dataset, sampler, seed
+        self.equal_batches = equal_batches
         self.rank, self.world, self.block = rank, world, world * accumulate
         self.options: dict[str, Any] = {
             "batch_size": None,
@@ -117,15 +158,19 @@ class Loader:
         self._steps: Iterator[Delivery] | None = None
 
     def seek(self, state: LoaderState) -> None:
-        """Goes on at a place; an epoch that was begun with another block is finished in its request."""
+        """Continues from a position.
+
+        An epoch that was started with another block size is finished in the order of that size.
+        """
         self.state, self._steps = state, None
 
     @property
     def epoch_ends(self) -> bool:
-        """Whether the step consumed last was the last of its epoch."""
+        """Whether the step that was consumed last was the last of its epoch."""
         return self.state.batch == 0 and self.state.epoch > 0
 
     def next_step(self) -> list[MicroBatch]:
+        """Returns this rank's micro-batches of the next step and advances the state."""
         if self._steps is None:
             maker = BatchMaker(self.dataset, self.seed)
             self._steps = iter(
@@ -153,14 +198,25 @@ class Loader:
             state = following
 
     def close(self) -> None:
-        """Stops the workers; they would outlive the trainer, as they heed no signals."""
+        """Stops the workers, which would outlive the trainer as they ignore signals."""
         self._steps = None
 
 
 class ValidationLoader:
-    """This rank's part of the validation's micro-batches; the same rows, order and draws each time.
+    """This rank's micro-batches of validation: the same rows, order and random numbers each time.
 
-    rounds: how many the rank with the most has. equal_batches: equally many on all ranks, by idle ones.
+    Args:
+        dataset: the validation data.
+        sampler: groups its rows into micro-batches.
+        seed: seed of the random numbers that travel with the batches.
+        rank: rank of this process.
+        world: number of ranks.
+        workers: processes that make batches ahead of time; 0: the trainer makes them itself.
+        pin: copies the batches to pinned memory.
+        equal_batches: gives all ranks equally many micro-batches, by idle ones.
+
+    Attributes:
+        rounds: micro-batches of the rank that has the most.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a preparation found: hours, lengths, token rates, what was left out and why, characters that the tokenizer does not know."""
+"""The report of a preparation: hours, lengths, token rate, faults and unknown characters."""
 
 import re
 from array import array
@@ -13,13 +13,22 @@ import numpy as np
 from cosyexp.run.files import replace_file
 
 LENGTHS = ("shortest", "median", "longest")
-NAMED = 10  # at most, of each list that is printed
+NAMED = 10  # maximum number of entries of each list that is printed
 
 
 class Report:
-    """Rows of parts, added one after another.
+    """Statistics of the recordings of a preparation, which are added one after another.
 
-    path: of the list of those with a fault (utterance, reason, audio file), which is there at the end.
+    As a context manager it also writes the list of recordings with a fault, which is complete, or
+    absent, at the end.
+
+    Args:
+        path: of that list, a table of id, reason and audio file.
+
+    Attributes:
+        total: number of recordings.
+        dropped: number of recordings with a fault.
+        named: ids and reasons of the first of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +48,11 @@ class Report:
         self._open.__exit__(*raised)
 
     def add(self, row: Mapping[str, Any]) -> None:
+        """Adds one recording.
+
+        Args:
+            row: its row in the file of a part, see `encoding.PART`.
+        """
         self.total += 1
         if not row["fault"]:
             self.seconds.append(row["seconds"])
@@ -56,16 +70,26 @@ class Report:
 
     @property
     def first(self) -> str:
+        """Id and reason of the first recording with a fault; empty if there is none."""
         return self.named[0] if self.named else ""
 
     def some(self, where: str) -> str:
-        """Those left out by name, the first of them where they are many."""
+        """Returns ids and reasons of the first recordings with a fault.
+
+        Args:
+            where: the file that names the others.
+        """
         more = f"; and {self.dropped - NAMED} more in {where}" if self.dropped > NAMED else ""
         return "; ".join(self.named) + more
 
     def summary(self, unknown: Callable[[str], Iterable[str]]) -> dict[str, Any]:
+        """Returns the statistics for `meta.yaml`.
+
+        Args:
+            unknown: returns the characters of a text that the tokenizer does not know.
+        """
         seconds, tokens = np.array(self.seconds), np.array(self.tokens)
-        strange = {
+        texts = {
             character: self._texts_with(character)
             for character in unknown("".join(sorted(self.characters)))
         }
@@ -78,21 +102,26 @@ class Report:
             "tokens_a_second": round(float(tokens.sum() / seconds.sum()), 2),
             "left_out": dict(self.reasons.most_common()),
             "unknown_characters": {
-                c: n
-                for c, n in sorted(strange.items(), key=lambda item: (-item[1], item[0]))
-                if not c.isspace()
+                character: count
+                for character, count in sorted(texts.items(), key=lambda item: (-item[1], item[0]))
+                if not character.isspace()
             },
         }
 
     def _texts_with(self, character: str) -> int:
-        """Texts that hold a character in either case, as a tokenizer may fold them."""
+        """Returns how many texts have a character in either case, as a tokenizer may fold case."""
         return max(
             self.characters[character],
             self.characters[character.upper()] if len(character.upper()) == 1 else 0,
         )
 
     def draw(self, path: Path, token_rate: int) -> None:
-        """A picture of the lengths and of the token rates."""
+        """Plots histograms of the lengths and of the token rates into a PNG file.
+
+        Args:
+            path: of the file.
+            token_rate: speech tokens per second that the family expects.
+        """
         from matplotlib.figure import Figure
 
         seconds, tokens = np.array(self.seconds), np.array(self.tokens)
@@ -112,30 +141,44 @@ class Report:
         )
         right.axvline(token_rate, color="black", linestyle=":", linewidth=1)
         right.set(
-            xlabel="speech tokens a second",
-            title=f"{rates.mean():.1f} tokens a second, {token_rate} wanted",
+            xlabel="speech tokens per second",
+            title=f"{rates.mean():.1f} tokens per second, {token_rate} expected",
         )
         with replace_file(path) as file:
             figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
 
 
 def kind(reason: str) -> str:
-    """A reason without its numbers, so that they can be counted."""
+    """Returns a reason with its numbers replaced by #, so that equal kinds can be counted."""
     return re.sub(r"-?\d[\d.]*", "#", reason)
 
 
 def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
-    """What `meta.yaml` says, for a reader."""
-    yield f"{out}: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers"
+    """Yields the content of `meta.yaml` as lines to print.
+
+    Args:
+        meta: content of the file.
+        out: the prepared folder.
+    """
+    yield (
+        f"{out}: {meta['utterances']} utterances, {meta['hours']} hours, "
+        f"{len(meta['speakers'])} speakers"
+    )
     if "seconds" in meta:
         lengths = meta["seconds"]
-        yield f"  lengths    {lengths['shortest']} to {lengths['longest']} s, median {lengths['median']} s; {out}/lengths.png"
-        yield f"  tokens     {meta['tokens_a_second']} a second"
-    if meta.get("left_out"):
-        yield f"  left out   {sum(meta['left_out'].values())}, named in {out}/dropped.tsv"
-        yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
-    if strange := meta.get("unknown_characters"):
-        often = ", ".join(
-            f"{character!r} in {texts} texts" for character, texts in list(strange.items())[:NAMED]
+        yield (
+            f"  lengths    {lengths['shortest']} to {lengths['longest']} s, "
+            f"median {lengths['median']} s; {out}/lengths.png"
         )
-        yield f"  unknown    {len(strange)} characters that the tokenizer skips: {often}{' ...' if len(strange) > NAMED else ''}"
+        yield f"  tokens     {meta['tokens_a_second']} per second"
+    if meta.get("left_out"):
+        yield f"  left out   {sum(meta['left_out'].values())}, listed in {out}/dropped.tsv"
+        yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
+    if unknown := meta.get("unknown_characters"):
+        frequent = ", ".join(
+            f"{character!r} in {texts} texts" for character, texts in list(unknown.items())[:NAMED]
+        )
+        yield (
+            f"  unknown    {len(unknown)} characters that the tokenizer skips: "
+            f"{frequent}{' ...' if len(unknown) > NAMED else ''}"
+        )

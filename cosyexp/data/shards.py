@@ -1,7 +1,8 @@
-"""Parquet shards with the original's columns, and the lists that name them.
+"""Parquet shards with the columns of the original CosyVoice, and the data lists that name them.
 
-Columns: utt, audio_data (the bytes of an audio file), wav (its path), text, spk, utt_embedding, spk_embedding (lists of floats),
-speech_token (list of ints); optional: instruct, reject_speech_token.
+Columns: utt (id), audio_data (bytes of an audio file), wav (its path), text, spk (speaker),
+utt_embedding and spk_embedding (lists of floats), speech_token (list of ints); optional: instruct,
+reject_speech_token.
 """
 
 import os
@@ -32,7 +33,13 @@ OPTIONAL = pa.schema([("instruct", pa.string()), ("reject_speech_token", pa.list
 
 
 def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], note: str | None = None) -> None:
-    """Writes one shard, whole or not at all, with the optional columns that its rows have, and perhaps a note of how it was made."""
+    """Writes one shard, complete or not at all.
+
+    Args:
+        path: of the parquet file.
+        rows: values by column; an optional column is written if any row has it.
+        note: kept in the metadata of the file, see `read_note`; None: no note.
+    """
     schema = pa.schema(
         [*COLUMNS, *(column for column in OPTIONAL if any(column.name in row for row in rows))]
     )
@@ -44,30 +51,41 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], note: str | None 
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
-    """Opens a shard; UserError where it is missing or not a whole parquet file."""
+    """Opens a shard.
+
+    Raises:
+        UserError: if the file is missing or is not a complete parquet file.
+    """
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"there is no data file {path}: prepare it, or correct its list") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{path} is no readable parquet file (half-written?), prepare it again: {error}"
+            f"{path} is not a readable parquet file (half-written?), prepare it again: {error}"
         ) from None
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a shard with those of `columns` that it has."""
+    """Yields the rows of a shard, with those of the columns that it has.
+
+    Raises:
+        UserError: if the file cannot be read, or has no column 'utt' of strings.
+    """
     file = open_shard(path)
     present = [name for name in columns if name in file.schema_arrow.names]
     if "utt" not in present:
-        raise UserError(f"{path} has no column 'utt': it is no data set of the CosyVoice kind")
+        raise UserError(
+            f"{path} has no column 'utt', so it is not a CosyVoice data set: name another file"
+        )
     kind = file.schema_arrow.field("utt").type
     if not any(
         is_kind(kind)
         for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_dictionary)
     ):
         raise UserError(
-            f"the column 'utt' of {path} holds {kind} instead of text: write it anew with ids that are text"
+            f"the column 'utt' of {path} has the type {kind} instead of string: "
+            "write the file again with string ids"
         )
     try:
         for batch in file.iter_batches(batch_size=64, columns=present):
@@ -77,15 +95,20 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_note(path: Path) -> str:
-    """The note that a shard was written with."""
+    """Returns the note that a shard was written with; empty if there is none."""
     note: bytes = (open_shard(path).schema_arrow.metadata or {}).get(b"note", b"")
     return note.decode()
 
 
 def read_list(path: str) -> list[Path]:
-    """The shards that a list file names, one path a line, or the one shard that `path` is.
+    """Returns the shards of a data list.
 
-    A relative path in a list is looked for beside the list, then from the current folder.
+    Args:
+        path: a text file with one path per line, or a single parquet file. A relative path in a
+            list is looked up in the folder of the list, then in the current folder.
+
+    Raises:
+        UserError: if there is no such list, or it is empty or not a text file.
     """
     listed = Path(path).expanduser()
     if listed.suffix == ".parquet":
@@ -98,7 +121,7 @@ def read_list(path: str) -> list[Path]:
         ) from None
     except (UnicodeDecodeError, IsADirectoryError):
         raise UserError(
-            f"{path} is no data list: it must be a text file with one parquet path a line"
+            f"{path} is not a data list: name a text file with one parquet path per line"
         ) from None
     shards = [
         listed.parent / line if (listed.parent / line).exists() else Path(line).expanduser()
@@ -106,12 +129,12 @@ def read_list(path: str) -> list[Path]:
         if line
     ]
     if not shards:
-        raise UserError(f"the data list {path} is empty: it must name one parquet file a line")
+        raise UserError(f"the data list {path} is empty: write one parquet path per line")
     return shards
 
 
 def first_rows(shards: list[Path], limit: int | None) -> list[Path]:
-    """As many of the shards as hold the first `limit` rows."""
+    """Returns as many of the shards as hold the first `limit` rows; None: all."""
     if limit is None:
         return shards
     counts = np.cumsum([open_shard(shard).metadata.num_rows for shard in shards[:limit]])
@@ -119,6 +142,6 @@ def first_rows(shards: list[Path], limit: int | None) -> list[Path]:
 
 
 def write_list(path: Path, shards: Sequence[Path]) -> None:
-    """Writes a list of shards by paths relative to it."""
+    """Writes a data list, with the paths of the shards relative to its folder."""
     with replace_file(path) as file:
         file.write("".join(f"{os.path.relpath(shard, path.parent)}\n" for shard in shards).encode())

@@ -1,4 +1,4 @@
-"""Text to token ids. A family's YAML names one of these."""
+"""Text tokenizers, which turn text into token ids; the YAML of a family names one of them."""
 
 import base64
 import hashlib
@@ -12,32 +12,37 @@ from typing import Any, Protocol
 from cosyexp.errors import UserError
 
 PIECES = 50257  # of Whisper's multilingual vocabulary
-END_OF_PROMPT = 151646  # behind Qwen2's 151,643 pieces and three marks
+END_OF_PROMPT = 151646  # follows the 151,643 pieces of Qwen2 and three special tokens
 
 
 class Tokenizer(Protocol):
-    """A small frozen dataclass: what it prints is part of the key under which token ids are cached.
+    """Protocol of text tokenizers, which are small frozen dataclasses.
 
-    One that reads files has `content` too, a hash of them, so that ids of another vocabulary are not taken for its own.
+    Their `repr` is part of the key under which token ids are cached. One that reads files also has
+    a property `content`, a hash of them, so that another vocabulary has its own cache.
     """
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text."""
+        ...
 
     def unknown(self, text: str) -> Sequence[str]:
-        """The characters of `text` that get no id."""
+        """Returns the characters of a text that get no id."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CharacterTokenizer:
-    """One id a character, from 1; a character that the alphabet lacks is left out. Case is folded.
+    """One id per character, from 1; case is folded and unknown characters are left out.
 
-    alphabet: the known characters, in the order of their ids.
+    Attributes:
+        alphabet: the known characters, in the order of their ids.
     """
 
     alphabet: str
 
     def encode(self, text: str) -> list[int]:
+        """Returns the ids of the known characters."""
         return [
             self.alphabet.index(character) + 1
             for character in text.lower()
@@ -45,35 +50,44 @@ class CharacterTokenizer:
         ]
 
     def unknown(self, text: str) -> Sequence[str]:
+        """Returns the characters that are not in the alphabet, in lower case."""
         return sorted(set(text.lower()) - set(self.alphabet))
 
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperTokenizer:
-    """The multilingual byte-pair encoding of Whisper (Radford et al. 2022), with the special tokens of 100 languages.
+    """Whisper's multilingual byte-pair encoding, with the special tokens of 100 languages.
 
-    vocabulary: its tiktoken file; None: the one that the installed package openai-whisper ships.
+    (Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision")
+
+    Attributes:
+        vocabulary: tiktoken file; None: the one of the installed package openai-whisper.
     """
 
     vocabulary: str | None = None
 
     @property
     def content(self) -> str:
+        """Hash of the vocabulary file; empty for the one of the installed package."""
         return digest([Path(self.vocabulary)]) if self.vocabulary else ""
 
     def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, in which special tokens are recognized."""
         ids: list[int] = whisper_encoding(self.vocabulary).encode(text, allowed_special="all")
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
+        """Returns nothing, as a byte-level vocabulary covers every character."""
         return []
 
 
 @dataclass(frozen=True, kw_only=True)
 class QwenTokenizer:
-    """The byte-pair encoding of Qwen2, and the marks that a family added to it, such as <|endofprompt|>.
+    """Byte-pair encoding of Qwen2, with the special tokens of a family such as <|endofprompt|>.
 
-    folder: of the pretrained tokenizer (vocab.json and merges.txt, or tokenizer.json). marks: cosyvoice2 or cosyvoice3.
+    Attributes:
+        folder: of the pretrained tokenizer (vocab.json and merges.txt, or tokenizer.json).
+        special_tokens: cosyvoice2 or cosyvoice3.
     """
 
     folder: str | None
@@ -81,23 +95,26 @@ class QwenTokenizer:
 
     @property
     def content(self) -> str:
+        """Hash of the files of the tokenizer; empty without a folder."""
         names = ("vocab.json", "merges.txt", "tokenizer.json")
         return digest([Path(self.folder) / name for name in names]) if self.folder else ""
 
     def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, in which special tokens are recognized."""
         ids: list[int] = qwen_tokenizer(self.folder, self.special_tokens).encode(
             text, add_special_tokens=False
         )
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
+        """Returns nothing, as a byte-level vocabulary covers every character."""
         return []
 
 
 def digest(files: Sequence[Path]) -> str:
-    """Of the content of those that exist."""
-    found = [(path, path.stat()) for path in files if path.is_file()]
-    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found))
+    """Returns a hash of the content of those files that exist."""
+    existing = [(path, path.stat()) for path in files if path.is_file()]
+    return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in existing))
 
 
 @cache
@@ -109,16 +126,25 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def read_special_tokens(name: str) -> list[str]:
-    """The tokens behind a vocabulary that stand for no piece of text, in the order of their ids."""
-    return (
-        (Path(__file__).parent / "special_tokens" / f"{name}.txt")
-        .read_text(encoding="utf-8")
-        .splitlines()
-    )
+    """Returns the special tokens that follow a vocabulary, in the order of their ids.
+
+    Args:
+        name: whisper, cosyvoice2 or cosyvoice3: a file in `special_tokens/`.
+    """
+    path = Path(__file__).parent / "special_tokens" / f"{name}.txt"
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 @cache
 def whisper_encoding(vocabulary: str | None) -> Any:
+    """Returns the tiktoken encoding of Whisper, built once per process.
+
+    Args:
+        vocabulary: tiktoken file; None: the one of the installed package openai-whisper.
+
+    Raises:
+        UserError: if the file cannot be read or is not Whisper's multilingual vocabulary.
+    """
     import tiktoken
 
     path = Path(vocabulary) if vocabulary else shipped_vocabulary()
@@ -129,11 +155,13 @@ def whisper_encoding(vocabulary: str | None) -> Any:
             raise ValueError("it is empty")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as a tiktoken vocabulary ({error}): give family.tokenizer.vocabulary=<file>"
+            f"{path} cannot be read as a tiktoken vocabulary ({error}): "
+            "give family.tokenizer.vocabulary=<file>"
         ) from None
     if len(ranks) != PIECES:
         raise UserError(
-            f"{path} is not the multilingual vocabulary of Whisper: it has {len(ranks)} pieces, not {PIECES}"
+            f"{path} is not Whisper's multilingual vocabulary, as it has {len(ranks)} pieces "
+            f"instead of {PIECES}: give family.tokenizer.vocabulary=<multilingual.tiktoken>"
         )
     special = [*read_special_tokens("whisper"), *(f"<|{i * 0.02:.2f}|>" for i in range(1501))]
     pattern = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -142,6 +170,11 @@ def whisper_encoding(vocabulary: str | None) -> Any:
 
 
 def shipped_vocabulary() -> Path:
+    """Returns the path of the vocabulary in the installed package openai-whisper.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
     spec = find_spec("whisper")
     path = (
         Path(spec.origin).parent / "assets" / "multilingual.tiktoken"
@@ -150,7 +183,8 @@ def shipped_vocabulary() -> Path:
     )
     if path is None or not path.exists():
         raise UserError(
-            "the tokenizer needs Whisper's vocabulary: give family.tokenizer.vocabulary=<multilingual.tiktoken>, "
+            "the tokenizer needs Whisper's vocabulary: give "
+            "family.tokenizer.vocabulary=<multilingual.tiktoken>, "
             "or pip install --no-deps openai-whisper"
         )
     return path
@@ -158,19 +192,30 @@ def shipped_vocabulary() -> Path:
 
 @cache
 def qwen_tokenizer(folder: str | None, added: str) -> Any:
+    """Returns the tokenizer of Qwen2 with the special tokens of a family, built once per process.
+
+    Args:
+        folder: of the pretrained tokenizer.
+        added: name of the special tokens, see `read_special_tokens`.
+
+    Raises:
+        UserError: if the folder does not exist or does not have the tokenizer of Qwen2.
+    """
     from transformers import AutoTokenizer
 
     if folder is None or not Path(folder).is_dir():
-        missing = "" if folder is None else f"there is no folder {folder}: "
+        missing = "" if folder is None else f"there is no folder {folder}; "
         raise UserError(
-            f"{missing}the llm of this family reads text as Qwen2 does: give the folder of its tokenizer, family.tokenizer.folder="
+            f"{missing}the llm of this family needs the tokenizer of Qwen2: "
+            "give its folder as family.tokenizer.folder="
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{folder} holds no tokenizer ({reason}): give the folder of Qwen2 as family.tokenizer.folder="
+            f"{folder} has no readable tokenizer ({reason}): "
+            "give the folder of Qwen2 as family.tokenizer.folder="
         ) from None
     tokenizer.add_special_tokens(
         {
@@ -179,8 +224,9 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
             "additional_special_tokens": read_special_tokens(added),
         }
     )
-    if (found := tokenizer.convert_tokens_to_ids("<|endofprompt|>")) != END_OF_PROMPT:
+    if (actual := tokenizer.convert_tokens_to_ids("<|endofprompt|>")) != END_OF_PROMPT:
         raise UserError(
-            f"{folder} is not the tokenizer of Qwen2: <|endofprompt|> has the id {found} there, not {END_OF_PROMPT}"
+            f"{folder} is not the tokenizer of Qwen2, as <|endofprompt|> has the id {actual} "
+            f"instead of {END_OF_PROMPT}: give the folder of Qwen2 as family.tokenizer.folder="
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Processes side by side."""
+"""An ordered, bounded map over a pool of processes."""
 
 import signal
 from collections import deque
@@ -13,7 +13,13 @@ Out = TypeVar("Out")
 
 
 class Workers:
-    """Processes that do one function over many jobs, in order; with `count` 1 it is this process. Ctrl-C is for the parent alone."""
+    """A pool of processes that apply a function to many jobs and return the results in order.
+
+    The processes ignore Ctrl-C, which the parent alone handles.
+
+    Args:
+        count: number of processes; 1 runs the jobs in the current process.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -33,14 +39,17 @@ class Workers:
             self.pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[In], Out], jobs: Iterable[In]) -> Iterator[Out]:
-        """A few jobs ahead, so that neither jobs nor results pile up."""
+        """Applies a function to every job and yields the results in the order of the jobs.
+
+        Only a few jobs are submitted ahead, so that neither jobs nor results pile up in memory.
+        """
         if self.pool is None:
             yield from map(function, jobs)
             return
-        under_way: deque[Future[Out]] = deque()
+        pending: deque[Future[Out]] = deque()
         for job in jobs:
-            under_way.append(self.pool.submit(function, job))
-            if len(under_way) > 2 * self.count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(self.pool.submit(function, job))
+            if len(pending) > 2 * self.count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -64,15 +64,15 @@ SHARDS = {
     "damaged": (damaged, ["is damaged", "prepare it again"]),
     "another kind of file": (
         lambda path, rows: path.write_text("utt,text\n"),
-        ["no readable parquet file", "prepare it again"],
+        ["not a readable parquet file", "prepare it again"],
     ),
     "no bytes": (
         lambda path, rows: path.write_bytes(b""),
-        ["no readable parquet file", "prepare it again"],
+        ["not a readable parquet file", "prepare it again"],
     ),
     "no rows": (
         lambda path, rows: write_shard(path, []),
-        ["holds no utterance", "name another list"],
+        ["has no usable utterance", "name another list"],
     ),
     "no ids": (without_ids, ["no column 'utt'"]),
     "missing": (
@@ -100,19 +100,19 @@ def test_a_half_written_shard_is_named_by_the_process_that_found_it(warm, rows, 
     (tmp_path / "a.list").write_text("a.parquet\nb.parquet\n")
     words = [word for word in parquet_words("a.list", valid) if word != "data.processes=1"]
     result = warm("train", *words, "data.processes=2", cwd=tmp_path, check=False)
-    assert result.stderr.strip() == sentence(result, ".parquet is no readable parquet file")
+    assert result.stderr.strip() == sentence(result, ".parquet is not a readable parquet file")
 
 
 @pytest.mark.parametrize(
     ("make", "parts"),
     [
         (lambda path: None, ["there is no data list a.list", "prepare one"]),
-        (lambda path: path.write_text("\n"), ["a.list is empty", "one parquet file a line"]),
+        (lambda path: path.write_text("\n"), ["a.list is empty", "one parquet path per line"]),
         (
             lambda path: path.write_bytes(b"\xff\xfe\x00"),
-            ["a.list is no data list", "one parquet path a line"],
+            ["a.list is not a data list", "one parquet path per line"],
         ),
-        (lambda path: path.mkdir(), ["a.list is no data list", "one parquet path a line"]),
+        (lambda path: path.mkdir(), ["a.list is not a data list", "one parquet path per line"]),
     ],
     ids=["missing", "empty", "binary", "folder"],
 )
@@ -138,7 +138,7 @@ def test_an_empty_validation_set(refused, rows, tmp_path):
     refused(
         "train",
         parquet_words("train.parquet", "valid.parquet"),
-        "valid.parquet holds no utterance",
+        "valid.parquet has no usable utterance",
         "name another list",
     )
 
@@ -181,7 +181,7 @@ def test_nothing_but_bad_utterances(warm, rows, valid, tmp_path):
         cwd=tmp_path,
         check=False,
     )
-    sentence(result, "a.parquet holds no utterance")
+    sentence(result, "a.parquet has no usable utterance")
 
 
 @pytest.mark.parametrize("text", ["[[", "", "a: 1"], ids=["no YAML", "empty", "another"])

@@ -91,12 +91,12 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "nan": (
             encoded(np.where(np.arange(len(wave)) == 99, np.nan, wave), subtype="FLOAT"),
             {},
-            "samples that are no numbers",
+            "samples that are not finite",
         ),
         "infinite": (
             encoded(np.where(np.arange(len(wave)) == 99, np.inf, wave), subtype="FLOAT"),
             {},
-            "samples that are no numbers",
+            "samples that are not finite",
         ),
         "silent": (encoded(np.zeros(32000)), {}, "empty or silent"),
         "whisper": (
@@ -109,12 +109,12 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
         "prose": (b"this is no sound at all\n" * 100, {}, "cannot be decoded"),
         "missing": (None, {}, "cannot be read (No such file or directory)"),
         "folder": (None, {"wav": "."}, "cannot be read (Is a directory)"),
-        "unnamed": (None, {"wav": ""}, "names no audio"),
+        "unnamed": (None, {"wav": ""}, "has no audio file"),
         "mute": (wav, {"text": "  "}, "it has no text"),
         "latin": (
             wav,
             {"text": b"caf\xe9".decode("utf-8", "surrogateescape")},
-            "its text is not UTF-8",
+            "the text is not UTF-8",
         ),
         "nobody": (wav, {"speaker": ""}, "it has no speaker"),
         "again": (wav, {"utt": "good 0"}, "its id occurs twice"),
@@ -207,7 +207,7 @@ def test_inspect_says_what_a_list_holds(prepared, warm):
     said = warm("prepare", f"inspect={out}/train.list", cwd=out).stdout
     for part in (
         "8 utterances in 3 shards, 1 speakers",
-        "a second; ",
+        "per second; ",
         "audio_data binary",
         "example    good 0: 'hello there'",
         "'😀'",
@@ -308,7 +308,7 @@ def test_json_lines(spoken, warm, tmp_path):
         "out=data",
     )
     assert (
-        "1 of 8 recordings left out: line 8: line 8 of a.jsonl names no audio"
+        "1 of 8 recordings left out: line 8: line 8 of a.jsonl has no audio file"
         in warm("prepare", *words, cwd=tmp_path).stdout
     )
     assert {row["instruct"] for row in rows_of(tmp_path / "data").values()} == {"gently"}
@@ -351,7 +351,12 @@ def test_kaldi_s_layout(kaldi, warm, tmp_path):
 def test_kaldi_s_pipes_and_segments_are_refused(kaldi, refused, spoken):
     words = ["corpus=kaldi", "corpus.root=kaldi", *WORDS, "out=data"]
     (kaldi / "segments").write_text("a u0 0.0 1.0\n")
-    refused("prepare", words, "kaldi has segments", "cut the audio")
+    refused(
+        "prepare",
+        words,
+        "kaldi/segments divides longer recordings",
+        "write each utterance to a file",
+    )
     (kaldi / "segments").unlink()
     (kaldi / "wav.scp").write_text(f"u0 {spoken}/0.wav\nu1 sox {spoken}/1.wav -t wav - |\n")
     refused("prepare", words, "a command instead of a file for u1")
@@ -414,7 +419,7 @@ def test_onnx_front_ends_one_by_one_and_in_batches(hostile, warm, tmp_path):
         )
         warm("prepare", *words, cwd=tmp_path)
         assert "45.0 s is longer than 30 s" in (tmp_path / f"{batch}/dropped.tsv").read_text(), (
-            "the tokenizers know no more"
+            "the tokenizers take no more"
         )
         found.append(rows_of(tmp_path / str(batch)))
     one, many = found
@@ -448,19 +453,19 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
         (
             OnnxTokenizer,
             tokenizer(folder / "v2.onnx", 4),
-            r"v2\.onnx gives 25 tokens a second, the family wants 50",
+            r"v2\.onnx gives 25 tokens per second, but the family needs 50",
         ),
         (
             OnnxSpeaker,
             speaker_encoder(folder / "e.onnx", 256),
-            r"e\.onnx gives 256 numbers for a speaker, the family wants 192",
+            r"e\.onnx gives speaker embeddings of 256 numbers, but the family needs 192",
         ),
         (OnnxTokenizer, f"{folder}/prose.onnx", r"prose\.onnx cannot be opened as an ONNX model"),
         (OnnxTokenizer, f"{folder}/gone.onnx", r"there is no file .*gone\.onnx"),
     ):
         with pytest.raises(UserError, match=told):
             recipe(path=path).fit([], wanted)
-    with pytest.raises(UserError, match="the family knows 9"):
+    with pytest.raises(UserError, match="the family has 9 tokens"):
         OnnxTokenizer(path=good).fit([], replace(wanted, codes=9))
     refused(
         "prepare", onnx_words(hostile[0], speaker, good, "out=data"), "campplus.onnx takes bank"

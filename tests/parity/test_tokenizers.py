@@ -100,7 +100,8 @@ def test_a_vocabulary_that_cannot_be_read_is_a_sentence(tmp_path):
     (tmp_path / "small.tiktoken").write_text("YQ== 0\n")
     with pytest.raises(
         UserError,
-        match=r"small\.tiktoken is not the multilingual vocabulary of Whisper: it has 1 pieces, not 50257",
+        match=r"small\.tiktoken is not Whisper's multilingual vocabulary, "
+        "as it has 1 pieces instead of 50257",
     ):
         WhisperTokenizer(vocabulary=str(tmp_path / "small.tiktoken")).encode("a")
     for name in ("nothing", "a.tiktoken"):

@@ -421,17 +421,17 @@ def test_a_limit_reads_no_more_than_it_needs(shards):
 def test_longer_utterances_are_left_out_and_named(shards, caplog):
     logging.getLogger("cosyexp").propagate = True
     everything = open_dataset(shards)
-    max_tokens = int(np.sort(everything.lengths)[-3])
+    longest = int(np.sort(everything.lengths)[-3])
     with caplog.at_level(logging.WARNING, "cosyexp"):
-        dataset = open_dataset(shards, max_tokens=max_tokens)
+        dataset = open_dataset(shards, longest=longest)
     assert (
         sorted(dataset.lengths) == sorted(everything.lengths)[:10]
-        and "2 of 12 utterances are longer than data.max_tokens" in caplog.text
+        and "2 of 12 utterances are longer than data.longest=" in caplog.text
     )
     left = {utt for utt, _ in content_of(everything)} - {utt for utt, _ in content_of(dataset)}
     assert len(left) == 2 and all(utt in caplog.text for utt in left)
-    with pytest.raises(UserError, match="nothing is left"):
-        open_dataset(shards, max_tokens=1)
+    with pytest.raises(UserError, match=r"longer than data\.longest=1: use a larger value"):
+        open_dataset(shards, longest=1)
 
 
 def test_an_id_that_occurs_twice_is_named(shards, caplog):
@@ -440,7 +440,7 @@ def test_an_id_that_occurs_twice_is_named(shards, caplog):
     logging.getLogger("cosyexp").propagate = True
     with caplog.at_level(logging.WARNING, "cosyexp"):
         assert len(open_dataset(shards)) == 11
-    assert f"1 utterances have an id that occurs before: {rows[0][1]['utt']}" in caplog.text
+    assert f"1 utterances have the id of an earlier one: {rows[0][1]['utt']}" in caplog.text
 
 
 def test_lists_have_their_weights(shards):
@@ -449,7 +449,7 @@ def test_lists_have_their_weights(shards):
     assert dataset.repeats.tolist() == [0.5] * 3 + [2] * 12
     for wrong in ([1], [1, 0], [1, 2, 3], [1, float("nan")]):
         with pytest.raises(
-            UserError, match=r"data\.weights=.* must be a number above 0 for each of the 2 lists"
+            UserError, match=r"data\.repeats=.*: give a number above 0 for each of the 2 lists"
         ):
             Dataset(lists, flow_collator(), max_bad=0, processes=1, repeats=wrong)
 
@@ -542,17 +542,17 @@ def spoil(data: Path, folder: Path, change) -> str:
             "speech_token",
             [3] * 5,
             flow_collator,
-            "its 5 speech tokens are 0.1 s at 50 a second, its audio",
+            "the 5 speech tokens last 0.1 s at 50 per second, but the audio lasts",
         ),
         ("text", "", llm_collator, "no text"),
-        ("text", "日本", llm_collator, "nothing that the tokenizer knows"),
-        ("speech_token", [3, None], llm_collator, "speech_token is no list of finite numbers"),
+        ("text", "日本", llm_collator, "no character that the tokenizer knows"),
+        ("speech_token", [3, None], llm_collator, "speech_token is not a list of finite numbers"),
         ("utt_embedding", [0.0] * 7, llm_collator, "7 numbers instead of 192"),
         (
             "utt_embedding",
             [float("nan")] * 192,
             llm_collator,
-            "utt_embedding is no list of finite numbers",
+            "utt_embedding is not a list of finite numbers",
         ),
         ("audio_data", b"RIFF....", vocoder_collator, "cannot be decoded"),
         ("audio_data", None, vocoder_collator, "no audio_data"),
@@ -575,18 +575,18 @@ def test_a_bad_row_is_named_and_left_out(data, tmp_path, caplog, column, value, 
 @pytest.mark.parametrize(
     ("column", "value", "collator", "reason"),
     [
-        ("speech_token", "1 2 3", llm_collator, "speech_token is no list of finite numbers"),
-        ("speech_token", 3, llm_collator, "speech_token is no list of finite numbers"),
-        ("speech_token", [[1, 2], [3]], llm_collator, "speech_token is no list of numbers"),
-        ("speech_token", [{"id": 1}], llm_collator, "speech_token is no list of finite numbers"),
-        ("speech_token", [1.5, 2], llm_collator, "speech tokens are no whole numbers"),
+        ("speech_token", "1 2 3", llm_collator, "speech_token is not a list of finite numbers"),
+        ("speech_token", 3, llm_collator, "speech_token is not a list of finite numbers"),
+        ("speech_token", [[1, 2], [3]], llm_collator, "speech_token is not a list of numbers"),
+        ("speech_token", [{"id": 1}], llm_collator, "speech_token is not a list of finite numbers"),
+        ("speech_token", [1.5, 2], llm_collator, "speech tokens are not integers"),
         ("speech_token", [2**40], llm_collator, "outside the vocabulary of 512"),
-        ("utt_embedding", 0.5, llm_collator, "utt_embedding is no list of finite numbers"),
-        ("utt_embedding", b"123", llm_collator, "utt_embedding is no list of numbers"),
-        ("text", 7, llm_collator, "is no text"),
+        ("utt_embedding", 0.5, llm_collator, "utt_embedding is not a list of finite numbers"),
+        ("utt_embedding", b"123", llm_collator, "utt_embedding is not a list of numbers"),
+        ("text", 7, llm_collator, "is not a string"),
         ("audio_data", 1, vocoder_collator, "not the bytes of an audio file"),
         ("audio_data", [82, 73], vocoder_collator, "not the bytes of an audio file"),
-        ("utt", 5, llm_collator, "the column 'utt' of .* holds int64 instead of text"),
+        ("utt", 5, llm_collator, "the column 'utt' of .* has the type int64 instead of string"),
     ],
 )
 def test_a_column_of_another_type_is_told(data, tmp_path, column, value, collator, reason):
@@ -641,7 +641,7 @@ def test_a_row_that_is_no_pair_is_no_fault_but_a_wrong_answer_is(data, tmp_path,
 def test_data_without_a_pair_say_how_they_are_made(data):
     with pytest.raises(
         UserError,
-        match=r"it has no reject_speech_token: cosyexp\.prefer makes pairs, see docs/dpo\.md",
+        match=r"it has no reject_speech_token\): make .* with cosyexp\.prefer, see docs/dpo\.md",
     ):
         Dataset([str(data / "train.list")], pair_collator(), max_bad=0, processes=1)
 
@@ -668,7 +668,7 @@ def test_not_more_than_some_are_named(shards, caplog, monkeypatch):
 
 def test_no_row_at_all(data, tmp_path):
     path = spoil(data, tmp_path, lambda i, row: row.update(speech_token=None))
-    with pytest.raises(UserError, match="holds no utterance"):
+    with pytest.raises(UserError, match="has no usable utterance"):
         Dataset([path], llm_collator(), max_bad=1.0, processes=1)
 
 
@@ -679,8 +679,8 @@ def test_lists_and_shards_that_cannot_be_read(data, tmp_path):
     (tmp_path / "empty.list").write_text("\n")
     (tmp_path / "gone.list").write_text("gone.parquet\n")
     for name, message in (
-        ("half.parquet", "half.parquet is no readable parquet"),
-        ("other.parquet", "other.parquet is no readable parquet"),
+        ("half.parquet", "half.parquet is not a readable parquet"),
+        ("other.parquet", "other.parquet is not a readable parquet"),
         ("empty.list", "empty.list is empty"),
         ("gone.list", "no data file gone.parquet"),
         ("nowhere.list", "no data list"),
@@ -746,7 +746,7 @@ def test_an_instruction_is_the_row_s_or_else_the_family_s():
     field = InstructTokens(CharacterTokenizer(alphabet="abc"), "cab")
     assert field(Utterance({"instruct": "ab"})).tolist() == [1, 2]
     assert field(Utterance({"instruct": ""})).tolist() == field(Utterance({})).tolist() == [3, 1, 2]
-    with pytest.raises(ValueError, match="is no text"):
+    with pytest.raises(ValueError, match="is not a string"):
         field(Utterance({"instruct": 3}))
 
 

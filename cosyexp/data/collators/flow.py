@@ -1,4 +1,4 @@
-"""What a flow model reads: speech tokens, a speaker embedding, a mel spectrogram.
+"""Collator of the flow model, which reads speech tokens, a speaker embedding and a mel spectrogram.
 
 B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
 """
@@ -19,8 +19,22 @@ from cosyexp.data.fields import AlignedTokens, Field, Mel, SpeakerEmbedding
 
 @dataclass(frozen=True, kw_only=True)
 class FlowBatch(Batch):
-    """A row's draws: time_B in [0, 1], standard normal noise_BFT, prompt_lens_B frames of the mel given as a prompt,
-    keep_B 1 where the conditions are kept and 0 where guidance drops them, streaming_B True where the network sees by chunks."""
+    """Padded batch of the flow model, with the random numbers of each row.
+
+    Attributes:
+        token_BN: speech tokens.
+        token_lens_B: number of speech tokens.
+        speaker_BE: speaker embeddings.
+        mel_BFT: log-mel spectrograms, the targets.
+        mel_lens_B: number of mel frames.
+        time_B: time of the flow, uniform in [0, 1).
+        noise_BFT: standard normal noise.
+        prompt_lens_B: leading mel frames that the model is given as a prompt.
+        keep_B: 1 where the conditions are kept, 0 where they are dropped for classifier-free
+            guidance.
+        streaming_B: True where a frame sees the future only up to the end of its chunk, as in
+            streaming synthesis.
+    """
 
     token_BN: Tensor
     token_lens_B: Tensor
@@ -35,11 +49,20 @@ class FlowBatch(Batch):
 
 
 class FlowCollator:
-    """One row costs its mel frames.
+    """Makes batches of the flow model; the cost of a row is its number of mel frames.
 
-    token_rate: speech tokens a second. frames_per_token: mel frames of a token, to which both are cut, or None for any ratio.
-    drop: the share of rows that lose their conditions. prompt: the largest share of a mel that is given as a prompt; half of
-    the rows have none. streaming: the share of rows that are seen by chunks.
+    Args:
+        speech_vocabulary: number of different speech tokens.
+        token_rate: speech tokens per second.
+        speaker_dim: size of a speaker embedding.
+        use_spk_embedding: reads the mean embedding of the speaker instead of the utterance's.
+        sample_rate: of the audio that the mel spectrogram is computed from, in Hz.
+        mel: the other settings of the field `Mel`.
+        frames_per_token: mel frames of a speech token; tokens and mel are cut to this ratio. None:
+            any ratio.
+        drop: share of the rows whose conditions are dropped for classifier-free guidance.
+        prompt: maximum share of the mel that is given as a prompt; half of the rows have no prompt.
+        streaming: share of the rows whose frames see the future only up to the end of their chunk.
     """
 
     def __init__(
@@ -56,12 +79,8 @@ class FlowCollator:
         prompt: float = 0.3,
         streaming: float = 0.0,
     ) -> None:
-        self.frames_per_token, self.drop, self.prompt, self.streaming = (
-            frames_per_token,
-            drop,
-            prompt,
-            streaming,
-        )
+        self.frames_per_token = frames_per_token
+        self.drop, self.prompt, self.streaming = drop, prompt, streaming
         self.fields: Mapping[str, Field] = {
             "token": AlignedTokens(speech_vocabulary, token_rate, sample_rate),
             "speaker": SpeakerEmbedding(
@@ -71,6 +90,7 @@ class FlowCollator:
         }
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the number of mel frames of each row, after the cut to the ratio."""
         if self.frames_per_token is None:
             return sizes["mel"]
         return self.frames_per_token * np.minimum(
@@ -78,6 +98,7 @@ class FlowCollator:
         )
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> FlowBatch:
+        """Cuts tokens and mel to their ratio, pads them and draws each row's random numbers."""
         token, mel = [row["token"][0] for row in rows], [row["mel"] for row in rows]
         if self.frames_per_token is not None:
             sizes = [

@@ -1,4 +1,4 @@
-"""What a vocoder reads: segments of a wave, with their mel and F0.
+"""Collator of the vocoder, which reads segments of a waveform with their mel spectrogram and F0.
 
 B batch, F mel bands, T mel frames of a segment, S samples of a segment, H harmonics.
 """
@@ -20,7 +20,15 @@ from cosyexp.data.fields import F0, Field, Mel, Wave
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderBatch(Batch):
-    """wave_BS in [-1, 1], f0_BT in Hz. A row's draws: starting phases in radians, standard normal noise."""
+    """Batch of segments of one size, with the random numbers of each row.
+
+    Attributes:
+        wave_BS: waveform, in [-1, 1].
+        mel_BFT: log-mel spectrogram.
+        f0_BT: F0 in Hz, 0 where unvoiced.
+        phase_BH: initial phase of each harmonic of the source, in radians; 0 for the first.
+        noise_BHS: standard normal noise of the source.
+    """
 
     wave_BS: Tensor
     mel_BFT: Tensor
@@ -30,9 +38,20 @@ class VocoderBatch(Batch):
 
 
 class VocoderCollator:
-    """Segments of one size, cut at random but on whole mel frames, one from each utterance and epoch; one row costs its frames.
+    """Makes batches of the vocoder: one random segment of each utterance in each epoch.
 
-    Mel and F0 are those of the whole utterance, then cut. segment: samples, a multiple of the hop. harmonics: of the source.
+    Segments begin at whole mel frames. Mel and F0 are computed from the whole utterance, then cut.
+    The cost of a row is the number of frames of a segment.
+
+    Args:
+        sample_rate: of the audio, in Hz.
+        mel: the other settings of the field `Mel`.
+        pitch: method of F0 estimation, see `features.pitch`.
+        segment: size of a segment in samples, a multiple of the hop.
+        harmonics: number of harmonics of the source, the fundamental included.
+
+    Raises:
+        ValueError: if `segment` is not a multiple of the hop.
     """
 
     def __init__(
@@ -40,7 +59,9 @@ class VocoderCollator:
     ) -> None:
         self.hop = int(mel["hop"])
         if segment % self.hop:
-            raise ValueError(f"segment={segment} is no multiple of the hop of {self.hop} samples")
+            raise ValueError(
+                f"segment={segment} is not a multiple of the hop of {self.hop} samples"
+            )
         self.frames, self.harmonics = segment // self.hop, harmonics
         self.mel = Mel(sample_rate=sample_rate, **mel)
         self.fields: Mapping[str, Field] = {
@@ -50,9 +71,11 @@ class VocoderCollator:
         }
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the number of mel frames of a segment for each row."""
         return np.full_like(sizes["mel"], self.frames)
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> VocoderBatch:
+        """Cuts a segment out of each row and draws its random numbers."""
         wave, mel, f0, phase, noise = zip(
             *(self._segment(row, utt, draws) for utt, row in zip(utts, rows, strict=True)),
             strict=True,
@@ -76,7 +99,8 @@ class VocoderCollator:
         return (
             np.pad(wave, (0, size * hop - len(wave))),
             np.pad(mel, ((0, 0), (0, size - mel.shape[1])), constant_values=self.mel.silence),
-            np.pad(f0, (0, size - len(f0))),  # an aligned mel is longer
+            # `Mel.align` can make the mel longer than F0, so that their padding differs.
+            np.pad(f0, (0, size - len(f0))),
             phase,
             draws(utt, "noise").standard_normal((self.harmonics, size * hop), dtype=np.float32),
         )

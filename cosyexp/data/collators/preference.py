@@ -1,4 +1,4 @@
-"""What preference training of a language model reads: a text, a chosen and a rejected answer, a speaker embedding."""
+"""Collator of preference pairs: a text with a chosen and a rejected sequence of speech tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +14,33 @@ from cosyexp.data.fields import RejectedTokens
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Tokenizer
 
-KEPT = -2  # the "epoch" of draws that are the same in all epochs
+FIXED = -2  # the "epoch" of random numbers that are the same in all epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceBatch(LanguageBatch):
-    """Rows [chosen_1..P, rejected_1..P] of P pairs; `utts` names the pairs.
+    """Batch of P pairs, as the rows [chosen_1..P, rejected_1..P]; `utts` has the P ids.
 
-    reference_B: the log-probability that the reference gives each row, where it is cached; else 0.
+    Attributes:
+        reference_B: cached log-probability of each row under the reference model, or 0.
     """
 
     reference_B: Tensor
 
 
 class PreferenceCollator(LanguageCollator):
-    """One pair costs both of its rows. Chosen and rejected answer have one layout: in blocks only if both are long enough.
+    """Makes batches of preference pairs; the cost of a pair is that of both rows.
 
-    keep_layout: a pair has the same layout in all epochs, as its cached reference needs.
+    The chosen and the rejected row have the same layout, interleaved only if both are long enough.
+
+    Args:
+        tokenizer: text tokenizer of the family.
+        speech_vocabulary: number of different speech tokens.
+        speaker_dim: size of a speaker embedding.
+        use_spk_embedding: reads the mean embedding of the speaker instead of the utterance's.
+        layout: how text and speech are arranged in a sequence.
+        instruct: instruction of the rows that have none; None: the model takes no instructions.
+        keep_layout: draws one layout of a pair for all epochs, which a cached reference requires.
     """
 
     def __init__(
@@ -56,11 +66,13 @@ class PreferenceCollator(LanguageCollator):
         self.fields = {**self.fields, "rejected": RejectedTokens(speech_vocabulary)}
 
     def length(self, sizes: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns twice the number of tokens of the longer row of each pair."""
         speech = np.maximum(sizes["speech"], sizes["rejected"])
         return 2 * super().length({**sizes, "speech": speech, "rejected": np.zeros_like(speech)})
 
     def collate(self, utts: Sequence[str], rows: Sequence[Row], draws: Draws) -> PreferenceBatch:
-        layouts = Draws(draws.seed, KEPT) if self.keep_layout else draws
+        """Lays out both rows of each pair and adds their cached reference log-probabilities."""
+        layouts = Draws(draws.seed, FIXED) if self.keep_layout else draws
         shorter = [min(row["speech"].shape[1], row["rejected"].shape[1]) for row in rows]
         blocks = [
             self.in_blocks(utt, row, size, layouts)

@@ -1,4 +1,8 @@
-"""Where recordings come from. To read another corpus, write a class like those beside this file, and a YAML in `conf/corpus/`."""
+"""The corpus protocol: where the recordings of a data set come from.
+
+To read another corpus, write a class as in the other modules of this package, and a YAML in
+`conf/corpus/`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +14,17 @@ from cosyexp.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """path: of the audio file, which is read when its turn comes. audio: its bytes, for speech that is in no file.
+    """One recording of a corpus.
 
-    held_out: for validation, never for training. instruct: how it is asked to sound. fault: why it cannot be used, where the corpus knows.
+    Attributes:
+        utt: unique id.
+        text: what is spoken.
+        speaker: name of the speaker.
+        path: of the audio file, which is read when it is needed.
+        held_out: whether it is for validation instead of training.
+        audio: bytes of the audio file, for speech that is not in a file; None: read `path`.
+        instruct: instruction that describes how the text is spoken; empty: none.
+        fault: why it cannot be used, if the corpus can tell; empty: no fault.
     """
 
     utt: str
@@ -25,27 +37,44 @@ class Recording:
     fault: str = ""
 
     def read(self) -> bytes:
-        """The bytes of the audio file; ValueError where there are none."""
+        """Returns the bytes of the audio file.
+
+        Raises:
+            ValueError: if the file cannot be read.
+        """
         if self.audio is not None:
             return self.audio
         try:
             return Path(self.path).read_bytes()
         except OSError as error:
-            raise ValueError(f"its audio file cannot be read ({error.strerror})") from None
+            raise ValueError(f"the audio file cannot be read ({error.strerror})") from None
 
 
 class Corpus(Protocol):
-    """`recordings` are listed, not held: memory does not grow with the corpus, beyond what its own index takes."""
+    """Protocol of corpora; `len` is the number of recordings.
+
+    Recordings are yielded one by one, so that memory does not grow with the audio.
+    """
 
     def __len__(self) -> int: ...
 
-    def recordings(self) -> Iterator[Recording]: ...
+    def recordings(self) -> Iterator[Recording]:
+        """Yields the recordings, always in the same order."""
+        ...
 
 
-def text_lines(path: Path, told: str) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers; `told` says what to do where there is no such file.
+def text_lines(path: Path, hint: str) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a UTF-8 file that are not blank, with their numbers from 1.
 
-    Bytes that are no UTF-8 come as lone surrogates: what they are part of is a fault of that utterance alone.
+    Bytes that are not UTF-8 become lone surrogates, so that only the utterance that has them is
+    faulty.
+
+    Args:
+        path: of the file.
+        hint: what the error tells the user to do.
+
+    Raises:
+        UserError: if there is no such file.
     """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -53,10 +82,16 @@ def text_lines(path: Path, told: str) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"there is no file {path}: {told}") from None
+        raise UserError(f"there is no file {path}: {hint}") from None
 
 
 def held_out(index: int, total: int, share: float) -> bool:
-    """Spreads the held-out utterances evenly over a corpus, at least one of them unless `share` is 0."""
+    """Returns whether an utterance is held out, so that held-out ones are spread evenly.
+
+    Args:
+        index: of the utterance, from 0.
+        total: number of utterances.
+        share: share that is held out; at least one utterance is, unless it is 0.
+    """
     chosen = max(round(share * total), 1) if share else 0
     return (index + 1) * chosen // total > index * chosen // total

@@ -1,4 +1,4 @@
-"""The embedded demo corpus: everyday sentences of a small vocabulary, spoken by espeak-ng in several voices."""
+"""The built-in demo corpus: sentences of a small vocabulary, synthesized by espeak-ng."""
 
 import importlib.util
 import json
@@ -55,17 +55,24 @@ VOICES = {
     "carl": {"voice": "en-us+m3", "rate": 160, "pitch": 35, "range": 45},
     "dora": {"voice": "en-gb-x-rp", "rate": 160, "pitch": 55, "range": 45},
 }
-SECONDS = 2.35  # an average sentence
+SECONDS = 2.35  # of an average sentence
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """Different sentences, for ever, as long as there are some; the first ones hold the whole vocabulary."""
+    """Yields different sentences; the first ones use the whole vocabulary.
+
+    The iterator never ends, so take only as many as are needed.
+
+    Args:
+        seed: seed of the choice of words.
+    """
     draw, seen = keyed(seed, "demo sentences"), set()
     decks = {slot: cycle(draw.permutation(words)) for slot, words in WORDS.items()}
     for pattern in cycle(PATTERNS):
         words = {slot: str(next(deck)) for slot, deck in decks.items()}
         others = {f"{slot}2": str(next(decks[slot])) for slot in ("what", "where")}
-        for slot in WORDS:  # decks in step would pair the same words for ever
+        # Without random skips, decks of equal size would always pair the same words.
+        for slot in WORDS:
             if draw.random() < 0.5:
                 next(decks[slot])
         sentence = pattern.format(**words, **others)
@@ -76,9 +83,13 @@ def sentences(seed: int) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """name: of the data set. minutes: about how much speech, over all voices. held_out: the share of it that is kept for validation.
+    """The demo corpus; no sentence occurs twice, so the held-out ones are not seen in training.
 
-    No two utterances say the same sentence, so the held-out sentences are unseen ones.
+    Attributes:
+        name: of the data set.
+        minutes: approximate amount of speech, over all voices.
+        held_out: share of the utterances for validation, the last ones.
+        seed: seed of sentences and voices.
     """
 
     name: str
@@ -90,23 +101,31 @@ class Demo:
         return max(round(self.minutes * 60 / SECONDS), 2 * len(VOICES))
 
     def recordings(self) -> Iterator[Recording]:
+        """Synthesizes and yields the recordings."""
         draw = keyed(self.seed, "demo voices")
         voices = (name for _ in count() for name in draw.permutation(list(VOICES)).tolist())
-        said = list(islice(zip(sentences(self.seed), voices, strict=False), len(self)))
-        unseen = max(round(self.held_out * len(said)), 1)
-        audios = speak({"text": text, **VOICES[name]} for text, name in said)
-        for i, ((text, name), audio) in enumerate(zip(said, audios, strict=True)):
+        prompts = list(islice(zip(sentences(self.seed), voices, strict=False), len(self)))
+        unseen = max(round(self.held_out * len(prompts)), 1)
+        audios = speak({"text": text, **VOICES[name]} for text, name in prompts)
+        for i, ((text, name), audio) in enumerate(zip(prompts, audios, strict=True)):
             utt = f"demo_{i:05d}_{name}"
-            held_out = i >= len(said) - unseen
+            held_out = i >= len(prompts) - unseen
             yield Recording(
                 utt=utt, text=text, speaker=name, path=f"{utt}.wav", held_out=held_out, audio=audio
             )
 
 
 def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
-    """The WAV files of sentences, from a child process, one after another."""
+    """Synthesizes sentences in a child process and yields a WAV file for each.
+
+    Args:
+        orders: text, voice, rate, pitch and range of each sentence, see `espeak`.
+
+    Raises:
+        UserError: if espeak-ng is not installed, or its process ends early.
+    """
     if importlib.util.find_spec("espeakng_loader") is None:
-        raise UserError("the demo speech needs espeak-ng: pip install 'cosyexp[demo]'")
+        raise UserError("the demo corpus needs espeak-ng: pip install 'cosyexp[demo]'")
     command = [sys.executable, "-m", "cosyexp.data.corpora.espeak"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin and child.stdout
@@ -115,5 +134,7 @@ def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
             child.stdin.flush()
             header = child.stdout.read(4)
             if len(header) < 4:
-                raise UserError(f"espeak-ng ended early, with exit status {child.wait()}")
+                raise UserError(
+                    f"espeak-ng ended early, with exit status {child.wait()}: repeat the command"
+                )
             yield child.stdout.read(struct.unpack("<I", header)[0])

@@ -1,6 +1,7 @@
-"""Speaks sentences with espeak-ng: a program of its own, as the library is under the GPL.
+"""Synthesizes sentences with espeak-ng, as a separate program because the library is under the GPL.
 
-Reads JSON lines {"text", "voice", "rate", "pitch", "range"}; for each writes the length of a WAV file (4 bytes), then the file.
+It reads JSON lines {"text", "voice", "rate", "pitch", "range"} from stdin. For each it writes the
+length of a WAV file (4 bytes, little-endian) and the file to stdout.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ RATE, PITCH, RANGE = 1, 3, 4
 
 
 def main() -> None:
+    """Synthesizes the sentences of stdin until it ends."""
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -48,6 +50,7 @@ def main() -> None:
 
 
 def wav(samples: bytes, sample_rate: int) -> bytes:
+    """Returns a WAV file of 16-bit mono samples, preceded by its length."""
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setparams((1, 2, sample_rate, 0, "NONE", ""))

@@ -1,4 +1,8 @@
-"""LibriTTS's layout (Zen et al. 2019): <subset>/<speaker>/<chapter>/<utterance>.wav beside <utterance>.normalized.txt."""
+"""A corpus in the layout of LibriTTS (Zen et al. 2019).
+
+An utterance is <subset>/<speaker>/<chapter>/<utterance>.wav, with its text in
+<utterance>.normalized.txt in the same folder.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +14,14 @@ from cosyexp.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class LibriTTS:
-    """name: of the data set. root: the folder of the subsets. train, valid: the subsets that are learned from, and held out."""
+    """A corpus in the layout of LibriTTS.
+
+    Attributes:
+        name: of the data set.
+        root: folder of the subsets.
+        train: subsets for training.
+        valid: subsets for validation.
+    """
 
     name: str
     root: str
@@ -23,7 +34,8 @@ class LibriTTS:
                 folder = Path(self.root) / subset
                 if not folder.is_dir():
                     raise UserError(
-                        f"{self.root} has no folder {subset}: give corpus.root=, or other corpus.train= or corpus.valid="
+                        f"{self.root} has no folder {subset}: "
+                        "correct corpus.root=, corpus.train= or corpus.valid="
                     )
                 for speaker in sorted(folder.iterdir()):
                     yield from ((held_out, path) for path in sorted(speaker.glob("*/*.wav")))
@@ -32,13 +44,15 @@ class LibriTTS:
         return sum(1 for _ in self._files())
 
     def recordings(self) -> Iterator[Recording]:
+        """Yields the recordings by subset and speaker."""
         for held_out, path in self._files():
-            text = path.with_suffix(".normalized.txt")
+            file = path.with_suffix(".normalized.txt")
+            text = (
+                file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
+            )
             yield Recording(
                 utt=path.stem,
-                text=text.read_text(encoding="utf-8", errors="surrogateescape").strip()
-                if text.exists()
-                else "",
+                text=text.strip(),
                 speaker=path.parts[-3],
                 path=str(path),
                 held_out=held_out,

@@ -1,4 +1,4 @@
-"""LJSpeech's layout: `metadata.csv` (id|text|normalised text) beside `wavs/`."""
+"""A corpus in the layout of LJSpeech: `metadata.csv` (id|text|normalized text) and `wavs/`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from cosyexp.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class LJSpeech:
-    """name: of the data set. root: the data set's folder. held_out: the share of the utterances, its last ones, kept for validation."""
+    """A corpus in the layout of LJSpeech.
+
+    Attributes:
+        name: of the data set.
+        root: folder of the corpus.
+        held_out: share of the utterances for validation, the last ones.
+    """
 
     name: str
     root: str
@@ -28,6 +34,7 @@ class LJSpeech:
         return sum(1 for _ in self._lines())
 
     def recordings(self) -> Iterator[Recording]:
+        """Yields the recordings in the order of `metadata.csv`."""
         total = len(self)
         unseen = max(round(self.held_out * total), 1)
         for i, line in enumerate(self._lines()):

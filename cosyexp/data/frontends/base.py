@@ -1,4 +1,8 @@
-"""What turns a wave into speech tokens or a speaker embedding. To add one: a class like those beside this file, and a YAML in its group."""
+"""The front-end protocol: what encodes a waveform as speech tokens or as a speaker embedding.
+
+To add a front end, write a class as in the other modules of this package, and a YAML in its config
+group.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,12 +12,19 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-SAMPLE_RATE = 16000  # Hz, of the waves that front ends take
+SAMPLE_RATE = 16000  # Hz, of the waveforms that front ends take
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """token_rate: tokens a second. codes: how many different ones the family knows. speaker_dim: numbers of a speaker embedding."""
+    """What a family requires of its front ends.
+
+    Attributes:
+        token_rate: speech tokens per second.
+        codes: number of different speech tokens.
+        speaker_dim: size of a speaker embedding.
+        seed: seed of front ends that are fitted.
+    """
 
     token_rate: int
     codes: int
@@ -22,33 +33,53 @@ class Wanted:
 
 
 class FrontEnd:
-    """Base of those that are ready; they are pickled to the processes that use them. `longest`: seconds that one takes at most."""
+    """Base class of front ends that are ready to encode.
+
+    They are pickled to the processes that use them.
+
+    Attributes:
+        longest: maximum length in seconds of the waveforms that it takes.
+    """
 
     longest: ClassVar[float] = math.inf
 
     def encode(self, wave: np.ndarray) -> Sequence[float] | np.ndarray:
-        """Of a wave (S,) at 16 kHz; ValueError where it cannot."""
+        """Encodes a waveform as speech tokens, (tokens,), or as an embedding, (speaker_dim,).
+
+        Args:
+            wave: (S,) at 16 kHz, in [-1, 1].
+
+        Raises:
+            ValueError: if the waveform cannot be encoded, with the reason as the message.
+            NotImplementedError: if a subclass does not override this method.
+        """
         raise NotImplementedError
 
     def encode_all(self, waves: Sequence[np.ndarray]) -> list[Sequence[float] | np.ndarray]:
+        """Encodes several waveforms, as a batch where the front end can."""
         return [self.encode(wave) for wave in waves]
 
     def save(self, path: Path) -> None:
-        """Keeps beside the data what was fitted, if anything was: whole, or not at all."""
+        """Writes what was fitted to a file, complete or not at all; by default nothing."""
 
 
 class Recipe(Protocol):
-    """How a front end comes to be: a node of the config."""
+    """Protocol of front ends in the config, which fit or load a `FrontEnd`."""
 
     @property
     def key(self) -> str:
-        """What its numbers depend on."""
+        """A string that changes when the numbers of the front end do."""
         ...
 
     def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> FrontEnd:
-        """Of waves of the training split, which may be gone through several times."""
+        """Returns a front end that is fitted on waveforms of the training split.
+
+        Args:
+            waves: (S,) each, at 16 kHz; may be iterated over several times.
+            wanted: what the family requires.
+        """
         ...
 
     def load(self, path: Path, wanted: Wanted) -> FrontEnd:
-        """What `save` kept."""
+        """Returns the front end that `FrontEnd.save` wrote."""
         ...

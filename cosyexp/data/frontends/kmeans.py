@@ -1,4 +1,7 @@
-"""Speech tokens without a trained network: the nearest of K centroids of log-mel frames. T token frames, F mel bands."""
+"""Speech tokens without a trained network: the nearest of K centroids of log-mel frames.
+
+S samples, T token frames, F mel bands, N frames of all waveforms, K centroids.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,12 +18,18 @@ from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.run.files import replacement
 from cosyexp.run.tensors import TensorFile, save_tensors
 
-ROUNDS = 20  # of Lloyd's algorithm
+ROUNDS = 20  # iterations of Lloyd's algorithm
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Log-mel frames at the rate of the tokens, less their mean over the utterance, so that voices can share tokens."""
+    """Log-mel frames at the token rate, less their mean over the utterance.
+
+    Without the mean, different voices can share tokens.
+
+    Attributes:
+        rate: frames per second.
+    """
 
     rate: int
 
@@ -31,10 +40,14 @@ class Frames:
         )
 
     def __call__(self, wave: np.ndarray) -> Tensor:
-        """(T, F) of a wave (S,); ValueError where it is too short for one frame."""
+        """Returns the frames (T, F) of a waveform (S,) at 16 kHz.
+
+        Raises:
+            ValueError: if the waveform is too short for one frame.
+        """
         if len(wave) < 1024:
             raise ValueError(
-                f"its audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token"
+                f"the audio of {len(wave) / SAMPLE_RATE:.3f} s is too short for a speech token"
             )
         frames_TF = self._mel(torch.from_numpy(wave)[None])[0].T
         return frames_TF - frames_TF.mean(0)
@@ -42,7 +55,12 @@ class Frames:
 
 @dataclass(frozen=True)
 class KMeansTokenizer(FrontEnd):
-    """codes_KF: the centroids of K tokens. rate: tokens a second."""
+    """Speech tokenizer whose tokens are the nearest centroids of log-mel frames.
+
+    Attributes:
+        codes_KF: centroids of the K tokens.
+        rate: tokens per second.
+    """
 
     codes_KF: Tensor
     rate: int
@@ -51,7 +69,19 @@ class KMeansTokenizer(FrontEnd):
     def fit(
         cls, waves: Iterable[np.ndarray], *, codes: int, rate: int, seed: int
     ) -> "KMeansTokenizer":
-        """Lloyd's algorithm (1982) over the frames of all waves; a centroid that no frame is near to moves to a random frame."""
+        """Fits the centroids to the frames of all waveforms (Lloyd 1982).
+
+        A centroid that is nearest to no frame moves to a random frame.
+
+        Args:
+            waves: (S,) each, at 16 kHz.
+            codes: K.
+            rate: tokens per second.
+            seed: seed of the initial centroids.
+
+        Raises:
+            ValueError: if there are fewer frames than centroids.
+        """
         frames = Frames(rate)
         x_NF = torch.cat([frames(wave) for wave in waves])
         draw = keyed(seed, "k-means")
@@ -63,45 +93,54 @@ class KMeansTokenizer(FrontEnd):
             count = torch.bincount(owner, minlength=codes)
             sums = torch.zeros_like(centroids).index_add_(0, owner, x_NF)
             centroids = sums / count.clamp(min=1).unsqueeze(1)
-            lonely = torch.flatten((count == 0).nonzero())
-            centroids[lonely] = x_NF[torch.from_numpy(draw.integers(len(x_NF), size=len(lonely)))]
+            empty = torch.flatten((count == 0).nonzero())
+            centroids[empty] = x_NF[torch.from_numpy(draw.integers(len(x_NF), size=len(empty)))]
         return cls(centroids, rate)
 
     def encode(self, wave: np.ndarray) -> list[int]:
-        """The token ids of a wave (S,) at 16 kHz."""
+        """Returns the token ids of a waveform (S,) at 16 kHz."""
         tokens: list[int] = nearest(Frames(self.rate)(wave), self.codes_KF).tolist()
         return tokens
 
     def save(self, path: Path) -> None:
+        """Writes the centroids into a safetensors file."""
         with replacement(path) as part:
             save_tensors(part, {"codes": self.codes_KF}, {"rate": str(self.rate)})
 
     @classmethod
     def load(cls, path: Path) -> "KMeansTokenizer":
+        """Reads the file that `save` wrote."""
         with TensorFile(path) as file:
             return cls(file["codes"], int(file.metadata["rate"]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class KMeans:
-    """codes: how many different tokens, at most those of the family."""
+    """Recipe of a `KMeansTokenizer`.
+
+    Attributes:
+        codes: number of different speech tokens, limited to those of the family.
+    """
 
     codes: int = 512
 
     @property
     def key(self) -> str:
+        """The settings."""
         return repr(self)
 
     def fit(self, waves: Iterable[np.ndarray], wanted: Wanted) -> KMeansTokenizer:
+        """Fits the tokenizer at the token rate of the family."""
         return KMeansTokenizer.fit(
             waves, codes=min(self.codes, wanted.codes), rate=wanted.token_rate, seed=wanted.seed
         )
 
     def load(self, path: Path, wanted: Wanted) -> KMeansTokenizer:
+        """Loads a fitted tokenizer."""
         return KMeansTokenizer.load(path)
 
 
 def nearest(x_NF: Tensor, centroids_KF: Tensor) -> Tensor:
-    """(N,) the number of the nearest centroid of each row."""
+    """Returns the index of the nearest centroid of each row, (N,)."""
     half_norms = centroids_KF.square().sum(1) / 2
     return torch.cat([(part @ centroids_KF.T - half_norms).argmax(1) for part in x_NF.split(8192)])
