@@ -1,6 +1,11 @@
-"""The encoders under the signatures by which the original's runtime calls their TorchScript files, in place of its own modules.
+"""Encoders with the call signatures of the TorchScript files of the original CosyVoice runtime.
 
-B batch, T positions, I input width, D width, C positions of look-ahead, L layers, H heads, S cached positions, K width of a head.
+The runtime loads these files, such as `llm.llm.fp16.zip`, in place of its own modules. Each class
+is a component of an export; its class attributes follow the protocol `Component` in
+`cosyexp/exporting/components.py`.
+
+B batch, N tokens, T positions or frames, I input width, D width, C look-ahead tokens, L layers,
+H heads, S cached positions, K head width.
 """
 
 from typing import TYPE_CHECKING
@@ -10,17 +15,21 @@ from torch import Tensor, nn
 
 from cosyexp.models.layers.encoder import valid_mask
 
-if TYPE_CHECKING:  # TorchScript reads annotations, and knows no such types
+if TYPE_CHECKING:  # TorchScript evaluates annotations, and cannot compile these types
     from cosyexp.models.flow.upsampling import UpsamplingEncoder
     from cosyexp.models.layers.encoder import Encoder
 
-IN_ANY_HALF = {"jit": ("fp32", "fp16")}
+JIT_FORMATS = {"jit": ("fp32", "fp16")}
 
 
 class OriginalEncoder(nn.Module):
-    """A v1 encoder: rows and their lengths to (B, T, D) and their mask (B, 1, T). Its chunks are its own, whatever the sizes asked for.
+    """A v1 encoder: the text encoder of the llm, or the encoder of the flow.
 
-    part: the encoder's name in the network.
+    Mirrors `BaseEncoder` of the original CosyVoice.
+
+    Args:
+        network: The network that contains the encoder.
+        part: The name of the encoder in the network.
     """
 
     inputs = ("xs", "xs_lens")
@@ -31,7 +40,7 @@ class OriginalEncoder(nn.Module):
         "out": {0: "B", 1: "T"},
         "masks": {0: "B", 2: "T"},
     }
-    formats = IN_ANY_HALF
+    formats = JIT_FORMATS
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
@@ -44,16 +53,30 @@ class OriginalEncoder(nn.Module):
         decoding_chunk_size: int = 0,
         num_decoding_left_chunks: int = -1,
     ) -> tuple[Tensor, Tensor]:
+        """Encodes padded rows.
+
+        Args:
+            xs: The input, (B, T, I).
+            xs_lens: Number of valid positions of each row, (B,).
+            decoding_chunk_size: Ignored; the chunk size of the encoder applies.
+            num_decoding_left_chunks: Ignored, as in the original.
+
+        Returns:
+            The encoded rows (B, T, D), and the mask of their valid positions (B, 1, T).
+        """
         return self.encoder(xs, xs_lens), valid_mask(xs_lens, xs.size(1)).unsqueeze(1)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        return torch.randn(batch, size, self.encoder.in_width, generator=draw), torch.full(
-            (batch,), size
-        )
+        """Returns random inputs: `batch` rows of `size` positions, without padding."""
+        xs = torch.randn(batch, size, self.encoder.in_width, generator=draw)
+        return xs, torch.full((batch,), size)
 
 
 class OriginalDecoder(OriginalEncoder):
-    """The same with the step that decodes: positions (1, T, I) behind a cache (L, H, S, 2K)."""
+    """The transformer of the v1 llm: an `OriginalEncoder` that also decodes step by step.
+
+    `forward_chunk` mirrors the method of `BaseEncoder` of the original CosyVoice.
+    """
 
     methods = ("forward_chunk",)
 
@@ -67,10 +90,20 @@ class OriginalDecoder(OriginalEncoder):
         cnn_cache: Tensor = torch.zeros(0, 0, 0, 0),  # noqa: B008
         att_mask: Tensor = torch.ones(0, 0, 0, dtype=torch.bool),  # noqa: B008
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (1, T, D), the cache of the last `required_cache_size` positions (all if negative), and `cnn_cache` as it came.
+        """Encodes positions that follow a cached prefix.
 
-        att_mask: (1, T, T or S + T) bool, what is seen; empty: as the encoder's chunks say. offset: without effect, as positions
-        are relative.
+        Args:
+            xs: The new positions, (1, T, I).
+            offset: Ignored; positions are relative.
+            required_cache_size: How many of the last positions to keep in the cache; all if
+                negative.
+            att_cache: Keys and values of the prefix, (L, H, S, 2K); empty if there is none.
+            cnn_cache: Returned as it is; there are no convolutions.
+            att_mask: Boolean mask that broadcasts to (1, T, S + T), True where a position may
+                attend; empty for the mask of the encoder.
+
+        Returns:
+            The encoded positions (1, T, D), the new cache, and `cnn_cache`.
         """
         cache = att_cache.unsqueeze(1) if att_cache.numel() > 0 else self.encoder.empty_cache(xs)
         out, cache = self.encoder.extend(xs, cache, att_mask if att_mask.numel() > 0 else None)
@@ -79,9 +112,13 @@ class OriginalDecoder(OriginalEncoder):
 
 
 class OriginalUpsampler(nn.Module):
-    """The v2 flow encoder: rows of tokens and their lengths to frames (B, T, D) and their mask (B, 1, T).
+    """The v2 flow encoder: speech tokens to hidden mel frames.
 
-    context: tokens that are only looked at ahead, (B, C, I). streaming: every position sees the future by chunks.
+    Mirrors `UpsampleConformerEncoder` of the original CosyVoice.
+
+    Args:
+        network: The network that contains the encoder.
+        part: The name of the encoder in the network.
     """
 
     inputs = ("xs", "xs_lens")
@@ -92,7 +129,7 @@ class OriginalUpsampler(nn.Module):
         "out": {0: "B", 1: "T"},
         "masks": {0: "B", 2: "T"},
     }
-    formats = IN_ANY_HALF
+    formats = JIT_FORMATS
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
@@ -107,15 +144,28 @@ class OriginalUpsampler(nn.Module):
         num_decoding_left_chunks: int = -1,
         streaming: bool = False,
     ) -> tuple[Tensor, Tensor]:
+        """Encodes padded rows of embedded speech tokens.
+
+        Args:
+            xs: Embedded tokens, (B, N, I).
+            xs_lens: Number of valid tokens of each row, (B,).
+            context: Embedded tokens that follow and serve as look-ahead only, (B, C, I); empty at
+                the end of an utterance.
+            decoding_chunk_size: Ignored; the chunk size of the encoder applies.
+            num_decoding_left_chunks: Ignored, as in the original.
+            streaming: Whether every position sees no further than the end of its own chunk.
+
+        Returns:
+            Hidden frames (B, T, D), and the mask of the valid ones (B, 1, T).
+        """
         frames, frames_B = xs.size(1) * self.encoder.factor, xs_lens * self.encoder.factor
-        chunked = torch.full((xs.size(0),), streaming, dtype=torch.bool, device=xs.device)
+        streaming_B = torch.full((xs.size(0),), streaming, dtype=torch.bool, device=xs.device)
         if context.size(1) > 0:
             xs, xs_lens = torch.cat([xs, context], dim=1), xs_lens + context.size(1)
-        return self.encoder(xs, xs_lens, frames, frames_B, chunked), valid_mask(
-            frames_B, frames
-        ).unsqueeze(1)
+        out = self.encoder(xs, xs_lens, frames, frames_B, streaming_B)
+        return out, valid_mask(frames_B, frames).unsqueeze(1)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        return torch.randn(batch, size, self.encoder.width, generator=draw), torch.full(
-            (batch,), size
-        )
+        """Returns random inputs: `batch` rows of `size` tokens, without padding."""
+        xs = torch.randn(batch, size, self.encoder.width, generator=draw)
+        return xs, torch.full((batch,), size)

@@ -175,7 +175,7 @@ def test_a_frame_norm_is_a_layer_norm_of_each_frame():
 
 
 def test_channels_that_do_not_divide_into_groups_are_refused():
-    with pytest.raises(ValueError, match="10 channels do not divide into 4 groups"):
+    with pytest.raises(ValueError, match="channels=10 must be a multiple of groups=4"):
         MaskedGroupNorm(4, 10)
 
 
@@ -276,7 +276,7 @@ def test_the_original_s_padding_mixes_rows(batch, family, place):
     ("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")]
 )
 def test_a_padding_of_another_name_is_refused(family, place):
-    with pytest.raises(Exception, match="padding='none' is neither"):
+    with pytest.raises(Exception, match="padding='none' must be"):
         network(family, f"{place}.padding=none")
 
 

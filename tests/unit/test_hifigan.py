@@ -208,7 +208,7 @@ def test_phases_are_right_after_half_a_minute(glide, rate, hop):
 
 
 def test_a_source_knows_its_glides():
-    with pytest.raises(ValueError, match="glide=sliding is none of running, linear, nearest"):
+    with pytest.raises(ValueError, match="glide=sliding must be one of running, linear, nearest"):
         HarmonicSource(sample_rate=RATE, hop=HOP, glide="sliding")
 
 
@@ -296,7 +296,10 @@ def test_snake_has_its_formula():
 
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("channels=17", "channels=17 cannot be halved"), ("resblock_kernels=[4]", "kernel of 4")],
+    [
+        ("channels=17", "channels=17 must be a multiple"),
+        ("resblock_kernels=[4]", "one of them is 4"),
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(word, reason):
     with pytest.raises(InstantiationException, match=reason):

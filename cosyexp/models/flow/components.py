@@ -1,4 +1,6 @@
-"""The parts of a flow model that are exported: the conditions once, then the velocity at every Euler step.
+"""Components of a flow model that are exported: its conditions, and the velocity of an Euler step.
+
+Class attributes follow the protocol `Component` in `cosyexp/exporting/components.py`.
 
 B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
 """
@@ -10,7 +12,11 @@ from cosyexp.models.flow.masked_diff import FlowNetwork
 
 
 class Conditions(nn.Module):
-    """Tokens and speaker to the conditions of the velocity, for as many frames as the noise has."""
+    """Computes the conditions of the velocity once per utterance (Du et al. 2024, "CosyVoice").
+
+    Args:
+        network: The flow model.
+    """
 
     inputs = ("token", "speaker", "noise")
     outputs = ("mu", "spks")
@@ -29,38 +35,52 @@ class Conditions(nn.Module):
     def forward(
         self, token_BN: Tensor, speaker_BE: Tensor, noise_BFT: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Encodes tokens and speaker; no row may be padded.
+
+        Args:
+            token_BN: Speech tokens.
+            speaker_BE: Speaker embeddings.
+            noise_BFT: The noise of synthesis; only its number of frames is used.
+
+        Returns:
+            mu (B, F, T), and the projected speaker embedding (B, F).
+        """
         batch, frames = token_BN.size(0), noise_BFT.size(2)
         token_lens = torch.full((batch,), token_BN.size(1), device=token_BN.device)
         mel_lens = torch.full((batch,), frames, device=token_BN.device)
-        nothing = torch.zeros_like(mel_lens)
+        no_prompt = torch.zeros_like(mel_lens)
         return self.network.encode(
-            token_BN, token_lens, speaker_BE, frames, mel_lens, None, (nothing, nothing)
+            token_BN, token_lens, speaker_BE, frames, mel_lens, None, (no_prompt, no_prompt)
         )
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        tokens = torch.randint(
-            self.network.input_embedding.num_embeddings, (batch, size), generator=draw
-        )
-        speaker = torch.randn(
-            batch, self.network.spk_embed_affine_layer.in_features, generator=draw
-        )
-        return (
-            tokens,
-            speaker,
-            torch.randn(
-                batch, self.network.spk_embed_affine_layer.out_features, 2 * size, generator=draw
-            ),
-        )
+        """Returns random inputs: `size` tokens and twice as many frames for each row."""
+        vocabulary = self.network.input_embedding.num_embeddings
+        projection = self.network.spk_embed_affine_layer
+        tokens = torch.randint(vocabulary, (batch, size), generator=draw)
+        speaker = torch.randn(batch, projection.in_features, generator=draw)
+        noise = torch.randn(batch, projection.out_features, 2 * size, generator=draw)
+        return tokens, speaker, noise
 
 
 class UpsampledConditions(Conditions):
-    """The same for the v2 encoder, which makes two frames of a token, but none of the last tokens of an unfinished utterance."""
+    """Conditions of a v2 flow, with two frames per token (Du et al. 2024, "CosyVoice 2").
+
+    The last tokens of an unfinished utterance have no frames: they serve as look-ahead only, so
+    that T is at most 2N.
+    """
 
     dynamic = {**Conditions.dynamic, "noise": {0: "B", 2: "2*N"}, "mu": {0: "B", 2: "2*N"}}
 
 
 class Velocity(nn.Module):
-    """The estimator, with the inputs and the output that the original exports."""
+    """The velocity estimator, with the inputs and the output of the original's ONNX file.
+
+    Mirrors `flow.decoder.estimator.fp32.onnx` of the original CosyVoice.
+
+    Args:
+        network: The flow model.
+    """
 
     inputs = ("x", "mask", "mu", "t", "spks", "cond")
     outputs = ("estimator_out",)
@@ -77,18 +97,33 @@ class Velocity(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
     ) -> Tensor:
+        """Estimates the velocity.
+
+        Args:
+            x: The noisy mel, (B, F, T).
+            mask: 1 on valid frames, 0 on padding, (B, 1, T).
+            mu: The encoded tokens, (B, F, T).
+            t: The time in [0, 1], (B,).
+            spks: The projected speaker embedding, (B, F).
+            cond: The mel of the prompt, 0 after it, (B, F, T).
+
+        Returns:
+            The velocity, (B, F, T).
+        """
         return self.estimator(x, mask, mu, t, spks, cond)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 2) -> tuple[Tensor, ...]:
+        """Returns random inputs: `batch` rows of `size` frames, without padding."""
         x, mu, cond = torch.randn(3, batch, self.mel_bins, size, generator=draw)
         spks = torch.randn(batch, self.mel_bins, generator=draw)
         return x, torch.ones(batch, 1, size), mu, torch.rand(batch, generator=draw), spks, cond
 
 
 class StreamingVelocity(Velocity):
-    """The same for a stream: every frame sees the future up to the end of its chunk."""
+    """The velocity estimator for streaming (Du et al. 2024, "CosyVoice 2", section 2.4)."""
 
     def forward(
         self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
     ) -> Tensor:
+        """Estimates the velocity; every frame sees no further than the end of its own chunk."""
         return self.estimator(x, mask, mu, t, spks, cond, torch.ones_like(t) > 0)

@@ -1,6 +1,9 @@
-"""The diffusion transformer that estimates the velocity of the v3 flow (Peebles & Xie 2023; F5-TTS, Chen et al. 2024, section 3).
+"""The diffusion transformer that estimates the velocity of the v3 flow.
 
-B batch, C channels, F mel bands, T mel frames, R width of a head.
+It follows DiT (Peebles & Xie 2023) and F5-TTS (Chen et al. 2024, section 3). Unless stated
+otherwise, classes mirror modules in `cosyvoice/flow/DiT` of the original CosyVoice.
+
+B batch, C channels, F mel bands, T mel frames, R head width.
 """
 
 import torch
@@ -13,7 +16,12 @@ from cosyexp.models.layers.encoder import visible_keys
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time, then linear, SiLU, linear."""
+    """Embeds the flow's time (Peebles & Xie 2023), as `TimestepEmbedding` of the original.
+
+    Args:
+        channels: C.
+        width: Number of sinusoidal features.
+    """
 
     def __init__(self, channels: int, width: int = 256) -> None:
         super().__init__()
@@ -23,11 +31,20 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, time_B: Tensor) -> Tensor:
+        """Returns the embedded time, (B, C)."""
         return self.time_mlp(time_features(time_B, self.width))
 
 
 class PositionEmbedding(nn.Module):
-    """Two causal grouped convolutions, which tell frames what is before them."""
+    """Position embedding by two causal grouped convolutions (Chen et al. 2024, "F5-TTS").
+
+    Mirrors `CausalConvPositionEmbedding` of the original.
+
+    Args:
+        channels: C.
+        kernel: Kernel size in frames.
+        groups: Number of groups of channels.
+    """
 
     def __init__(self, channels: int, kernel: int, groups: int) -> None:
         super().__init__()
@@ -39,11 +56,21 @@ class PositionEmbedding(nn.Module):
         )
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Returns the embedding of each frame's position, (B, T, C)."""
         return self.conv2(self.conv1(x_BTC.transpose(1, 2))).transpose(1, 2)
 
 
 class InputEmbedding(nn.Module):
-    """Noisy mel, prompt, mu and speaker to channels."""
+    """Projects the concatenated inputs and adds positions (Chen et al. 2024, "F5-TTS").
+
+    Mirrors `InputEmbedding` of the original.
+
+    Args:
+        mel_bins: F; the input has 4F channels.
+        channels: C.
+        kernel: See `PositionEmbedding`.
+        groups: See `PositionEmbedding`.
+    """
 
     def __init__(self, mel_bins: int, channels: int, kernel: int, groups: int) -> None:
         super().__init__()
@@ -51,33 +78,47 @@ class InputEmbedding(nn.Module):
         self.conv_pos_embed = PositionEmbedding(channels, kernel, groups)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Embeds [noisy mel, prompt, mu, speaker], (B, T, 4F), as (B, T, C)."""
         x_BTC = self.proj(x_BTC)
         return x_BTC + self.conv_pos_embed(x_BTC)
 
 
 class RotaryPositions(nn.Module):
-    """The angles of positions, (T, R): each of R / 2 frequencies twice. The buffer is a key of the official checkpoints; it is
-    not read, as positions need full precision also where the module has less."""
+    """Computes the angles of rotary positions (Su et al. 2021, "RoFormer").
+
+    The buffer `inv_freq` exists because it is in the official checkpoints. It is not read: it may
+    be in half precision, but angles need full precision.
+
+    Args:
+        head_width: R.
+    """
 
     inv_freq: Tensor
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
         self.head_width = head_width
-        self.register_buffer(
-            "inv_freq", 1 / 10000.0 ** (torch.arange(0, head_width, 2).float() / head_width)
-        )
+        exponents = torch.arange(0, head_width, 2).float() / head_width
+        self.register_buffer("inv_freq", 1 / 10000.0**exponents)
 
     def forward(self, frames: int) -> Tensor:
+        """Returns the angles of T frames in radians, (T, R): R / 2 frequencies, each twice."""
         channels = torch.arange(0, self.head_width, 2, device=self.inv_freq.device).float()
-        places = torch.arange(frames, device=self.inv_freq.device).float()
-        return (places.unsqueeze(1) / 10000.0 ** (channels / self.head_width)).repeat_interleave(
-            2, dim=-1
-        )
+        positions = torch.arange(frames, device=self.inv_freq.device).float()
+        angles = positions.unsqueeze(1) / 10000.0 ** (channels / self.head_width)
+        return angles.repeat_interleave(2, dim=-1)
 
 
 class AdaptiveNorm(nn.Module):
-    """Layer norm without weights of its own; `linear` makes scales, shifts and gates from the embedded time."""
+    """Projects the embedded time to shifts, scales and gates of adaptive layer norms.
+
+    Mirrors `AdaLayerNormZero` and `AdaLayerNormZero_Final` of the original (adaLN-Zero, Peebles &
+    Xie 2023, section 3.2); the layer norm itself, which has no weights, is in `modulated`.
+
+    Args:
+        channels: C.
+        vectors: How many vectors of C channels to compute.
+    """
 
     def __init__(self, channels: int, vectors: int) -> None:
         super().__init__()
@@ -85,19 +126,25 @@ class AdaptiveNorm(nn.Module):
         self.linear = nn.Linear(channels, vectors * channels)
 
     def forward(self, time_BC: Tensor) -> Tensor:
-        """The vectors, (vectors, B, 1, C)."""
-        return (
-            self.linear(functional.silu(time_BC))
-            .unflatten(-1, (self.vectors, 1, self.channels))
-            .transpose(0, 1)
-        )
+        """Returns the vectors, (vectors, B, 1, C)."""
+        vectors = self.linear(functional.silu(time_BC))
+        return vectors.unflatten(-1, (self.vectors, 1, self.channels)).transpose(0, 1)
 
 
 def modulated(x_BTC: Tensor, shift_B1C: Tensor, scale_B1C: Tensor) -> Tensor:
+    """Returns the layer norm of `x` without weights, scaled by 1 + scale and shifted."""
     return functional.layer_norm(x_BTC, x_BTC.shape[-1:], eps=1e-6) * (1 + scale_B1C) + shift_B1C
 
 
 class FeedForward(nn.Module):
+    """Feed-forward network with tanh-approximated GELU, as `FeedForward` of the original.
+
+    Args:
+        channels: C.
+        hidden: Number of hidden channels.
+        dropout: Dropout probability after the activation.
+    """
+
     def __init__(self, channels: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.ff = nn.Sequential(
@@ -107,11 +154,23 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x_BTC: Tensor) -> Tensor:
+        """Applies the network to every frame."""
         return self.ff(x_BTC)
 
 
 class DiTBlock(nn.Module):
-    """Attention and feed-forward, their inputs scaled and shifted and their outputs gated by the time (adaLN-Zero)."""
+    """Transformer block with adaLN-Zero (Peebles & Xie 2023, section 3.2).
+
+    The time shifts and scales the inputs of attention and feed-forward network, and gates their
+    outputs. Mirrors `DiTBlock` of the original.
+
+    Args:
+        channels: C.
+        heads: Number of attention heads.
+        head_width: R.
+        hidden: Hidden channels of the feed-forward network.
+        dropout: Dropout probability.
+    """
 
     def __init__(
         self, channels: int, heads: int, head_width: int, hidden: int, dropout: float
@@ -124,19 +183,40 @@ class DiTBlock(nn.Module):
     def forward(
         self, x_BTC: Tensor, time_BC: Tensor, valid_BT1: Tensor, visible: Tensor, angles_TR: Tensor
     ) -> Tensor:
+        """Applies the block.
+
+        Args:
+            x_BTC: The input.
+            time_BC: The embedded time.
+            valid_BT1: 1 on valid frames, 0 on padding.
+            visible: Boolean mask that broadcasts to (B, 1, T, T), True where a frame may attend.
+            angles_TR: Rotary angles, see `RotaryPositions`.
+
+        Returns:
+            The output, (B, T, C).
+        """
         shift, scale, gate, ff_shift, ff_scale, ff_gate = self.attn_norm(time_BC).unbind(0)
-        x_BTC = x_BTC + gate * (
-            self.attn(modulated(x_BTC, shift, scale), visible, angles_TR) * valid_BT1
-        )
+        attended = self.attn(modulated(x_BTC, shift, scale), visible, angles_TR) * valid_BT1
+        x_BTC = x_BTC + gate * attended
         return x_BTC + ff_gate * self.ff(modulated(x_BTC, ff_shift, ff_scale))
 
 
 class DiT(nn.Module):
-    """Velocity of the flow at time t, from the noisy mel and its conditions.
+    """Diffusion transformer that estimates the velocity of the v3 flow (Peebles & Xie 2023).
 
-    mel_bins: F; the input is [noisy mel, prompt, mu, speaker], 4 F channels.
-    width (channels), blocks, heads, head_width, hidden (feed-forward): sizes. kernel, groups: of the position embedding.
-    chunk: frames that a streaming row sees at once.
+    Mirrors `DiT` of the original CosyVoice.
+
+    Args:
+        mel_bins: F.
+        width: C.
+        blocks: Number of transformer blocks.
+        heads: Number of attention heads.
+        head_width: R.
+        hidden: Hidden channels of the feed-forward networks.
+        kernel: Kernel size of the position embedding, in frames.
+        groups: Number of groups of channels of the position embedding.
+        chunk: Chunk size of streaming rows, in frames; 0 for none.
+        dropout: Dropout probability.
     """
 
     def __init__(
@@ -174,12 +254,27 @@ class DiT(nn.Module):
         cond_BFT: Tensor,
         streaming_B: Tensor | None = None,
     ) -> Tensor:
-        """mask: 1 on the valid frames of each row. Returns the velocity (B, F, T); on padding it has no meaning."""
+        """Estimates the velocity.
+
+        Args:
+            x_BFT: The noisy mel.
+            mask_B1T: 1 on valid frames, 0 on padding.
+            mu_BFT: The encoded tokens.
+            t_B: The time, in [0, 1].
+            spks_BF: The projected speaker embedding.
+            cond_BFT: The mel of the prompt, 0 after it.
+            streaming_B: Boolean, True for rows whose frames see no further than the end of their
+                own chunk; None if no row is streaming.
+
+        Returns:
+            The velocity, (B, F, T); undefined on padding.
+        """
         speaker = spks_BF.unsqueeze(-1).expand(-1, -1, x_BFT.size(-1))
         x = self.input_embed(torch.cat([x_BFT, cond_BFT, mu_BFT, speaker], dim=1).transpose(1, 2))
         time, angles = self.time_embed(t_B), self.rotary_embed(x_BFT.size(-1))
         visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
         for block in self.transformer_blocks:
             x = block(x, time, mask_B1T.transpose(1, 2), visible, angles)
+        # The official checkpoints store these two in the opposite order of those in the blocks.
         scale, shift = self.norm_out(time).unbind(0)
         return self.proj_out(modulated(x, shift, scale)).transpose(1, 2)

@@ -1,6 +1,7 @@
-"""Synthesis with a flow network of any family.
+"""Mel synthesis with the flow network of any family.
 
-B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames, P tokens of the prompt, Q frames of the prompt.
+B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames, P tokens of the prompt,
+Q frames of the prompt, K frames of an earlier call.
 """
 
 import torch
@@ -23,33 +24,49 @@ def generate(
     streaming: bool = False,
     memory_BFK2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mel (B, F, T - Q) that follows the prompt, and what was made of each frame, (B, F, T, 2): its noise and its mu.
+    """Generates the mel spectrogram that follows a prompt.
 
-    noise: standard normal; its T frames are those of the prompt and of what follows. Where a family has a fixed number of
-        frames for each token, and there are fewer, the last tokens are only looked at ahead: more will follow.
-    streaming: every frame sees the future up to the end of its chunk.
-    memory: noise and mu of the first K frames, from an earlier call, in place of new ones: what was said stays.
+    Args:
+        network: The flow network.
+        token_BN: Speech tokens, without padding.
+        speaker_BE: Speaker embeddings.
+        noise_BFT: Standard normal noise for the T frames of the prompt and of what follows. In v2
+            and v3, whose tokens have a fixed number of frames, the noise may have fewer frames than
+            the tokens: the last tokens then serve as look-ahead only.
+        prompt_token_BP: Speech tokens of the prompt; None without one.
+        prompt_mel_BFQ: Mel spectrogram of the prompt; None without one.
+        steps: Number of Euler steps.
+        guidance: Strength of classifier-free guidance.
+        streaming: Whether every frame sees no further than the end of its own chunk.
+        memory_BFK2: Noise and mu of the first K frames from an earlier call. They replace the new
+            ones, which keeps the mel consistent with that call (the flow cache of v1).
+
+    Returns:
+        The mel spectrogram after the prompt (B, F, T - Q), and the noise and mu of all frames,
+        (B, F, T, 2).
     """
     batch, frames = noise_BFT.size(0), noise_BFT.size(2)
     prompt_token = token_BN[:, :0] if prompt_token_BP is None else prompt_token_BP
     prompt_mel = noise_BFT[:, :, :0] if prompt_mel_BFQ is None else prompt_mel_BFQ
     tokens = torch.cat([prompt_token, token_BN], dim=1)
 
-    def of_all(size: int) -> Tensor:
+    def for_all_rows(size: int) -> Tensor:
         return torch.full((batch,), size, device=tokens.device)
 
     mu, spks = network.encode(
         tokens,
-        of_all(tokens.size(1)),
+        for_all_rows(tokens.size(1)),
         speaker_BE,
         frames,
-        of_all(frames),
-        of_all(1).bool() if streaming else None,
-        (of_all(prompt_token.size(1)), of_all(prompt_mel.size(2))),
+        for_all_rows(frames),
+        for_all_rows(1).bool() if streaming else None,
+        (for_all_rows(prompt_token.size(1)), for_all_rows(prompt_mel.size(2))),
     )
-    made = torch.stack([noise_BFT, mu], dim=-1)
+    noise_and_mu = torch.stack([noise_BFT, mu], dim=-1)
     if memory_BFK2 is not None:
-        made = torch.cat([memory_BFK2, made[:, :, memory_BFK2.size(2) :]], dim=2)
+        new = noise_and_mu[:, :, memory_BFK2.size(2) :]
+        noise_and_mu = torch.cat([memory_BFK2, new], dim=2)
+    noise, mu = noise_and_mu.unbind(-1)
     cond = torch.nn.functional.pad(prompt_mel, (0, frames - prompt_mel.size(2)))
-    mel = network.decoder.sample(made[..., 0], made[..., 1], spks, cond, steps, guidance, streaming)
-    return mel[:, :, prompt_mel.size(2) :], made
+    mel = network.decoder.sample(noise, mu, spks, cond, steps, guidance, streaming)
+    return mel[:, :, prompt_mel.size(2) :], noise_and_mu

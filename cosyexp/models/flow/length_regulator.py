@@ -1,4 +1,7 @@
-"""From the rate of speech tokens to the rate of mel frames. B batch, F mel bands, N tokens, T mel frames, P parts of a row."""
+"""Resampling of encoded speech tokens to the rate of mel frames, for the v1 flow.
+
+B batch, F mel bands, N tokens, T mel frames, P parts of a row.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +11,51 @@ from cosyexp.models.layers.norm import MaskedGroupNorm
 
 
 def stretch(x_BFN: Tensor, tokens_BP: Tensor, frames_BP: Tensor, frames: int) -> Tensor:
-    """Linear interpolation of each row, part by part, from its numbers of tokens to its numbers of frames; (B, F, frames).
+    """Interpolates each part of each row linearly from its tokens to its frames.
 
-    A part alone equals `interpolate(mode="linear", align_corners=False)` of it; what is behind a row's frames has no meaning.
+    Each part equals `interpolate(mode="linear", align_corners=False)` of that part alone.
+
+    Args:
+        x_BFN: Encoded tokens.
+        tokens_BP: Number of tokens of each part; the parts of a row follow each other.
+        frames_BP: Number of frames of each part.
+        frames: T, the number of frames of the output.
+
+    Returns:
+        The interpolated rows, (B, F, T); undefined after the last part of a row.
     """
     ends_BP = frames_BP.cumsum(1)
-    place = torch.arange(frames, device=x_BFN.device)
-    part_BT = (place.unsqueeze(1) >= ends_BP[:, None, :-1]).sum(2)
-    first = (tokens_BP.cumsum(1) - tokens_BP).gather(1, part_BT)
-    last = tokens_BP.gather(1, part_BT) - 1
-    ratio = (tokens_BP / frames_BP).gather(1, part_BT)
-    at = (place - (ends_BP - frames_BP).gather(1, part_BT) + 0.5) * ratio - 0.5
-    at = torch.minimum(at.clamp(min=0), last.to(at.dtype))
-    left = at.floor()
-    right = torch.minimum(left + 1, last.to(at.dtype))
-    at_left = x_BFN.gather(2, (first + left.long()).unsqueeze(1).expand(-1, x_BFN.size(1), -1))
-    at_right = x_BFN.gather(2, (first + right.long()).unsqueeze(1).expand(-1, x_BFN.size(1), -1))
-    return torch.lerp(at_left, at_right, (at - left).unsqueeze(1).to(x_BFN.dtype))
+    frame_T = torch.arange(frames, device=x_BFN.device)
+    part_BT = (frame_T.unsqueeze(1) >= ends_BP[:, None, :-1]).sum(2)
+    # The first token of the part in the row, and the last one within the part.
+    first_BT = (tokens_BP.cumsum(1) - tokens_BP).gather(1, part_BT)
+    last_BT = tokens_BP.gather(1, part_BT) - 1
+    ratio_BT = (tokens_BP / frames_BP).gather(1, part_BT)
+    # The position of each frame within the part, in tokens.
+    place_BT = (frame_T - (ends_BP - frames_BP).gather(1, part_BT) + 0.5) * ratio_BT - 0.5
+    place_BT = torch.minimum(place_BT.clamp(min=0), last_BT.to(place_BT.dtype))
+    left_BT = place_BT.floor()
+    right_BT = torch.minimum(left_BT + 1, last_BT.to(place_BT.dtype))
+    left_index = (first_BT + left_BT.long()).unsqueeze(1).expand(-1, x_BFN.size(1), -1)
+    right_index = (first_BT + right_BT.long()).unsqueeze(1).expand(-1, x_BFN.size(1), -1)
+    weight = (place_BT - left_BT).unsqueeze(1).to(x_BFN.dtype)
+    return torch.lerp(x_BFN.gather(2, left_index), x_BFN.gather(2, right_index), weight)
 
 
 class LengthRegulator(nn.Module):
-    """Stretches encoded tokens to mel frames, then smooths them by convolutions.
+    """Interpolates encoded tokens to mel frames and smooths them by convolutions.
 
-    edge_tokens, edge_frames: in synthesis, so many tokens at either end of a long utterance become so many frames, whatever is
-        between them, so that utterances cut out of a stream fit together.
+    Mirrors `InterpolateRegulator` of the original CosyVoice (Du et al. 2024, "CosyVoice").
+
+    Args:
+        channels: Number of channels.
+        layers: Number of smoothing layers (convolution, group norm, Mish).
+        edge_tokens: In synthesis, this many tokens at either end of a long utterance are
+            interpolated apart from its middle, so that consecutive pieces of a stream overlap by a
+            fixed number of frames; 0 interpolates utterances as a whole.
+        edge_frames: Number of frames of `edge_tokens` tokens.
+        padding: "own" keeps the rows of a batch independent; "original" interpolates a row together
+            with its padding, as the original does.
     """
 
     def __init__(
@@ -55,12 +79,25 @@ class LengthRegulator(nn.Module):
                 ]
             )
         self.model.append(nn.Conv1d(channels, channels, 1))
-        self.whole_rows = padding == "original"
+        self.include_padding = padding == "original"
 
     def parts(
         self, tokens_B: Tensor, frames_B: Tensor, prompt_tokens_B: Tensor, prompt_frames_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and frames (B, 4) of what synthesis stretches apart: the prompt, and of the rest the head, the middle, the tail."""
+        """Splits rows into the parts that synthesis interpolates separately.
+
+        These are the prompt, and head, middle and tail of what follows it. Head and tail are empty
+        where no more than 2 * `edge_tokens` tokens follow.
+
+        Args:
+            tokens_B: Number of tokens, with the prompt.
+            frames_B: Number of frames, with the prompt.
+            prompt_tokens_B: Number of tokens of the prompt.
+            prompt_frames_B: Number of frames of the prompt.
+
+        Returns:
+            The number of tokens and the number of frames of each part, (B, 4) each.
+        """
         tokens_B, frames_B = tokens_B - prompt_tokens_B, frames_B - prompt_frames_B
         cut_B = (tokens_B > 2 * self.edge_tokens).to(tokens_B.dtype)
         edge_tokens_B, edge_frames_B = cut_B * self.edge_tokens, cut_B * self.edge_frames
@@ -69,18 +106,21 @@ class LengthRegulator(nn.Module):
         return torch.stack(tokens, dim=1), torch.stack(frames, dim=1)
 
     def forward(self, x_BFN: Tensor, tokens_BP: Tensor, frames_BP: Tensor, frames: int) -> Tensor:
-        """Returns (B, F, frames), 0 behind each row's frames."""
+        """Interpolates and smooths rows; see `stretch` for the arguments.
+
+        Returns:
+            The hidden frames, (B, F, T), 0 on padding.
+        """
         mask = valid_mask(frames_BP.sum(1), frames).unsqueeze(1).to(x_BFN.dtype)
-        inner = mask
-        if self.whole_rows:  # as the original: a row's last part is stretched with its padding
-            tokens_BP = torch.cat(
-                [tokens_BP[:, :-1], x_BFN.size(2) - tokens_BP[:, :-1].sum(1, keepdim=True)], dim=1
-            )
-            frames_BP = torch.cat(
-                [frames_BP[:, :-1], frames - frames_BP[:, :-1].sum(1, keepdim=True)], dim=1
-            )
-            inner = torch.ones_like(mask)
+        counted = mask
+        if self.include_padding:
+            # The last part of each row takes the padding: tokens up to N, frames up to T.
+            last_tokens = x_BFN.size(2) - tokens_BP[:, :-1].sum(1, keepdim=True)
+            last_frames = frames - frames_BP[:, :-1].sum(1, keepdim=True)
+            tokens_BP = torch.cat([tokens_BP[:, :-1], last_tokens], dim=1)
+            frames_BP = torch.cat([frames_BP[:, :-1], last_frames], dim=1)
+            counted = torch.ones_like(mask)
         x = stretch(x_BFN, tokens_BP, frames_BP, frames)
         for layer in self.model:
-            x = layer(x, inner) if isinstance(layer, MaskedGroupNorm) else layer(x * inner)
+            x = layer(x, counted) if isinstance(layer, MaskedGroupNorm) else layer(x * counted)
         return x * mask

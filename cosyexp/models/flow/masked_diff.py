@@ -1,4 +1,6 @@
-"""The flow models: speech tokens and a speaker to a mel spectrogram. The three families differ in how tokens become frames.
+"""The flow models, which generate mel spectrograms from speech tokens and a speaker embedding.
+
+The three families differ in how tokens become frames.
 
 B batch, N speech tokens, D width, E speaker embedding, F mel bands, T mel frames.
 """
@@ -15,12 +17,19 @@ from cosyexp.models.layers.encoder import Encoder, valid_mask
 
 
 class FlowNetwork(nn.Module):
-    """What the families share. A subclass adds its modules in the order of the official checkpoints, `decoder` among them.
+    """Base class of the flow models (Du et al. 2024, "CosyVoice", section 2.3).
 
-    speech_vocabulary: number of token ids. token_width: D. speaker_dim: width of the speaker embedding. mel_bins: F.
+    A subclass implements `to_mu` and adds its modules, among them `decoder`, in the order of the
+    official checkpoints.
+
+    Args:
+        speech_vocabulary: Number of speech tokens.
+        token_width: D, the width of the token embedding.
+        speaker_dim: E, the width of the speaker embedding.
+        mel_bins: F.
     """
 
-    if TYPE_CHECKING:  # TorchScript reads annotations, and knows no such type
+    if TYPE_CHECKING:  # TorchScript evaluates annotations, and cannot compile this type
         decoder: FlowMatching
 
     def __init__(
@@ -42,10 +51,23 @@ class FlowNetwork(nn.Module):
         keep_B: Tensor,
         streaming_B: Tensor | None = None,
     ) -> Tensor:
-        """The velocity (B, F, T) at the noisy mel; behind a row's frames it has no meaning.
+        """Estimates the velocity at a point between noise and mel.
 
-        keep: 1 where a row keeps its conditions, 0 where it drops them all (classifier-free guidance).
-        streaming: bool, True where a row sees the future by chunks alone.
+        Args:
+            token_BN: Speech tokens; padding may be any valid token.
+            token_lens_B: Number of valid tokens of each row.
+            speaker_BE: Speaker embeddings.
+            noisy_BFT: Points on the path from noise to mel, see `probability_path`.
+            mel_lens_B: Number of valid frames of each row.
+            t_B: The time of each row, in [0, 1].
+            prompt_BFT: The mel of each row's prompt, 0 after it.
+            keep_B: 1 for rows that keep their conditions, 0 for rows that drop all of them
+                (classifier-free guidance, Ho & Salimans 2022).
+            streaming_B: Boolean, True for rows whose positions see no further than the end of their
+                own chunk; None if no row is streaming.
+
+        Returns:
+            The velocity, (B, F, T); undefined on padding.
         """
         mu, speaker = self.encode(
             token_BN, token_lens_B, speaker_BE, noisy_BFT.size(2), mel_lens_B, streaming_B
@@ -66,17 +88,26 @@ class FlowNetwork(nn.Module):
         streaming_B: Tensor | None = None,
         prompt_lens: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The conditions of the velocity field: mu (B, F, frames) and the speaker (B, F).
+        """Encodes tokens and speaker to the conditions of the velocity.
 
-        prompt_lens: in synthesis, how many of the tokens and of the frames are the prompt's, (B,) each.
+        Args:
+            token_BN: Speech tokens; padding may be any valid token.
+            token_lens_B: Number of valid tokens of each row.
+            speaker_BE: Speaker embeddings.
+            frames: T.
+            mel_lens_B: Number of valid frames of each row.
+            streaming_B: See `forward`.
+            prompt_lens: In synthesis, how many tokens and how many frames of each row belong to the
+                prompt, (B,) each; None in training.
+
+        Returns:
+            mu (B, F, T), and the projected speaker embedding (B, F).
         """
         speaker = self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1))
-        tokens = self.input_embedding(token_BN) * valid_mask(
-            token_lens_B, token_BN.size(1)
-        ).unsqueeze(-1)
-        return self.to_mu(
-            tokens, token_lens_B, frames, mel_lens_B, streaming_B, prompt_lens
-        ).transpose(1, 2), speaker
+        valid = valid_mask(token_lens_B, token_BN.size(1)).unsqueeze(-1)
+        tokens = self.input_embedding(token_BN) * valid
+        mu = self.to_mu(tokens, token_lens_B, frames, mel_lens_B, streaming_B, prompt_lens)
+        return mu.transpose(1, 2), speaker
 
     def to_mu(
         self,
@@ -87,17 +118,46 @@ class FlowNetwork(nn.Module):
         streaming_B: Tensor | None,
         prompt_lens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Embedded tokens, 0 on padding, to (B, frames, F)."""
+        """Encodes embedded tokens to mu; every subclass implements this.
+
+        Args:
+            token_BND: Embedded tokens, 0 on padding.
+            token_lens_B: See `encode`.
+            frames: See `encode`.
+            mel_lens_B: See `encode`.
+            streaming_B: See `encode`.
+            prompt_lens: See `encode`.
+
+        Returns:
+            mu, (B, T, F).
+
+        Raises:
+            NotImplementedError: The subclass does not implement this method.
+        """
         raise NotImplementedError
 
 
 class MaskedDiffWithXvec(FlowNetwork):
-    """v1: a conformer, and a length regulator for any ratio of frames to tokens (Du et al. 2024, "CosyVoice", section 2.3).
+    """The v1 flow model (Du et al. 2024, "CosyVoice", section 2.3).
 
-    estimator: the velocity field. regulator_layers: convolutions behind the stretching.
-    edge_tokens, edge_frames: see LengthRegulator. It has no chunks: streaming rows are as all others.
-    padding: "own" keeps the rows of a batch apart; "original" lets padding into the length regulator, as the original does
-        (the estimator has the same choice).
+    A conformer encodes the tokens, and a length regulator interpolates them to any number of
+    frames. There are no chunks, so streaming rows are treated like the others. Mirrors
+    `MaskedDiffWithXvec` of the original CosyVoice.
+
+    Args:
+        speech_vocabulary: Number of speech tokens.
+        speaker_dim: E, the width of the speaker embedding.
+        mel_bins: F.
+        encoder: Encodes the tokens; its input width is D.
+        estimator: The velocity estimator.
+        regulator_layers: Number of smoothing layers of the length regulator.
+        edge_tokens: See `LengthRegulator`.
+        edge_frames: See `LengthRegulator`.
+        padding: "own" keeps the rows of a batch independent; "original" interpolates a row together
+            with its padding, as the original does. The estimator has the same option.
+
+    Raises:
+        ValueError: `padding` is unknown.
     """
 
     def __init__(
@@ -115,7 +175,7 @@ class MaskedDiffWithXvec(FlowNetwork):
     ) -> None:
         super().__init__(speech_vocabulary, encoder.in_width, speaker_dim, mel_bins)
         if padding not in ("own", "original"):
-            raise ValueError(f"padding={padding!r} is neither 'own' nor 'original'")
+            raise ValueError(f"padding={padding!r} must be 'own' or 'original'")
         self.encoder = encoder
         self.encoder_proj = nn.Linear(encoder.width, mel_bins)
         self.decoder = FlowMatching(estimator)
@@ -136,6 +196,7 @@ class MaskedDiffWithXvec(FlowNetwork):
         streaming_B: Tensor | None,
         prompt_lens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
+        """Encodes tokens and interpolates them to frames."""
         hidden = self.encoder_proj(self.encoder(token_BND, token_lens_B)).transpose(1, 2)
         tokens_BP, frames_BP = token_lens_B.unsqueeze(1), mel_lens_B.unsqueeze(1)
         if prompt_lens is not None:
@@ -146,7 +207,18 @@ class MaskedDiffWithXvec(FlowNetwork):
 
 
 class CausalMaskedDiffWithXvec(FlowNetwork):
-    """v2: an encoder that upsamples by a fixed factor (Du et al. 2024, "CosyVoice 2", section 2.4)."""
+    """The v2 flow model (Du et al. 2024, "CosyVoice 2", section 2.4).
+
+    The encoder upsamples tokens by a fixed factor. Mirrors `CausalMaskedDiffWithXvec` of the
+    original CosyVoice.
+
+    Args:
+        speech_vocabulary: Number of speech tokens.
+        speaker_dim: E, the width of the speaker embedding.
+        mel_bins: F.
+        encoder: Encodes and upsamples the tokens; its width is D.
+        estimator: The velocity estimator, a causal `UNet`.
+    """
 
     def __init__(
         self,
@@ -171,15 +243,25 @@ class CausalMaskedDiffWithXvec(FlowNetwork):
         streaming_B: Tensor | None,
         prompt_lens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        return self.encoder_proj(
-            self.encoder(token_BND, token_lens_B, frames, mel_lens_B, streaming_B)
-        )
+        """Encodes and upsamples tokens; `prompt_lens` is not used."""
+        hidden = self.encoder(token_BND, token_lens_B, frames, mel_lens_B, streaming_B)
+        return self.encoder_proj(hidden)
 
 
 class CausalMaskedDiffWithDiT(FlowNetwork):
-    """v3: no encoder, only a look-ahead (Du et al. 2025, "CosyVoice 3", section 2.3).
+    """The v3 flow model (Du et al. 2025, "CosyVoice 3", section 2.3).
 
-    frames_per_token: mel frames of a token. look_ahead: tokens that are looked at ahead, through so many `hidden` channels.
+    There is no encoder: tokens are embedded in F channels, get a look-ahead and are repeated.
+    Mirrors `CausalMaskedDiffWithDiT` of the original CosyVoice.
+
+    Args:
+        speech_vocabulary: Number of speech tokens.
+        speaker_dim: E, the width of the speaker embedding.
+        mel_bins: F.
+        frames_per_token: Mel frames per token.
+        look_ahead: Number of tokens of look-ahead.
+        hidden: Hidden channels of the look-ahead.
+        estimator: The velocity estimator, a `DiT`.
     """
 
     def __init__(
@@ -207,5 +289,6 @@ class CausalMaskedDiffWithDiT(FlowNetwork):
         streaming_B: Tensor | None,
         prompt_lens: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
+        """Applies the look-ahead and repeats each token; lengths and chunks are not used."""
         hidden = self.pre_lookahead_layer(token_BND)[:, : frames // self.frames_per_token]
         return hidden.repeat_interleave(self.frames_per_token, dim=1)

@@ -1,4 +1,4 @@
-"""Conditional flow matching between noise and mel (Lipman et al. 2023, section 4.1; optimal-transport path).
+"""Conditional flow matching from noise to mel (Lipman et al. 2023, section 4.1, OT path).
 
 B batch, F mel bands, T mel frames.
 """
@@ -10,13 +10,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-SIGMA_MIN = 1e-6  # what is left of the noise at t = 1
+SIGMA_MIN = 1e-6  # share of the noise that is left at t = 1
 
 
 def probability_path(mel: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The point y_t = (1 - (1 - sigma) t) z + t x on the way from noise to mel, and its velocity u = x - (1 - sigma) z.
+    """Returns a point on the optimal-transport path from noise to mel, and the velocity there.
 
-    mel, noise: (B, F, T); t in [0, 1]: (B,).
+    y_t = (1 - (1 - sigma) t) z + t x and u = x - (1 - sigma) z, for mel x and noise z
+    (Lipman et al. 2023, eq. 22 and 23).
+
+    Args:
+        mel: The mel spectrograms, (B, F, T).
+        noise: Standard normal noise, (B, F, T).
+        t: The time of each row, in [0, 1], (B,).
+
+    Returns:
+        The point y_t and the velocity u, (B, F, T) each.
     """
     t = t[:, None, None]
     return (1 - (1 - SIGMA_MIN) * t) * noise + t * mel, mel - (1 - SIGMA_MIN) * noise
@@ -25,26 +34,40 @@ def probability_path(mel: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Ten
 def euler(
     velocity: Callable[[Tensor, Tensor], Tensor], noise_BFT: Tensor, steps: int = 10
 ) -> Tensor:
-    """Follows `velocity(y, t)` from noise to mel over times 1 - cos(pi / 2 * i / steps), dense near the noise.
+    """Integrates a velocity field from noise to mel with Euler steps.
 
-    `t` is (B,). Returns the mel (B, F, T).
+    The times are 1 - cos(pi / 2 * i / steps), so that steps are small near the noise
+    (Du et al. 2024, "CosyVoice", section 2.3).
+
+    Args:
+        velocity: Maps y (B, F, T) and the time (B,) to the velocity (B, F, T).
+        noise_BFT: Standard normal noise, the starting point.
+        steps: Number of steps.
+
+    Returns:
+        The mel spectrograms, (B, F, T).
     """
     times = [1 - math.cos(math.pi / 2 * i / steps) for i in range(steps + 1)]
     y = noise_BFT
-    for now, then in pairwise(times):
-        y = y + (then - now) * velocity(
-            y, torch.full((y.size(0),), now, dtype=y.dtype, device=y.device)
-        )
+    for t, t_next in pairwise(times):
+        t_B = torch.full((y.size(0),), t, dtype=y.dtype, device=y.device)
+        y = y + (t_next - t) * velocity(y, t_B)
     return y
 
 
 def guided(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): (1 + w) v_c - w v_u."""
+    """Applies classifier-free guidance, (1 + w) v_c - w v_u (Ho & Salimans 2022, eq. 6)."""
     return (1 + strength) * conditional - strength * unconditional
 
 
 class FlowMatching(nn.Module):
-    """Holds the estimator under the name it has in the official checkpoints."""
+    """Wraps the velocity estimator under its name in the official checkpoints, and samples from it.
+
+    Mirrors `ConditionalCFM` of the original CosyVoice.
+
+    Args:
+        estimator: The velocity estimator, `UNet` or `DiT`.
+    """
 
     def __init__(self, estimator: nn.Module) -> None:
         super().__init__()
@@ -60,6 +83,7 @@ class FlowMatching(nn.Module):
         cond_BFT: Tensor,
         streaming_B: Tensor | None = None,
     ) -> Tensor:
+        """Estimates the velocity, (B, F, T); see the estimator for the arguments."""
         return self.estimator(x_BFT, mask_B1T, mu_BFT, t_B, spks_BF, cond_BFT, streaming_B)
 
     def sample(
@@ -72,13 +96,29 @@ class FlowMatching(nn.Module):
         guidance: float,
         streaming: bool,
     ) -> Tensor:
-        """The mel of rows without padding; with and without conditions in one call on twice the rows."""
+        """Generates mel spectrograms with classifier-free guidance; no row may be padded.
+
+        The velocities with and without conditions come from one call on twice the rows.
+
+        Args:
+            noise_BFT: Standard normal noise.
+            mu_BFT: The encoded tokens.
+            spks_BF: The projected speaker embeddings.
+            cond_BFT: The mel of the prompt, 0 after it.
+            steps: Number of Euler steps.
+            guidance: Strength of the guidance.
+            streaming: Whether every frame sees no further than the end of its own chunk.
+
+        Returns:
+            The mel spectrograms, (B, F, T).
+        """
         mask = torch.ones_like(noise_BFT[:, :1]).repeat(2, 1, 1)
         mu, spks, cond = (torch.cat([x, torch.zeros_like(x)]) for x in (mu_BFT, spks_BF, cond_BFT))
-        chunked = torch.full((len(mask),), streaming, device=mask.device) if streaming else None
+        streaming_2B = torch.full((len(mask),), True, device=mask.device) if streaming else None
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
-            both = self.estimator(y.repeat(2, 1, 1), mask, mu, t.repeat(2), spks, cond, chunked)
+            x, times = y.repeat(2, 1, 1), t.repeat(2)
+            both = self.estimator(x, mask, mu, times, spks, cond, streaming_2B)
             return guided(both[: len(y)], both[len(y) :], guidance)
 
         return euler(velocity, noise_BFT, steps)

@@ -1,6 +1,8 @@
-"""The U-Net that estimates the velocity of the flow (Matcha-TTS, Mehta et al. 2024, section 2.2).
+"""The U-Net that estimates the velocity of the v1 and v2 flows.
 
-B batch, C channels, F mel bands, T mel frames at this level.
+It follows the decoder of Matcha-TTS (Mehta et al. 2024, section 2.2).
+
+B batch, C channels, D width of the embedded time, F mel bands, T mel frames at this level.
 """
 
 from collections.abc import Sequence
@@ -17,33 +19,69 @@ from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
 
 
 def convolution(channels: int, out_channels: int, causal: bool) -> nn.Conv1d:
-    """Over three frames: the one before and the one behind, or the two before."""
-    return (
-        PaddedConv(channels, out_channels, 3, left=2)
-        if causal
-        else nn.Conv1d(channels, out_channels, 3, padding=1)
-    )
+    """Returns a convolution of kernel size 3 that keeps the number of frames.
+
+    Args:
+        channels: Number of input channels.
+        out_channels: Number of output channels.
+        causal: Whether it sees the two frames before, instead of one on either side.
+
+    Returns:
+        The convolution.
+    """
+    if causal:
+        return PaddedConv(channels, out_channels, 3, left=2)
+    return nn.Conv1d(channels, out_channels, 3, padding=1)
 
 
 class Block(nn.Module):
-    """Convolution, norm, Mish: a group norm over the row's own frames, or, if causal, a layer norm of each frame."""
+    """Convolution, normalization and Mish (Mehta et al. 2024, "Matcha-TTS").
+
+    Mirrors `Block1D` of Matcha-TTS, with a group norm, or `CausalBlock1D` of the original
+    CosyVoice, with a layer norm of each frame.
+
+    Args:
+        channels: Number of input channels.
+        out_channels: Number of output channels.
+        causal: Whether the block is causal.
+    """
 
     def __init__(self, channels: int, out_channels: int, causal: bool) -> None:
         super().__init__()
-        norm = (
-            [nn.Identity(), FrameNorm(out_channels)]
-            if causal
-            else [MaskedGroupNorm(8, out_channels)]
-        )
+        norm: list[nn.Module]
+        if causal:
+            # The official checkpoints name parameters by index, and have the norm at index 2.
+            norm = [nn.Identity(), FrameNorm(out_channels)]
+        else:
+            norm = [MaskedGroupNorm(8, out_channels)]
         self.block = nn.ModuleList([convolution(channels, out_channels, causal), *norm])
 
     def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor) -> Tensor:
+        """Applies the block.
+
+        Args:
+            x_BCT: The input.
+            mask_B1T: 1 on valid frames, 0 on padding.
+            statistics_B1T: 1 on frames that count in the statistics of the group norm.
+
+        Returns:
+            The output, 0 on padding.
+        """
         x_BCT = self.block[0](x_BCT * mask_B1T)
         return functional.mish(self.block[-1](x_BCT, statistics_B1T)) * mask_B1T
 
 
 class ResnetBlock(nn.Module):
-    """Two blocks with the embedded time added between them, and a 1x1 residual."""
+    """Two blocks with the embedded time added in between, and a residual convolution.
+
+    Mirrors `ResnetBlock1D` of Matcha-TTS (Mehta et al. 2024).
+
+    Args:
+        channels: Number of input channels.
+        out_channels: Number of output channels.
+        time_width: D.
+        causal: Whether the blocks are causal.
+    """
 
     def __init__(self, channels: int, out_channels: int, time_width: int, causal: bool) -> None:
         super().__init__()
@@ -55,20 +93,38 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor
     ) -> Tensor:
+        """Applies the block; see `Block` for the masks."""
         h = self.block1(x_BCT, mask_B1T, statistics_B1T) + self.mlp(time_BD).unsqueeze(-1)
         return self.block2(h, mask_B1T, statistics_B1T) + self.res_conv(x_BCT * mask_B1T)
 
 
 class GeluProjection(nn.Module):
+    """Linear layer and exact GELU (Hendrycks & Gimpel 2016), as `GELU` of diffusers.
+
+    Args:
+        channels: Number of input channels.
+        hidden: Number of output channels.
+    """
+
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.proj = nn.Linear(channels, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies the layer to the last dimension."""
         return functional.gelu(self.proj(x))
 
 
 class FeedForward(nn.Module):
+    """Feed-forward network of a transformer block (Mehta et al. 2024, "Matcha-TTS").
+
+    Mirrors `FeedForward` of Matcha-TTS.
+
+    Args:
+        channels: C; there are 4C hidden channels.
+        dropout: Dropout probability after the activation.
+    """
+
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
         self.net = nn.Sequential(
@@ -78,11 +134,19 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies the network to the last dimension."""
         return self.net(x)
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and feed-forward, under the key names of the original's block."""
+    """Pre-norm transformer block, `BasicTransformerBlock` of Matcha-TTS (Mehta et al. 2024).
+
+    Args:
+        channels: C.
+        heads: Number of attention heads.
+        head_width: Channels of a head.
+        dropout: Dropout probability.
+    """
 
     def __init__(self, channels: int, heads: int, head_width: int, dropout: float) -> None:
         super().__init__()
@@ -92,23 +156,37 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(channels, dropout)
 
     def forward(self, x_BTC: Tensor, visible: Tensor) -> Tensor:
+        """Applies the block; `visible` is the attention mask of `SelfAttention`."""
         x_BTC = x_BTC + self.attn1(self.norm1(x_BTC), visible)
         return x_BTC + self.ff(self.norm3(x_BTC))
 
 
 class Resample(nn.Module):
-    """Halves (`Conv1d`) or doubles (`ConvTranspose1d`) the number of frames."""
+    """Wraps a resampling convolution under its name in the official checkpoints.
+
+    Mirrors `Downsample1D` and `Upsample1D` of Matcha-TTS (Mehta et al. 2024).
+
+    Args:
+        conv: A `Conv1d` that halves the number of frames, or a `ConvTranspose1d` that doubles it.
+    """
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
+        """Resamples `x`."""
         return self.conv(x)
 
 
 class Frames(NamedTuple):
-    """The frames at one level: which are valid, which a group norm counts, which each sees in attention."""
+    """The masks of the frames at one level.
+
+    Attributes:
+        mask_B1T: 1 on valid frames, 0 on padding.
+        statistics_B1T: 1 on frames that count in the statistics of group norms.
+        visible: Boolean attention mask that broadcasts to (B, 1, T, T).
+    """
 
     mask_B1T: Tensor
     statistics_B1T: Tensor
@@ -116,7 +194,23 @@ class Frames(NamedTuple):
 
 
 class Level(nn.ModuleList):
-    """[resnet, transformer blocks, optional convolution at the end]: one step down, in the middle, or up."""
+    """One level of the U-Net: a ResNet block, transformer blocks, and the convolution after them.
+
+    It is a list, so that parameters have the names of the official checkpoints (Matcha-TTS,
+    Mehta et al. 2024). `forward` leaves the convolution to the caller, who needs the output before
+    it for the skip connection.
+
+    Args:
+        channels: Number of input channels.
+        out: Number of output channels.
+        time: Width of the embedded time.
+        blocks: Number of transformer blocks.
+        heads: Number of attention heads.
+        head_width: Channels of a head.
+        dropout: Dropout probability.
+        causal: Whether the convolutions are causal.
+        end: The convolution at the end; None in the middle of the U-Net.
+    """
 
     def __init__(
         self,
@@ -133,15 +227,11 @@ class Level(nn.ModuleList):
         attention = nn.ModuleList(
             TransformerBlock(out, heads, head_width, dropout) for _ in range(blocks)
         )
-        super().__init__(
-            [
-                ResnetBlock(channels, out, time, causal),
-                attention,
-                *([end] if end is not None else []),
-            ]
-        )
+        ends = [] if end is None else [end]
+        super().__init__([ResnetBlock(channels, out, time, causal), attention, *ends])
 
     def forward(self, x_BCT: Tensor, frames: Frames, time_BD: Tensor) -> Tensor:
+        """Applies the ResNet block and the transformer blocks, but not the convolution."""
         x_BTC = self[0](x_BCT, frames.mask_B1T, frames.statistics_B1T, time_BD).transpose(1, 2)
         for block in self[1]:  # type: ignore[attr-defined]
             x_BTC = block(x_BTC, frames.visible)
@@ -149,7 +239,12 @@ class Level(nn.ModuleList):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time, then linear, SiLU, linear."""
+    """Embeds the flow's time, as `TimestepEmbedding` of Matcha-TTS (Mehta et al. 2024).
+
+    Args:
+        width: Number of sinusoidal features.
+        time_width: D.
+    """
 
     def __init__(self, width: int, time_width: int) -> None:
         super().__init__()
@@ -158,18 +253,30 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(time_width, time_width)
 
     def forward(self, time_B: Tensor) -> Tensor:
+        """Returns the embedded time, (B, D)."""
         return self.linear_2(functional.silu(self.linear_1(time_features(time_B, self.width))))
 
 
 class UNet(nn.Module):
-    """Velocity of the flow at time t, from the noisy mel and its conditions.
+    """U-Net that estimates the velocity of the v1 and v2 flows (Mehta et al. 2024, "Matcha-TTS").
 
-    mel_bins: F; the input is [noisy mel, mu, speaker, prompt], 4 F channels.
-    channels: width of each level; every level but the last halves the number of frames.
-    blocks, mid_blocks: transformer blocks in a level, levels in the middle.
-    heads, head_width: of every attention.
-    causal: convolutions look at no later frame, and norms at none but their own. chunk: frames that a streaming row sees at once.
-    padding: "own" keeps the rows of a batch apart, "original" counts their padding in the group norms.
+    Mirrors `ConditionalDecoder` (v1) and `CausalConditionalDecoder` (v2) of the original CosyVoice.
+
+    Args:
+        mel_bins: F.
+        channels: Channels of each level; every level but the last halves the number of frames.
+        blocks: Number of transformer blocks per level.
+        mid_blocks: Number of levels in the middle.
+        heads: Number of attention heads.
+        head_width: Channels of a head.
+        dropout: Dropout probability of the transformer blocks.
+        causal: Whether convolutions are causal and norms see a single frame.
+        chunk: Chunk size of streaming rows, in frames; 0 for none.
+        padding: "own" keeps the rows of a batch independent; "original" counts padding in the
+            statistics of the group norms, as the original does.
+
+    Raises:
+        ValueError: `padding` is unknown.
     """
 
     def __init__(
@@ -188,33 +295,32 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if padding not in ("own", "original"):
-            raise ValueError(f"padding={padding!r} is neither 'own' nor 'original'")
+            raise ValueError(f"padding={padding!r} must be 'own' or 'original'")
         widths = list(channels)
         time, last = 4 * widths[0], len(widths) - 1
-        rest = (time, blocks, heads, head_width, dropout, causal)
-        self.chunk, self.whole_rows = chunk, padding == "original"
+        shared = (time, blocks, heads, head_width, dropout, causal)
+        self.chunk, self.include_padding = chunk, padding == "original"
         self.time_mlp = TimeEmbedding(4 * mel_bins, time)
         self.down_blocks = nn.ModuleList()
         for i, (before, out) in enumerate(zip([4 * mel_bins, *widths], widths, strict=False)):
-            down = (
-                Resample(nn.Conv1d(out, out, 3, 2, 1))
-                if i < last
-                else convolution(out, out, causal)
-            )
-            self.down_blocks.append(Level(before, out, *rest, end=down))
+            end: nn.Module
+            if i < last:
+                end = Resample(nn.Conv1d(out, out, 3, 2, 1))
+            else:
+                end = convolution(out, out, causal)
+            self.down_blocks.append(Level(before, out, *shared, end=end))
         self.mid_blocks = nn.ModuleList(
-            Level(widths[-1], widths[-1], *rest, end=None) for _ in range(mid_blocks)
+            Level(widths[-1], widths[-1], *shared, end=None) for _ in range(mid_blocks)
         )
         self.up_blocks = nn.ModuleList()
-        for i, (before, out) in enumerate(
-            zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True)
-        ):
-            up = (
-                Resample(nn.ConvTranspose1d(out, out, 4, 2, 1))
-                if i < last
-                else convolution(out, out, causal)
-            )
-            self.up_blocks.append(Level(2 * before, out, *rest, end=up))
+        up_widths = [*widths[-2::-1], widths[0]]
+        for i, (before, out) in enumerate(zip(widths[::-1], up_widths, strict=True)):
+            if i < last:
+                end = Resample(nn.ConvTranspose1d(out, out, 4, 2, 1))
+            else:
+                end = convolution(out, out, causal)
+            # The input is the output of the level below, concatenated with the skip connection.
+            self.up_blocks.append(Level(2 * before, out, *shared, end=end))
         self.final_block = Block(widths[0], widths[0], causal)
         self.final_proj = nn.Conv1d(widths[0], mel_bins, 1)
 
@@ -228,36 +334,49 @@ class UNet(nn.Module):
         cond_BFT: Tensor,
         streaming_B: Tensor | None = None,
     ) -> Tensor:
-        """mask: 1 on the valid frames of each row, 0 behind them. Returns the velocity (B, F, T), 0 on padding."""
+        """Estimates the velocity.
+
+        Args:
+            x_BFT: The noisy mel.
+            mask_B1T: 1 on valid frames, 0 on padding.
+            mu_BFT: The encoded tokens.
+            t_B: The time, in [0, 1].
+            spks_BF: The projected speaker embedding.
+            cond_BFT: The mel of the prompt, 0 after it.
+            streaming_B: Boolean, True for rows whose frames see no further than the end of their
+                own chunk; None if no row is streaming.
+
+        Returns:
+            The velocity, (B, F, T), 0 on padding.
+        """
         speaker = spks_BF.unsqueeze(-1).expand(-1, -1, x_BFT.size(-1))
         x = torch.cat([x_BFT, mu_BFT, speaker, cond_BFT], dim=1)
         time = self.time_mlp(t_B)
-        depths, skips = [self._frames(mask_B1T, streaming_B)], []
+        frames_of_levels, skips = [self._frames(mask_B1T, streaming_B)], []
         for i, level in enumerate(self.down_blocks):
-            x = level(x, depths[i], time)
+            frames = frames_of_levels[i]
+            x = level(x, frames, time)
             skips.append(x)
-            x = level[2](x * depths[i].mask_B1T)  # type: ignore[index]
+            x = level[2](x * frames.mask_B1T)  # type: ignore[index]
             if i + 1 < len(self.down_blocks):
-                depths.append(self._frames(depths[i].mask_B1T[:, :, ::2], streaming_B))
+                frames_of_levels.append(self._frames(frames.mask_B1T[:, :, ::2], streaming_B))
         for level in self.mid_blocks:
-            x = level(x, depths[-1], time)
+            x = level(x, frames_of_levels[-1], time)
         for level in self.up_blocks:
-            frames, skip = depths.pop(), skips.pop()
-            there = torch.arange(
-                skip.size(2), device=x.device
-            )  # a slice would tie an exported program to even or to odd numbers of frames
-            x = torch.cat([x.index_select(2, there), skip], dim=1)
+            frames, skip = frames_of_levels.pop(), skips.pop()
+            # Upsampling may add a frame. A slice instead of index_select would tie an exported
+            # program to even or to odd numbers of frames.
+            index = torch.arange(skip.size(2), device=x.device)
+            x = torch.cat([x.index_select(2, index), skip], dim=1)
             x = level(x, frames, time)
             x = level[2](x * frames.mask_B1T)  # type: ignore[index]
-        x = self.final_block(
-            x, mask_B1T, torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T
-        )
+        x = self.final_block(x, mask_B1T, self._statistics(mask_B1T))
         return self.final_proj(x * mask_B1T) * mask_B1T
 
     def _frames(self, mask_B1T: Tensor, streaming_B: Tensor | None) -> Frames:
-        statistics = (
-            torch.ones_like(mask_B1T) if self.whole_rows else mask_B1T
-        )  # the original counts padding too
-        return Frames(
-            mask_B1T, statistics, visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
-        )
+        visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
+        return Frames(mask_B1T, self._statistics(mask_B1T), visible)
+
+    def _statistics(self, mask_B1T: Tensor) -> Tensor:
+        """Returns the mask of the frames that group norms count."""
+        return torch.ones_like(mask_B1T) if self.include_padding else mask_B1T

@@ -1,6 +1,6 @@
-"""The encoder of the v2 family: from speech tokens to hidden mel frames at a fixed ratio.
+"""The encoder of the v2 flow: speech tokens to hidden mel frames at a fixed ratio.
 
-B batch, N speech tokens, D width, T mel frames.
+B batch, N speech tokens, C channels, D width, T mel frames.
 """
 
 import math
@@ -13,7 +13,14 @@ from cosyexp.models.layers.encoder import ConformerLayer, InputEmbedding, valid_
 
 
 class Upsample(nn.Module):
-    """Repeats each position `factor` times, then smooths with a causal convolution."""
+    """Repeats each position and smooths the result with a causal convolution.
+
+    Mirrors `Upsample1D` of the original CosyVoice.
+
+    Args:
+        width: D.
+        factor: How many times each position is repeated.
+    """
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
@@ -21,17 +28,33 @@ class Upsample(nn.Module):
         self.conv = PaddedConv(width, width, 2 * factor + 1, left=2 * factor)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.conv(x_BTD.repeat_interleave(self.factor, dim=1).transpose(1, 2)).transpose(
-            1, 2
-        )
+        """Returns (B, factor * T, D)."""
+        repeated_BCT = x_BTD.repeat_interleave(self.factor, dim=1).transpose(1, 2)
+        return self.conv(repeated_BCT).transpose(1, 2)
 
 
 class UpsamplingEncoder(nn.Module):
-    """Look-ahead, conformer layers over tokens, upsampling, conformer layers over frames (Du et al. 2024, "CosyVoice 2", section 2.4).
+    """The upsampling conformer encoder of CosyVoice 2 (Du et al. 2024, section 2.4).
 
-    width, heads, hidden (feed-forward), blocks (over tokens), up_blocks (over frames): sizes. factor: frames of a token.
-    look_ahead: tokens that are looked at ahead. chunk: tokens that a streaming row sees at once.
-    padding: "original" lets the look-ahead read what is behind a row, as the original does; "own" does not.
+    Look-ahead, conformer layers over tokens, upsampling, conformer layers over frames. Mirrors
+    `UpsampleConformerEncoder` of the original CosyVoice.
+
+    Args:
+        width: D.
+        heads: Number of attention heads; must divide `width`.
+        hidden: Hidden channels of the feed-forward networks.
+        blocks: Number of layers over tokens.
+        up_blocks: Number of layers over frames.
+        factor: Frames per token.
+        look_ahead: Number of tokens of look-ahead.
+        chunk: Chunk size of streaming rows, in tokens; 0 for none.
+        dropout: Dropout probability of embeddings, positions and residual branches.
+        attention_dropout: Dropout probability of the attention weights.
+        padding: "own" keeps the rows of a batch independent; "original" lets the look-ahead read
+            the embeddings of padding, as the original does.
+
+    Raises:
+        ValueError: `padding` is unknown.
     """
 
     def __init__(
@@ -50,7 +73,7 @@ class UpsamplingEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if padding not in ("own", "original"):
-            raise ValueError(f"padding={padding!r} is neither 'own' nor 'original'")
+            raise ValueError(f"padding={padding!r} must be 'own' or 'original'")
 
         def layers(count: int) -> nn.ModuleList:
             return nn.ModuleList(
@@ -58,12 +81,8 @@ class UpsamplingEncoder(nn.Module):
                 for _ in range(count)
             )
 
-        self.width, self.factor, self.chunk, self.whole_rows = (
-            width,
-            factor,
-            chunk,
-            padding == "original",
-        )
+        self.width, self.factor, self.chunk = width, factor, chunk
+        self.include_padding = padding == "original"
         self.embed = InputEmbedding(width, width, dropout, relu=False)
         self.after_norm = nn.LayerNorm(width, eps=1e-5)
         self.pre_lookahead_layer = LookAhead(width, width, look_ahead)
@@ -81,22 +100,32 @@ class UpsamplingEncoder(nn.Module):
         frames_B: Tensor,
         streaming_B: Tensor | None = None,
     ) -> Tensor:
-        """Returns (B, frames, D). Tokens behind those that the frames cover are looked at ahead, no more."""
+        """Encodes padded rows of embedded tokens.
+
+        Args:
+            x_BND: Embedded tokens.
+            lengths_B: Number of valid tokens of each row.
+            frames: T. Tokens after the first T / factor ones serve as look-ahead only.
+            frames_B: Number of valid frames of each row.
+            streaming_B: Boolean, True for rows whose positions see no further than the end of their
+                own chunk; None if no row is streaming.
+
+        Returns:
+            Hidden frames, (B, T, D); undefined on padding.
+        """
         x = self.dropout(self.embed(x_BND) * math.sqrt(self.width))
-        if not self.whole_rows:
+        if not self.include_padding:
             x = x * valid_mask(lengths_B, x.size(1)).unsqueeze(-1)
         x = self.pre_lookahead_layer(x)[:, : frames // self.factor]
         positions = self._positions(x)
-        visible = visible_keys(
-            valid_mask(frames_B // self.factor, x.size(1)), self.chunk, streaming_B
-        )
+        valid = valid_mask(frames_B // self.factor, x.size(1))
+        visible = visible_keys(valid, self.chunk, streaming_B)
         for layer in self.encoders:
             x = layer(x, positions, visible)[0]
         x = self.dropout(self.up_embed(self.up_layer(x)) * math.sqrt(self.width))
         positions = self._positions(x)
-        visible = visible_keys(
-            valid_mask(frames_B, x.size(1)), self.chunk * self.factor, streaming_B
-        )
+        valid = valid_mask(frames_B, x.size(1))
+        visible = visible_keys(valid, self.chunk * self.factor, streaming_B)
         for layer in self.up_encoders:
             x = layer(x, positions, visible)[0]
         return self.after_norm(x)

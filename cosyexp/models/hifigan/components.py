@@ -1,4 +1,9 @@
-"""The part of a vocoder that is exported: the whole generator. B batch, F mel bands, T mel frames, S samples, H harmonics."""
+"""The component of a vocoder that is exported: the whole generator.
+
+Class attributes follow the protocol `Component` in `cosyexp/exporting/components.py`.
+
+B batch, F mel bands, T mel frames, S samples (S = T * hop), H harmonics.
+"""
 
 import math
 
@@ -9,7 +14,11 @@ from cosyexp.models.hifigan.generator import HiFTGenerator
 
 
 class Vocoder(nn.Module):
-    """Mel and the source's draws to a wave; S = T * hop."""
+    """Generates waveforms from mel spectrograms (Li et al. 2023, "HiFTNet").
+
+    Args:
+        network: The generator.
+    """
 
     inputs = ("mel", "phase", "noise")
     outputs = ("wave",)
@@ -19,16 +28,19 @@ class Vocoder(nn.Module):
         "noise": {0: "B", 2: "S"},
         "wave": {0: "B", 1: "S"},
     }
-    full = ("f0_predictor", "m_source", "stft")  # an error of F0 adds up over all samples
+    # The phase sums up F0 over all samples, and with it every rounding error.
+    full = ("f0_predictor", "m_source", "stft")
 
     def __init__(self, network: HiFTGenerator) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
+        """Returns the waveforms, (B, S); see `HiFTGenerator.forward`."""
         return self.network(mel_BFT, phase_BH, noise_BHS)[0]
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
+        """Returns random inputs: `batch` rows of `size` frames."""
         source, mel_bins = self.network.m_source, self.network.conv_pre.in_channels
         phase = (torch.rand(batch, source.harmonics, generator=draw) * 2 - 1) * math.pi
         noise = torch.randn(batch, source.harmonics, size * source.hop, generator=draw)

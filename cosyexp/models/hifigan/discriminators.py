@@ -1,6 +1,6 @@
-"""The two families of discriminators that judge a wave: by its periods, and by its spectrograms.
+"""Discriminators of the vocoder: multi-period and multi-resolution.
 
-B batch, S samples, P period. Every score and every feature map keeps the batch dimension first.
+B batch, S samples. Feature maps have the batch dimension first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from cosyexp.models.layers.spectrogram import HALVES
+from cosyexp.models.layers.spectrogram import HALF_DTYPES
 
 LEAK = 0.1  # slope of the leaky ReLUs
 
 
 class PeriodDiscriminator(nn.Module):
-    """Two-dimensional convolutions over the wave folded at a period (Kong et al. 2020, section 2.3)."""
+    """Discriminates waveforms folded at a period (Kong et al. 2020, "HiFi-GAN", section 2.3).
+
+    Mirrors `DiscriminatorP` of HiFi-GAN, which the original CosyVoice uses.
+
+    Args:
+        period: The period in samples.
+        channels: Output channels of each convolution.
+    """
 
     def __init__(self, period: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -30,11 +37,10 @@ class PeriodDiscriminator(nn.Module):
         self.conv_post = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), 1, padding=(1, 0)))
 
     def forward(self, wave_BS: Tensor) -> list[Tensor]:
-        """The feature maps; the last one, flattened, is the score."""
+        """Returns the feature maps; the last one is the score map."""
         missing = -wave_BS.size(1) % self.period
-        x = functional.pad(wave_BS.unsqueeze(1), (0, missing), mode="reflect").unflatten(
-            2, (-1, self.period)
-        )
+        padded = functional.pad(wave_BS.unsqueeze(1), (0, missing), mode="reflect")
+        x = padded.unflatten(2, (-1, self.period))
         maps = []
         for conv in self.convs:
             x = functional.leaky_relu(conv(x), LEAK)
@@ -43,7 +49,16 @@ class PeriodDiscriminator(nn.Module):
 
 
 class SpectralDiscriminator(nn.Module):
-    """Convolutions over a magnitude spectrogram of one resolution (Jang et al. 2021, "UnivNet", section 2.3)."""
+    """Discriminates magnitude spectrograms (Jang et al. 2021, "UnivNet", section 2.3).
+
+    Mirrors `SpecDiscriminator` of the original CosyVoice.
+
+    Args:
+        n_fft: FFT size in samples.
+        hop: Samples per frame.
+        win: Window length in samples.
+        channels: Channels of the convolutions.
+    """
 
     window: Tensor
 
@@ -58,9 +73,9 @@ class SpectralDiscriminator(nn.Module):
         self.out = weight_norm(nn.Conv2d(channels, 1, 3, 1, 1))
 
     def forward(self, wave_BS: Tensor) -> list[Tensor]:
-        """The feature maps; the last one, flattened, is the score."""
+        """Returns the feature maps; the last one is the score map."""
         with torch.autocast(wave_BS.device.type, enabled=False):
-            wave = wave_BS.float() if wave_BS.dtype in HALVES else wave_BS
+            wave = wave_BS.float() if wave_BS.dtype in HALF_DTYPES else wave_BS
             spectrum = torch.stft(
                 wave, self.n_fft, self.hop, self.win, self.window, return_complex=True
             )
@@ -73,21 +88,35 @@ class SpectralDiscriminator(nn.Module):
 
 
 class Bank(nn.Module):
-    """Discriminators of one kind."""
+    """A list of discriminators, with the parameter names of the original.
+
+    Mirrors `MultiPeriodDiscriminator` of HiFi-GAN (Kong et al. 2020) and
+    `MultiResSpecDiscriminator` of the original CosyVoice.
+
+    Args:
+        discriminators: The discriminators.
+    """
 
     def __init__(self, discriminators: Iterable[nn.Module]) -> None:
         super().__init__()
         self.discriminators = nn.ModuleList(discriminators)
 
     def forward(self, wave_BS: Tensor) -> list[list[Tensor]]:
+        """Returns the feature maps of each discriminator, the score map last."""
         return [discriminator(wave_BS) for discriminator in self.discriminators]
 
 
 class Discriminators(nn.Module):
-    """All of them, under the key names of the original: `mpd` by period, `mrd` by resolution.
+    """All discriminators of the vocoder, as `MultipleDiscriminator` of the original CosyVoice.
 
-    channels: of the period discriminators' convolutions. spectral_channels: of the others'.
-    resolutions: (n_fft, hop, window) in samples.
+    The multi-period discriminator is that of HiFi-GAN (Kong et al. 2020), the multi-resolution one
+    follows UnivNet (Jang et al. 2021).
+
+    Args:
+        periods: One period discriminator for each of these periods, in samples.
+        channels: Output channels of each convolution of the period discriminators.
+        resolutions: One spectral discriminator for each (n_fft, hop, win), in samples.
+        spectral_channels: Channels of the spectral discriminators.
     """
 
     def __init__(
@@ -110,5 +139,5 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, wave_BS: Tensor) -> list[list[Tensor]]:
-        """For each discriminator its feature maps, the score map last."""
+        """Returns the feature maps of each discriminator, the score map last."""
         return [*self.mpd(wave_BS), *self.mrd(wave_BS)]

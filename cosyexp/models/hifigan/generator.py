@@ -1,8 +1,9 @@
 """The HiFT vocoder: mel to waveform by a harmonic source, upsampling and an inverse STFT.
 
-B batch, F mel bands, T mel frames, S samples, H harmonics, C channels.
+With `look_ahead=None`, all convolutions are centered (v1, v2). Otherwise they are causal, except
+the first one of a module, which sees its own frame and the `look_ahead` frames after it (v3).
 
-A part with a `look_ahead` is causal: its first layer sees so many frames to the right and none to the left, the others the left alone.
+B batch, F mel bands, T mel frames, S samples, H harmonics, C channels.
 """
 
 import math
@@ -20,19 +21,38 @@ from cosyexp.models.layers.spectrogram import ConvolutionalSTFT
 
 
 class Snake(nn.Module):
-    """x + sin^2(a x) / a with one `a` per channel (Ziyin et al. 2020, eq. 3)."""
+    """Snake activation, x + sin^2(a x) / a with one `a` per channel (Ziyin et al. 2020, eq. 3).
+
+    Args:
+        channels: C.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x_BCS: Tensor) -> Tensor:
+        """Applies the activation to every sample."""
         alpha = self.alpha.unsqueeze(1)
         return x_BCS + torch.sin(x_BCS * alpha).square() / (alpha + 1e-9)
 
 
 class OneSided(nn.Conv1d):
-    """A convolution with zeros `before` and `after`; each sample is taken `repeat` times first."""
+    """1D convolution with zero padding on either side, after optional upsampling by repetition.
+
+    Mirrors `CausalConv1d`, `CausalConv1dDownSample` and `CausalConv1dUpsample` of the original
+    CosyVoice.
+
+    Args:
+        ins: Number of input channels.
+        outs: Number of output channels.
+        kernel: Kernel size.
+        before: Zeros on the left.
+        after: Zeros on the right.
+        stride: Stride.
+        dilation: Dilation.
+        repeat: How many times each sample is repeated before the convolution.
+    """
 
     def __init__(
         self,
@@ -50,14 +70,14 @@ class OneSided(nn.Conv1d):
         self.before, self.after, self.repeat = before, after, repeat
 
     def forward(self, x_BCS: Tensor) -> Tensor:
+        """Repeats, pads and convolves `x`."""
         x = x_BCS.repeat_interleave(self.repeat, dim=2) if self.repeat > 1 else x_BCS
-        return self._conv_forward(
-            functional.pad(x, (self.before, self.after)), self.weight, self.bias
-        )
+        padded = functional.pad(x, (self.before, self.after))
+        return self._conv_forward(padded, self.weight, self.bias)
 
 
 def convolution(ins: int, outs: int, kernel: int, *, causal: bool, dilation: int = 1) -> nn.Conv1d:
-    """It keeps the length."""
+    """Returns a convolution with weight norm that keeps the length."""
     reach = dilation * (kernel - 1)
     if causal:
         return weight_norm(OneSided(ins, outs, kernel, before=reach, dilation=dilation))
@@ -65,20 +85,34 @@ def convolution(ins: int, outs: int, kernel: int, *, causal: bool, dilation: int
 
 
 def entrance(ins: int, outs: int, kernel: int, look_ahead: int | None) -> nn.Conv1d:
-    """The first layer; `kernel` is that of a centred one."""
+    """Returns the first convolution of a module, with weight norm; it keeps the length.
+
+    Args:
+        ins: Number of input channels.
+        outs: Number of output channels.
+        kernel: Kernel size of a centered convolution.
+        look_ahead: Frames after its own that it sees; None for a centered convolution.
+
+    Returns:
+        The convolution.
+    """
     if look_ahead is None:
         return convolution(ins, outs, kernel, causal=False)
     return weight_norm(OneSided(ins, outs, look_ahead + 1, after=look_ahead))
 
 
 def upsampling(ins: int, outs: int, kernel: int, rate: int, *, causal: bool) -> nn.Module:
+    """Returns a convolution with weight norm that makes `rate` samples of each.
+
+    It is a transposed convolution, or, if causal, repetition and a convolution.
+    """
     if causal:
         return weight_norm(OneSided(ins, outs, kernel, before=kernel - 1, repeat=rate))
     return weight_norm(nn.ConvTranspose1d(ins, outs, kernel, rate, padding=(kernel - rate) // 2))
 
 
 def downsampling(ins: int, outs: int, rate: int, *, causal: bool) -> nn.Module:
-    """From rate * n + 1 samples to n; if the rate is 1, it keeps the length."""
+    """Returns a convolution from rate * n + 1 samples to n; with rate 1, it keeps the length."""
     if rate == 1:
         return nn.Conv1d(ins, outs, 1)
     if causal:
@@ -87,7 +121,17 @@ def downsampling(ins: int, outs: int, rate: int, *, causal: bool) -> nn.Module:
 
 
 class ResBlock(nn.Module):
-    """Dilated convolutions with residuals and snakes (Kong et al. 2020, "HiFi-GAN", section 2.2.1)."""
+    """Residual block of dilated convolutions with Snake activations.
+
+    The multi-receptive field fusion of HiFi-GAN averages several of these (Kong et al. 2020,
+    "HiFi-GAN", section 2.2.1). Mirrors `ResBlock` of the original CosyVoice.
+
+    Args:
+        channels: C.
+        kernel: Kernel size; must be odd.
+        dilations: Dilation of each residual unit.
+        causal: Whether the convolutions are causal.
+    """
 
     def __init__(
         self, channels: int, kernel: int, dilations: Sequence[int], *, causal: bool = False
@@ -104,6 +148,7 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies the block to (B, C, S)."""
         layers = zip(self.activations1, self.convs1, self.activations2, self.convs2)  # noqa: B905
         for snake1, conv1, snake2, conv2 in layers:
             x = x + conv2(snake2(conv1(snake1(x))))
@@ -111,10 +156,17 @@ class ResBlock(nn.Module):
 
 
 class F0Predictor(nn.Module):
-    """Five convolutions and a linear layer: F0 in Hz from a mel spectrogram.
+    """Predicts F0 from a mel spectrogram by five convolutions and a linear layer.
 
-    look_ahead: frames to the right that it sees, or None if centred.
-    The last layer starts at the scale of Hz, which small steps would take long to reach.
+    Mirrors `ConvRNNF0Predictor` and `CausalConvRNNF0Predictor` of the original CosyVoice. Unlike
+    there, the last layer is initialized to the scale of Hz, which small updates would take long to
+    reach.
+
+    Args:
+        mel_bins: F.
+        channels: Number of hidden channels.
+        look_ahead: Frames of look-ahead of the first convolution, the others being causal; None if
+            all are centered.
     """
 
     def __init__(self, *, mel_bins: int, channels: int, look_ahead: int | None = None) -> None:
@@ -130,9 +182,14 @@ class F0Predictor(nn.Module):
             self.classifier.bias.fill_(100.0)
 
     def forward(self, mel_BFT: Tensor) -> Tensor:
-        """F0 in full precision also under autocast: bf16 has steps of 1 Hz and more."""
+        """Returns F0 in Hz, (B, T).
+
+        The last layer is in full precision even under autocast: at 200 Hz, bf16 has steps of 1 Hz.
+        """
         hidden_BTC = self.condnet(mel_BFT).transpose(1, 2)
-        if not torch.jit.is_scripting():  # noqa: SIM102  (a script knows no autocast, and reads no further)
+        # TorchScript does not support autocast. It skips this branch without compiling it, as long
+        # as the two ifs stay nested.
+        if not torch.jit.is_scripting():  # noqa: SIM102
             if torch.is_autocast_enabled(mel_BFT.device.type):
                 with torch.autocast(mel_BFT.device.type, enabled=False):
                     return self.classifier(hidden_BTC.float()).squeeze(2).abs()
@@ -140,15 +197,34 @@ class F0Predictor(nn.Module):
 
 
 class HiFTGenerator(nn.Module):
-    """Mel to waveform (Li et al. 2023, "HiFTNet"; the stages of "HiFi-GAN").
+    """Generates waveforms from mel spectrograms (Li et al. 2023, "HiFTNet").
 
-    channels: width before the first stage; each stage halves it.
-    rates, kernels: of the upsampling convolutions. The hop of the mel is the product of the rates times that of the inverse STFT.
-    resblock_kernels, source_kernels: of the residual blocks of every stage, and of the source's one in each stage.
-    dilations, source_dilations: of these blocks; one list for all, or one for each kernel. The source's are the others' if None.
-    look_ahead: frames to the right that it sees, or None if centred.
-    leak: slope of the leaky ReLUs. loudest: the wave is clipped there.
-    source: makes the excitation. f0: predicts the fundamental.
+    Upsampling stages as in HiFi-GAN (Kong et al. 2020) predict a spectrum for an inverse STFT; each
+    stage also reads the spectrum of a harmonic excitation. Mirrors `HiFTGenerator` and
+    `CausalHiFTGenerator` of the original CosyVoice.
+
+    Args:
+        mel_bins: F.
+        channels: Channels before the first stage; each stage halves them.
+        rates: Upsampling rate of each stage. Their product times `n_hop` is the hop of the mel.
+        kernels: Kernel size of the upsampling convolution of each stage.
+        source: Generates the excitation.
+        f0: Predicts F0.
+        resblock_kernels: Kernel sizes of the parallel residual blocks in every stage; odd.
+        source_kernels: Kernel size of the excitation's residual block in each stage; odd.
+        dilations: Dilations of the parallel residual blocks: one list for all of them, or a list
+            for each.
+        source_dilations: The same for the residual blocks of the excitation; None for `dilations`.
+        n_fft: FFT size of the STFT, in samples.
+        n_hop: Samples per frame of the STFT.
+        look_ahead: Frames of look-ahead of the first convolution, the others being causal; None if
+            all are centered.
+        leak: Slope of the leaky ReLUs.
+        loudest: Amplitude at which the waveform is clipped.
+
+    Raises:
+        ValueError: `channels` cannot be halved once per stage, or a residual block has an even
+            kernel size.
     """
 
     def __init__(
@@ -173,17 +249,17 @@ class HiFTGenerator(nn.Module):
         super().__init__()
         if channels % 2 ** len(rates):
             raise ValueError(
-                f"channels={channels} cannot be halved {len(rates)} times, once for each of rates"
+                f"channels={channels} must be a multiple of {2 ** len(rates)}, "
+                f"as each of the {len(rates)} stages in rates halves it"
             )
         if even := [kernel for kernel in (*resblock_kernels, *source_kernels) if kernel % 2 == 0]:
             raise ValueError(
-                f"a residual block with a kernel of {even[0]} has no middle: give odd numbers"
+                f"resblock_kernels and source_kernels must be odd, but one of them is {even[0]}"
             )
-        widths, causal = (
-            [channels // 2 ** (i + 1) for i in range(len(rates))],
-            look_ahead is not None,
-        )
-        # the source's spectrum has the rate of the last stage; each stage takes it down to its own
+        causal = look_ahead is not None
+        widths = [channels // 2 ** (i + 1) for i in range(len(rates))]
+        # The spectrum of the excitation has the rate of the last stage; the earlier stages
+        # downsample it to theirs.
         downs = list(accumulate([1, *list(rates)[:0:-1]], mul))[::-1]
         blocks = list(zip(resblock_kernels, for_each(resblock_kernels, dilations), strict=True))
         source_blocks = zip(
@@ -214,20 +290,26 @@ class HiFTGenerator(nn.Module):
         self.f0_predictor = f0
         self.stft = ConvolutionalSTFT(n_fft, n_hop)
         self.branches, self.leak, self.loudest = len(blocks), leak, loudest
-        self.loudest_bin = math.log(
-            1e2
-        )  # clipped before the exponential, whose gradient would overflow
-        # the last frames of a mel, whose wave more mel would change: each part's look-ahead, and one that windows reach into
-        self.context = (
-            0 if look_ahead is None or f0.look_ahead is None else look_ahead + f0.look_ahead + 1
-        )
+        # Magnitudes are clipped at 100, and before the exponential, whose gradient would overflow.
+        self.max_log_magnitude = math.log(1e2)
+        # The number of last frames whose waveform depends on frames still to come: the look-ahead
+        # of generator and F0 predictor, and one frame that the STFT windows reach into.
+        self.context = 0
+        if look_ahead is not None and f0.look_ahead is not None:
+            self.context = look_ahead + f0.look_ahead + 1
 
     def forward(
         self, mel_BFT: Tensor, phase_BH: Tensor, noise_BHS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The wave (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
+        """Generates waveforms.
 
-        phase, noise: the draws of the source, see `HarmonicSource`.
+        Args:
+            mel_BFT: Log-mel spectrograms.
+            phase_BH: Starting phases of the harmonics in radians, 0 for the fundamental.
+            noise_BHS: Standard normal noise of the excitation.
+
+        Returns:
+            The waveforms (B, S) in [-1, 1], S = T * hop, and the predicted F0 (B, T) in Hz.
         """
         f0_BT = self.f0_predictor(mel_BFT)
         return self.decode(mel_BFT, self.m_source(f0_BT, phase_BH, noise_BHS)), f0_BT
@@ -241,21 +323,37 @@ class HiFTGenerator(nn.Module):
         heard_B1S: Tensor | None = None,
         final: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """A piece of a stream: the wave (B, S) and its excitation (B, 1, S).
+        """Generates a piece of a stream.
 
-        heard: the excitation of the piece before, which goes on at the start of this one. final: if not, the last `context` frames
-        of the mel give no wave, as what follows would change it.
+        Args:
+            mel_BFT: Log-mel spectrograms.
+            phase_BH: Starting phases, see `forward`.
+            noise_BHS: Standard normal noise, see `forward`.
+            heard_B1S: Excitation of an earlier piece that overlaps the start of this one and
+                replaces it there, so that the phase continues; None for the first piece.
+            final: Whether the stream ends with this piece. Otherwise no waveform is returned for
+                the last `context` frames, as the frames to come would change it.
+
+        Returns:
+            The waveforms (B, S), and their excitation (B, 1, S).
         """
         source_B1S = self.m_source(self.f0_predictor(mel_BFT), phase_BH, noise_BHS)
         if heard_B1S is not None:
             source_B1S = torch.cat([heard_B1S, source_B1S[:, :, heard_B1S.size(2) :]], dim=2)
-        sure = source_B1S.size(2) - (
-            0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop
-        )
-        return self.decode(mel_BFT, source_B1S)[:, :sure], source_B1S[:, :, :sure]
+        held_back = 0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop
+        samples = source_B1S.size(2) - held_back
+        return self.decode(mel_BFT, source_B1S)[:, :samples], source_B1S[:, :, :samples]
 
     def decode(self, mel_BFT: Tensor, source_B1S: Tensor) -> Tensor:
-        """The wave (B, S) of a mel and an excitation (B, 1, S)."""
+        """Generates waveforms from mel spectrograms and an excitation.
+
+        Args:
+            mel_BFT: Log-mel spectrograms.
+            source_B1S: The excitation, see `HarmonicSource`.
+
+        Returns:
+            The waveforms, (B, S), clipped at `loudest`.
+        """
         spectrum = self.stft(source_B1S)
         x = self.conv_pre(mel_BFT)
         stages = zip(self.ups, self.source_downs, self.source_resblocks)  # noqa: B905
@@ -273,16 +371,17 @@ class HiFTGenerator(nn.Module):
         if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
             x = x.float()
         bins = self.stft.bins
-        magnitude = torch.exp(x[:, :bins].clamp(max=self.loudest_bin))
+        magnitude = torch.exp(x[:, :bins].clamp(max=self.max_log_magnitude))
         phase = torch.sin(x[:, bins:])
-        wave = self.stft.inverse(
-            torch.cat([magnitude * torch.cos(phase), magnitude * torch.sin(phase)], dim=1)
-        )
+        real, imaginary = magnitude * torch.cos(phase), magnitude * torch.sin(phase)
+        wave = self.stft.inverse(torch.cat([real, imaginary], dim=1))
         return wave.clamp(-self.loudest, self.loudest)
 
 
 def for_each(
     kernels: Sequence[int], dilations: Sequence[int] | Sequence[Sequence[int]]
 ) -> list[Sequence[int]]:
-    """The dilations of the block of each kernel."""
-    return [dilations for _ in kernels] if isinstance(dilations[0], int) else list(dilations)  # type: ignore[arg-type, misc]
+    """Returns a list of dilations for each kernel; a single list serves all kernels."""
+    if isinstance(dilations[0], int):
+        return [dilations for _ in kernels]  # type: ignore[misc]
+    return list(dilations)  # type: ignore[arg-type]

@@ -1,6 +1,9 @@
-"""The excitation of the vocoder: harmonics of the fundamental, and noise (Wang et al. 2019, neural source-filter, section II-B).
+"""The excitation of the vocoder: sines at the harmonics of F0, and noise.
 
-B batch, H harmonics (the fundamental among them), T mel frames, S samples, N samples in a mel frame.
+It follows neural source-filter models (Wang et al. 2019, section II-B).
+
+B batch, H harmonics (the fundamental included), T mel frames, S samples (S = T * N), N samples per
+mel frame.
 """
 
 import math
@@ -13,13 +16,26 @@ GLIDES = ("running", "linear", "nearest")
 
 
 class HarmonicSource(nn.Module):
-    """Sines of the harmonics of F0, merged by one linear layer and tanh.
+    """Harmonic-plus-noise excitation from F0 (Wang et al. 2019, "neural source-filter").
 
-    harmonics: H, the fundamental included. hop: N.
-    amplitude, noise_std: of the sines, and of the noise where the frame is voiced (elsewhere a third of the amplitude).
-    voiced_above: a frame is voiced where its F0 is above this, in Hz.
-    glide: how phases move within a frame. "running": on and on, from their random starts. "linear": evenly from the middle of a frame
-        to the middle of the next. "nearest": not at all. For the last two random starts are without effect, as in the original.
+    Sines at the harmonics of F0 are mixed by a linear layer and tanh. Mirrors `SourceModuleHnNSF`
+    of the original CosyVoice.
+
+    Args:
+        sample_rate: In Hz.
+        hop: N.
+        harmonics: H.
+        amplitude: Amplitude of the sines.
+        noise_std: Standard deviation of the noise in voiced frames; in unvoiced ones, it is a third
+            of `amplitude`.
+        voiced_above: Frames are voiced if their F0 is above this, in Hz.
+        glide: How the phase moves within a frame. "running" accumulates it sample by sample from
+            the starting phases (v1, `SineGen` of the original). "linear" interpolates it between
+            the middles of frames (v2, `SineGen2`). "nearest" keeps it constant (v3, `SineGen2`).
+            The latter two ignore the starting phases, as the original does in effect.
+
+    Raises:
+        ValueError: `glide` is unknown.
     """
 
     def __init__(
@@ -35,47 +51,63 @@ class HarmonicSource(nn.Module):
     ) -> None:
         super().__init__()
         if glide not in GLIDES:
-            raise ValueError(f"glide={glide} is none of {', '.join(GLIDES)}")
+            raise ValueError(f"glide={glide} must be one of {', '.join(GLIDES)}")
         self.sample_rate, self.hop, self.harmonics, self.glide = sample_rate, hop, harmonics, glide
         self.amplitude, self.noise_std, self.voiced_above = amplitude, noise_std, voiced_above
         self.l_linear = nn.Linear(harmonics, 1)
 
     def forward(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
-        """F0 in Hz, starting phases in radians (0 for the fundamental), standard normal noise; returns (B, 1, S), S = T * N."""
-        with torch.no_grad():  # as the original: F0 learns from its own loss alone
+        """Returns the excitation, (B, 1, S).
+
+        No gradient flows to F0, as in the original: the F0 predictor learns from its own loss only.
+
+        Args:
+            f0_BT: F0 of each frame, in Hz.
+            phase_BH: Starting phases in radians, 0 for the fundamental.
+            noise_BHS: Standard normal noise.
+        """
+        with torch.no_grad():
             sines = self.sines(f0_BT, phase_BH, noise_BHS)
         return torch.tanh(self.l_linear(sines.transpose(1, 2))).transpose(1, 2)
 
     def sines(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
-        """The harmonics with noise, (B, H, S). Phases add up over frames in double precision, modulo one turn."""
+        """Returns the harmonics with noise, (B, H, S); see `forward` for the arguments.
+
+        Phases are in turns (1 is a full circle), and are summed over frames in double precision,
+        modulo 1.
+        """
         dtype = torch.float64 if f0_BT.dtype == torch.float64 else torch.float32
         order = torch.arange(1, self.harmonics + 1, dtype=torch.float64, device=f0_BT.device)
-        turns_BHT = (
-            f0_BT.double().unsqueeze(1) * order.unsqueeze(1) / self.sample_rate
-        ) % 1.0  # of a circle, in one sample
-        turned_BHT = (
-            torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0
-        )  # in all frames up to this one
-        circle_BHTN = turned_BHT.to(dtype).unsqueeze(3) + self.within(turns_BHT.to(dtype), phase_BH)
-        sines = self.amplitude * torch.sin(2 * math.pi * (circle_BHTN % 1.0).flatten(2))
-        voiced = (
-            (f0_BT > self.voiced_above).unsqueeze(1).to(dtype).repeat_interleave(self.hop, dim=2)
-        )
-        spread = voiced * self.noise_std + (1 - voiced) * self.amplitude / 3
-        return sines * voiced + spread * noise_BHS
+        # The phase increment of one sample.
+        turns_BHT = (f0_BT.double().unsqueeze(1) * order.unsqueeze(1) / self.sample_rate) % 1.0
+        # The phase summed over all frames up to and including each one.
+        total_BHT = torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0
+        phase_BHTN = total_BHT.to(dtype).unsqueeze(3) + self.within(turns_BHT.to(dtype), phase_BH)
+        sines = self.amplitude * torch.sin(2 * math.pi * (phase_BHTN % 1.0).flatten(2))
+        voiced_B1T = (f0_BT > self.voiced_above).unsqueeze(1).to(dtype)
+        voiced = voiced_B1T.repeat_interleave(self.hop, dim=2)
+        noise_std = voiced * self.noise_std + (1 - voiced) * self.amplitude / 3
+        return sines * voiced + noise_std * noise_BHS
 
     def within(self, turns_BHT: Tensor, phase_BH: Tensor) -> Tensor:
-        """What the samples of a frame are ahead of it, in turns, (B, H, T, N)."""
+        """Returns the phase of each sample relative to the summed phase of its frame.
+
+        Args:
+            turns_BHT: Phase increment of one sample, in turns.
+            phase_BH: Starting phases in radians.
+
+        Returns:
+            Relative phases in turns, (B, H, T, N).
+        """
         steps = torch.arange(self.hop, dtype=turns_BHT.dtype, device=turns_BHT.device)
         if self.glide == "running":
-            return turns_BHT.unsqueeze(3) * (steps + 1 - self.hop) + phase_BH[:, :, None, None] / (
-                2 * math.pi
-            )
+            start_BH11 = phase_BH[:, :, None, None] / (2 * math.pi)
+            return turns_BHT.unsqueeze(3) * (steps + 1 - self.hop) + start_BH11
         if self.glide == "linear":
+            # The summed phase is reached in the middle of a frame: before it, the increment is that
+            # of this frame, after it that of the next one, and 0 at both ends of the utterance.
             offset, inner = steps - (self.hop - 1) / 2, turns_BHT[:, :, 1:]
-            arriving, leaving = (
-                functional.pad(inner, (1, 0)).unsqueeze(3),
-                functional.pad(inner, (0, 1)).unsqueeze(3),
-            )
-            return arriving * offset.clamp(max=0) + leaving * offset.clamp(min=0)
+            before = functional.pad(inner, (1, 0)).unsqueeze(3)
+            after = functional.pad(inner, (0, 1)).unsqueeze(3)
+            return before * offset.clamp(max=0) + after * offset.clamp(min=0)
         return turns_BHT.unsqueeze(3) * torch.zeros_like(steps)

@@ -1,7 +1,7 @@
-"""Attention: with relative positions, as the text encoder, the speech-token LM and the flow encoder use it, and without.
+"""Multi-head attention of the CosyVoice networks, with relative, rotary or no positions.
 
-B batch, H heads, K width of a head, Q queries, S keys (Q <= S: a cache holds the first S - Q), D = H * K,
-W distances, T positions, C channels, R rotated channels.
+B batch, H heads, K head width, Q queries, S keys (Q <= S: the first S - Q come from a cache),
+D = H * K, W relative distances, T positions, C channels, R rotated channels.
 """
 
 import math
@@ -12,10 +12,19 @@ from torch.nn import functional
 
 
 def distance_table(first: int, last: int, width: int, like: Tensor) -> Tensor:
-    """Sinusoids of the distances `first`, `first - 1`, ..., `last` between a query and a key.
+    """Returns sinusoidal embeddings of the distances `first`, `first - 1`, ..., `last`.
 
-    Returns (first - last + 1, width) in the dtype and on the device of `like`: sine in the even columns, cosine in the odd
-    ones (Vaswani et al. 2017, section 3.5).
+    The distance from query i to key j is i - j. Even columns are sines, odd columns cosines
+    (Vaswani et al. 2017, "Attention Is All You Need", section 3.5).
+
+    Args:
+        first: The largest distance, in positions.
+        last: The smallest distance, in positions; negative for keys after the query.
+        width: Number of columns.
+        like: A tensor with the dtype and device of the table.
+
+    Returns:
+        The table, (first - last + 1, width).
     """
     distances = torch.arange(first, last - 1, -1, dtype=torch.float32, device=like.device)
     channels = torch.arange(0, width, 2, dtype=torch.float32, device=like.device)
@@ -24,10 +33,19 @@ def distance_table(first: int, last: int, width: int, like: Tensor) -> Tensor:
 
 
 def by_key(scores_BHQW: Tensor, keys: int) -> Tensor:
-    """Turns scores by distance into scores by key: out[i, j] = scores[i, column of the distance from query i to key j].
+    """Realigns attention scores from distances to keys (the "relative shift" of Transformer-XL).
 
-    Row i of the table of distances starts Q - 1 - i columns later than row Q - 1; padding one column on the left and reading
-    the memory with another row length shifts every row by that much (Dai et al. 2019, appendix B).
+    The scores of query i start Q - 1 - i columns later than those of the last query. Padding one
+    column on the left and reading the same memory with the original row length shifts each row by
+    that amount (Dai et al. 2019, "Transformer-XL", appendix B).
+
+    Args:
+        scores_BHQW: Scores by distance; column 0 is the distance S - 1, the largest one. If the
+            table stops at distance 0, scores of later keys are undefined and must be masked.
+        keys: S, the number of keys.
+
+    Returns:
+        Scores by key, (B, H, Q, S).
     """
     batch, heads, queries, width = scores_BHQW.shape
     padded = functional.pad(scores_BHQW, [1, 0]).flatten(2)
@@ -35,18 +53,29 @@ def by_key(scores_BHQW: Tensor, keys: int) -> Tensor:
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head attention whose scores add a term of the distance (Dai et al. 2019, section 3.3, parametrisation b).
+    """Multi-head self-attention with relative positions (Dai et al. 2019, section 3.3).
 
-    score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_(i-j)) / sqrt(K)
+    score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_(i-j)) / sqrt(K), where u and v are learned
+    biases and p is a projection of `distance_table`. Mirrors `RelPositionMultiHeadedAttention` of
+    the original CosyVoice.
+
+    Args:
+        width: D, the number of channels.
+        heads: H; must divide `width`.
+        dropout: Dropout probability of the attention weights.
+
+    Raises:
+        ValueError: `width` is not a multiple of `heads`.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"a width of {width} does not divide into {heads} heads")
+            raise ValueError(f"width={width} must be a multiple of heads={heads}")
         self.heads = heads
         self.head_width = width // heads
-        self.hidden = -3e4  # score of an invisible key: finite in half precision too, its weight underflows to exactly 0
+        # Finite in half precision too, and low enough that its softmax weight is exactly 0.
+        self.masked_score = -3e4
         self.scale = 1.0 / math.sqrt(self.head_width)
         self.pos_bias_u = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
         self.pos_bias_v = nn.Parameter(nn.init.xavier_uniform_(torch.empty(heads, self.head_width)))
@@ -60,13 +89,18 @@ class RelativeAttention(nn.Module):
     def forward(
         self, x_BQD: Tensor, positions_WD: Tensor, visible: Tensor, cache_BHSK: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attends from `x` to the cached keys, if any, and to itself.
+        """Attends from `x` to the cached positions, if any, and to `x` itself.
 
-        positions: the distance table, from the largest distance of a pair down to the smallest.
-        visible: bool, broadcastable to (B, 1, Q, S), True where a query may look. What a query that sees nothing returns
-            has no meaning, but is finite.
-        cache: (B, H, S - Q, 2K), keys and values side by side.
-        Returns the output (B, Q, D), and all keys and values, (B, H, S, K) each.
+        Args:
+            x_BQD: The last Q of the S positions.
+            positions_WD: `distance_table` from S - 1 down to the smallest distance that is visible.
+            visible: Boolean mask that broadcasts to (B, 1, Q, S), True where a query may attend.
+                The output of a query that sees no key is finite but meaningless.
+            cache_BHSK: Keys and values of earlier positions, concatenated along the channels,
+                (B, H, S - Q, 2K); None if there are none.
+
+        Returns:
+            The output (B, Q, D), and the keys and values of all positions, (B, H, S, K) each.
         """
         batch, queries, width = x_BQD.shape
         q = self.linear_q(x_BQD).view(batch, queries, self.heads, self.head_width).transpose(1, 2)
@@ -80,24 +114,42 @@ class RelativeAttention(nn.Module):
         content = torch.matmul((q + self.pos_bias_u.unsqueeze(1)) * self.scale, k.transpose(-2, -1))
         distance = torch.matmul((q + self.pos_bias_v.unsqueeze(1)) * self.scale, p)
         scores = content + by_key(distance, k.size(2))
-        weights = torch.softmax(scores.masked_fill(~visible, self.hidden), dim=-1)
+        weights = torch.softmax(scores.masked_fill(~visible, self.masked_score), dim=-1)
         out = torch.matmul(self.dropout(weights).to(v.dtype), v)
         return self.linear_out(out.transpose(1, 2).reshape(batch, queries, width)), k, v
 
 
 def rotate(x_BTC: Tensor, angles_TR: Tensor) -> Tensor:
-    """Turns the first R channels, pair (2i, 2i + 1) after pair, by the angles of their position (Su et al. 2021, eq. 34)."""
-    turned, kept = x_BTC.split([angles_TR.size(-1), x_BTC.size(-1) - angles_TR.size(-1)], dim=-1)
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
-    turned = turned * torch.cos(angles_TR).to(x_BTC.dtype) + quarter * torch.sin(angles_TR).to(
-        x_BTC.dtype
-    )
-    return torch.cat([turned, kept], dim=-1)
+    """Applies rotary positions to the first R channels (Su et al. 2021, "RoFormer", eq. 34).
+
+    Args:
+        x_BTC: Queries or keys. Channels 2i and 2i + 1 form a pair that is rotated together;
+            channels from R on stay as they are.
+        angles_TR: The angle of each channel at each position, in radians, equal within a pair.
+
+    Returns:
+        The rotated tensor, (B, T, C).
+    """
+    first, rest = x_BTC.split([angles_TR.size(-1), x_BTC.size(-1) - angles_TR.size(-1)], dim=-1)
+    even, odd = first.unflatten(-1, (-1, 2)).unbind(-1)
+    quarter_turn = torch.stack([-odd, even], dim=-1).flatten(-2)
+    cos = torch.cos(angles_TR).to(x_BTC.dtype)
+    sin = torch.sin(angles_TR).to(x_BTC.dtype)
+    return torch.cat([first * cos + quarter_turn * sin, rest], dim=-1)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention whose inner width need not be the outer one, as the estimators of the flow use it."""
+    """Multi-head self-attention of the flow estimators (Vaswani et al. 2017, section 3.2).
+
+    The inner width H * K need not equal the number of channels.
+
+    Args:
+        channels: C.
+        heads: H.
+        head_width: K.
+        dropout: Dropout probability of the output.
+        bias: Whether the projections to queries, keys and values have a bias.
+    """
 
     def __init__(
         self, channels: int, heads: int, head_width: int, dropout: float, bias: bool = False
@@ -110,10 +162,17 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * head_width, channels), nn.Dropout(dropout))
 
     def forward(self, x_BTC: Tensor, visible: Tensor, angles_TR: Tensor | None = None) -> Tensor:
-        """visible: bool, broadcastable to (B, 1, T, T). angles: of rotary positions.
+        """Attends from every position to the visible ones.
 
-        They turn the first R of all channels, before these are divided into heads: with R the width of a head, only the
-        first head knows positions. The original is so, and its weights are trained so.
+        Args:
+            x_BTC: The input.
+            visible: Boolean mask that broadcasts to (B, 1, T, T), True where a query may attend.
+            angles_TR: Rotary angles, see `rotate`; None for no positions. They are applied before
+                the channels are split into heads, so with R = K only the first head knows about
+                positions. The original does the same, and its checkpoints are trained that way.
+
+        Returns:
+            The output, (B, T, C).
         """
         q, k, v = self.to_q(x_BTC), self.to_k(x_BTC), self.to_v(x_BTC)
         if angles_TR is not None:

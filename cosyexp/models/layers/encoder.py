@@ -1,6 +1,6 @@
-"""The pre-norm encoder stack that the v1 and v2 families share: text encoder, speech-token LM, flow encoder.
+"""Pre-norm encoder layers of the v1 and v2 families: text encoder, speech-token LM, flow encoder.
 
-B batch, T positions, D width, I input width, L layers, H heads, K width of a head.
+B batch, T positions, D width, I input width, L layers, H heads, K head width, S cached positions.
 """
 
 import math
@@ -12,14 +12,23 @@ from cosyexp.models.layers.attention import RelativeAttention, distance_table
 
 
 def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
-    """(B, size) bool, True on the first `lengths` positions of each row."""
+    """Returns a boolean mask (B, size), True on the first `lengths` positions of each row."""
     return torch.arange(size, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 def chunk_mask(queries: int, keys: int, chunk: int, like: Tensor) -> Tensor:
-    """(queries, keys) bool: a query sees its own chunk of `chunk` positions and all before it; `chunk=0` sees everything.
+    """Returns the boolean attention mask of a sequence that is processed in chunks.
 
-    The queries are the last ones of the keys. `chunk=1` is the causal mask.
+    A query sees its own chunk and everything before it.
+
+    Args:
+        queries: Number of queries; they are the last ones of the keys.
+        keys: Number of keys.
+        chunk: Chunk size in positions. 1 gives the causal mask; with 0, every query sees all keys.
+        like: A tensor on the device of the mask.
+
+    Returns:
+        The mask, (queries, keys), True where a query may attend.
     """
     j = torch.arange(keys, device=like.device)
     if chunk == 0:
@@ -29,8 +38,17 @@ def chunk_mask(queries: int, keys: int, chunk: int, like: Tensor) -> Tensor:
 
 
 def visible_keys(valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = None) -> Tensor:
-    """What each position sees of its row, broadcastable to (B, 1, T, T): all valid ones, a streaming row only up to the end of
-    the position's own chunk."""
+    """Returns the attention mask of padded rows, some of which may be streaming.
+
+    Args:
+        valid_BT: Boolean, True on positions that are not padding.
+        chunk: Chunk size of streaming rows, in positions; with 0, they see as much as the others.
+        streaming_B: Boolean, True for rows whose positions see no further than the end of their
+            own chunk; None if no row is streaming.
+
+    Returns:
+        A boolean mask that broadcasts to (B, 1, T, T), True where a query may attend.
+    """
     visible = valid_BT[:, None, None]
     if streaming_B is not None and chunk > 0:
         chunks = chunk_mask(valid_BT.size(1), valid_BT.size(1), chunk, valid_BT)
@@ -39,7 +57,14 @@ def visible_keys(valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = 
 
 
 class FeedForward(nn.Module):
-    """Linear, activation, dropout, linear."""
+    """Position-wise feed-forward network (Vaswani et al. 2017, section 3.3).
+
+    Args:
+        width: Number of input and output channels.
+        hidden: Number of hidden channels.
+        dropout: Dropout probability after the activation.
+        activation: The activation.
+    """
 
     def __init__(self, width: int, hidden: int, dropout: float, activation: nn.Module) -> None:
         super().__init__()
@@ -49,11 +74,20 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Applies the network to the last dimension."""
         return self.w_2(self.dropout(self.activation(self.w_1(x))))
 
 
 class TransformerLayer(nn.Module):
-    """Pre-norm attention and feed-forward, with the key names of the original's transformer layer."""
+    """Pre-norm transformer layer with ReLU, `TransformerEncoderLayer` of the original CosyVoice.
+
+    Args:
+        width: D.
+        heads: H.
+        hidden: Hidden channels of the feed-forward network.
+        dropout: Dropout probability of the residual branches.
+        attention_dropout: Dropout probability of the attention weights.
+    """
 
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float
@@ -68,13 +102,19 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the output (B, T, D), and all keys and values; see `RelativeAttention`."""
         attended, k, v = self.self_attn(self.norm1(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm2(x_BTD))), k, v
 
 
 class ConformerLayer(nn.Module):
-    """The same with SiLU, under the key names of the original's conformer layer (macaron and convolution are off there)."""
+    """Pre-norm conformer layer with SiLU, `ConformerEncoderLayer` of the original CosyVoice.
+
+    Of the Conformer (Gulati et al. 2020), CosyVoice uses neither the convolution module nor the
+    macaron feed-forward, so only the activation and the parameter names differ from
+    `TransformerLayer`, whose arguments it shares.
+    """
 
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float
@@ -89,13 +129,23 @@ class ConformerLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, positions: Tensor, visible: Tensor, cache: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the output (B, T, D), and all keys and values; see `RelativeAttention`."""
         attended, k, v = self.self_attn(self.norm_mha(x_BTD), positions, visible, cache)
         x_BTD = x_BTD + self.dropout(attended)
         return x_BTD + self.dropout(self.feed_forward(self.norm_ff(x_BTD))), k, v
 
 
 class InputEmbedding(nn.Module):
-    """Linear, LayerNorm, dropout, optionally ReLU (the original's `linear` and `linear_legacy` input layers)."""
+    """Linear layer, layer norm and dropout in front of an encoder.
+
+    Mirrors the input layers `linear` and, with ReLU, `linear_legacy` of the original CosyVoice.
+
+    Args:
+        in_width: Number of input channels.
+        width: Number of output channels.
+        dropout: Dropout probability.
+        relu: Whether a ReLU follows.
+    """
 
     def __init__(self, in_width: int, width: int, dropout: float, relu: bool) -> None:
         super().__init__()
@@ -103,15 +153,27 @@ class InputEmbedding(nn.Module):
         self.out = nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Embeds the last dimension."""
         return self.out(x)
 
 
 class Encoder(nn.Module):
-    """A stack of conformer or transformer layers over relative positions.
+    """A stack of conformer or transformer layers with relative positions.
 
-    in_width, width, heads, hidden (feed-forward), blocks: sizes.
-    layer: "conformer" or "transformer"; the latter has a ReLU behind its input embedding.
-    chunk: 0 looks at the whole sequence, 1 is causal, n sees whole chunks of n positions and all before.
+    Mirrors `ConformerEncoder` and `TransformerEncoder` of the original CosyVoice
+    (Gulati et al. 2020, "Conformer"; Dai et al. 2019, "Transformer-XL").
+
+    Args:
+        in_width: I, the number of input channels.
+        width: D.
+        heads: H; must divide `width`.
+        hidden: Hidden channels of the feed-forward networks.
+        blocks: L, the number of layers.
+        layer: "conformer" or "transformer"; the latter also has a ReLU after its input embedding.
+        chunk: What a position sees: 0 is the whole sequence, 1 is causal, and n is its own chunk
+            of n positions and everything before it.
+        dropout: Dropout probability of embeddings, positions and residual branches.
+        attention_dropout: Dropout probability of the attention weights.
     """
 
     def __init__(
@@ -127,7 +189,7 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        kind = {"conformer": ConformerLayer, "transformer": TransformerLayer}[layer]
+        layer_class = {"conformer": ConformerLayer, "transformer": TransformerLayer}[layer]
         self.in_width = in_width
         self.width = width
         self.heads = heads
@@ -136,12 +198,20 @@ class Encoder(nn.Module):
         self.embed = InputEmbedding(in_width, width, dropout, relu=layer == "transformer")
         self.after_norm = nn.LayerNorm(width, eps=1e-5)
         self.encoders = nn.ModuleList(
-            kind(width, heads, hidden, dropout, attention_dropout) for _ in range(blocks)
+            layer_class(width, heads, hidden, dropout, attention_dropout) for _ in range(blocks)
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTI: Tensor, lengths_B: Tensor) -> Tensor:
-        """Encodes padded rows; returns (B, T, D). Positions behind a row's length hold nothing meaningful."""
+        """Encodes padded rows.
+
+        Args:
+            x_BTI: The input.
+            lengths_B: Number of valid positions of each row.
+
+        Returns:
+            The encoded rows, (B, T, D); undefined on padding.
+        """
         x = self._embed(x_BTI)
         positions, visible = self._context(x, x.size(1))
         visible = visible & valid_mask(lengths_B, x.size(1))[:, None, None]
@@ -150,15 +220,22 @@ class Encoder(nn.Module):
         return self.after_norm(x)
 
     def empty_cache(self, x: Tensor) -> Tensor:
-        """A cache with nothing in it, (L, B, H, 0, 2K), for a batch like `x`."""
+        """Returns an empty cache, (L, B, H, 0, 2K), with the batch size and dtype of `x`."""
         return x.new_zeros(self.blocks, x.size(0), self.heads, 0, 2 * (self.width // self.heads))
 
     def extend(
         self, x_BTI: Tensor, cache_LBHSK: Tensor, seen: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encodes positions that follow a cached prefix, without padding; returns (B, T, D) and the grown cache.
+        """Encodes positions that follow a cached prefix; no row may be padded.
 
-        seen: what each position sees, instead of what its chunk says; broadcastable to (B, T, S + T).
+        Args:
+            x_BTI: The new positions.
+            cache_LBHSK: Keys and values of the prefix, (L, B, H, S, 2K).
+            seen: Boolean attention mask that broadcasts to (B, T, S + T), True where a position
+                may attend; None for the mask that `chunk` defines.
+
+        Returns:
+            The encoded positions (B, T, D), and the cache extended by them, (L, B, H, S + T, 2K).
         """
         x = self._embed(x_BTI)
         positions, visible = self._context(x, cache_LBHSK.size(3) + x.size(1))
@@ -174,7 +251,7 @@ class Encoder(nn.Module):
         return self.dropout(self.embed(x) * math.sqrt(self.width))
 
     def _context(self, x_BTD: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-        """The distance table from the last T of `keys` positions to all of them, and what each of them sees."""
+        """Returns the distance table and the mask for the last T of `keys` positions."""
         queries = x_BTD.size(1)
         nearest = 0 if self.chunk == 1 else 1 - queries
         positions = self.dropout(distance_table(keys - 1, nearest, self.width, x_BTD))

@@ -1,4 +1,7 @@
-"""Spectrograms. B batch, S samples, T frames, F mel bands, K frequency bins."""
+"""Mel spectrograms, and an STFT that can be exported.
+
+B batch, S samples, T frames, F mel bands, K frequency bins.
+"""
 
 import math
 
@@ -6,18 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SILENCE = math.log(1e-5)  # the lowest log-mel
-HALVES = (torch.float16, torch.bfloat16)
+SILENCE = math.log(1e-5)  # the smallest value of a log-mel spectrogram
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def slaney_mel(frequency: Tensor) -> Tensor:
-    """Hz to mel on Slaney's scale: linear below 1 kHz, logarithmic above (Slaney 1998, "Auditory Toolbox")."""
+    """Converts Hz to mel on Slaney's scale (Slaney 1998, "Auditory Toolbox").
+
+    The scale is linear below 1 kHz and logarithmic above.
+    """
     above = 15.0 + 27.0 * torch.log(frequency.clamp(min=1000.0) / 1000.0) / math.log(6.4)
     return torch.where(frequency < 1000.0, frequency * 3.0 / 200.0, above)
 
 
 def mel_filters(sample_rate: int, n_fft: int, bins: int, fmin: float, fmax: float) -> Tensor:
-    """(bins, n_fft // 2 + 1) triangles of equal area, evenly spaced on Slaney's scale from `fmin` to `fmax` Hz."""
+    """Returns triangular mel filters of equal area, evenly spaced on Slaney's scale.
+
+    Args:
+        sample_rate: In Hz.
+        n_fft: FFT size in samples.
+        bins: F, the number of filters.
+        fmin: Lower edge of the first filter, in Hz.
+        fmax: Upper edge of the last filter, in Hz.
+
+    Returns:
+        The filters, (bins, n_fft // 2 + 1), in float32.
+    """
     limits = slaney_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
     mels = torch.linspace(float(limits[0]), float(limits[1]), bins + 2, dtype=torch.float64)
     edges = torch.where(
@@ -31,9 +48,20 @@ def mel_filters(sample_rate: int, n_fft: int, bins: int, fmin: float, fmax: floa
 
 
 class MelSpectrogram(nn.Module):
-    """Log-mel spectrogram as the family computes it: reflect padding, Hann window, magnitude, Slaney mel, natural log.
+    """Log-mel spectrogram of the flow and the vocoder.
 
-    sample_rate in Hz; n_fft, hop, win in samples; fmax null: half the sample rate.
+    Reflect padding, Hann window, magnitude, Slaney's mel scale and natural logarithm, as in
+    HiFi-GAN (Kong et al. 2020) and Matcha-TTS (Mehta et al. 2024), whose function the original
+    CosyVoice calls.
+
+    Args:
+        sample_rate: In Hz.
+        n_fft: FFT size in samples.
+        hop: Samples per frame.
+        win: Window length in samples.
+        bins: F, the number of mel bands.
+        fmin: Lowest frequency in Hz.
+        fmax: Highest frequency in Hz; None for half the sample rate.
     """
 
     filters: Tensor
@@ -59,9 +87,16 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win), persistent=False)
 
     def forward(self, wave_BS: Tensor) -> Tensor:
-        """Wave in [-1, 1] to (B, F, S // hop), in full precision also under autocast."""
+        """Computes the log-mel spectrogram, in full precision even under autocast.
+
+        Args:
+            wave_BS: The waveforms, in [-1, 1].
+
+        Returns:
+            The spectrograms, (B, F, S // hop).
+        """
         with torch.autocast(wave_BS.device.type, enabled=False):
-            return self._log_mel(wave_BS.float() if wave_BS.dtype in HALVES else wave_BS)
+            return self._log_mel(wave_BS.float() if wave_BS.dtype in HALF_DTYPES else wave_BS)
 
     def _log_mel(self, wave_BS: Tensor) -> Tensor:
         pad = (self.n_fft - self.hop) // 2
@@ -81,7 +116,13 @@ class MelSpectrogram(nn.Module):
 
 
 class WhisperMel(nn.Module):
-    """Log-mel spectrogram as Whisper hears it, 10 ms a frame (Radford et al. 2022): what the speech tokenizers take, with 128 bins."""
+    """Log-mel spectrogram of Whisper, the input of the speech tokenizers (Radford et al. 2022).
+
+    Windows of 25 ms (400 samples at 16 kHz), 10 ms (160 samples) per frame.
+
+    Args:
+        bins: F, the number of mel bands; the speech tokenizers of CosyVoice take 128.
+    """
 
     filters: Tensor
     window: Tensor
@@ -94,16 +135,31 @@ class WhisperMel(nn.Module):
         self.register_buffer("window", torch.hann_window(400), persistent=False)
 
     def forward(self, wave_S: Tensor) -> Tensor:
-        """One wave at 16 kHz to (F, S // 160); the loudest frame sets the floor, so rows cannot be padded before."""
+        """Computes the spectrogram of one utterance.
+
+        There is no batch dimension: values are clamped relative to the largest one, so padding or
+        batch mates would change them.
+
+        Args:
+            wave_S: The waveform at 16 kHz.
+
+        Returns:
+            The spectrogram, (F, S // 160).
+        """
         spectrum = torch.stft(wave_S, 400, 160, window=self.window, return_complex=True)[:, :-1]
         mel_FT = torch.matmul(self.filters, spectrum.abs().square()).clamp(min=1e-10).log10()
         return (torch.maximum(mel_FT, mel_FT.max() - 8.0) + 4.0) / 4.0
 
 
 class ConvolutionalSTFT(nn.Module):
-    """A short-time Fourier transform with a centred Hann window, and its inverse, both as convolutions.
+    """Short-time Fourier transform and its inverse, computed by convolutions.
 
-    The same numbers as `torch.stft` and `torch.istft`, in operations that every exporter knows.
+    Gives the same numbers as `torch.stft` and `torch.istft` with a centered Hann window, which the
+    original HiFT vocoder calls, in operations that every export format supports.
+
+    Args:
+        n_fft: FFT size and window length in samples.
+        hop: Samples per frame.
     """
 
     forward_basis: Tensor
@@ -114,11 +170,10 @@ class ConvolutionalSTFT(nn.Module):
         super().__init__()
         self.n_fft, self.hop, self.bins = n_fft, hop, n_fft // 2 + 1
         window = torch.hann_window(n_fft, dtype=torch.float64)
-        angles = torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double() * (
-            2 * math.pi / n_fft
-        )
+        bins_and_samples = torch.outer(torch.arange(self.bins), torch.arange(n_fft)).double()
+        angles = bins_and_samples * (2 * math.pi / n_fft)
         basis = torch.cat([torch.cos(angles), -torch.sin(angles)])
-        # a real signal's spectrum is symmetric: every bin but the first and the last counts twice
+        # The spectrum of a real signal is symmetric: all bins but the first and last count twice.
         count = torch.full((self.bins,), 2.0, dtype=torch.float64)
         count[0] = count[-1] = 1.0
         inverse = basis * torch.cat([count, count])[:, None] / n_fft
@@ -131,16 +186,29 @@ class ConvolutionalSTFT(nn.Module):
         self.register_buffer("envelope", window.square()[None, None].float(), persistent=False)
 
     def forward(self, wave_B1S: Tensor) -> Tensor:
-        """(B, 1, S) to (B, 2K, S // hop + 1): real parts, then imaginary parts."""
+        """Transforms waveforms (B, 1, S) to spectra.
+
+        Returns:
+            Real parts, then imaginary parts, (B, 2K, S // hop + 1).
+        """
         padded = functional.pad(wave_B1S, (self.n_fft // 2, self.n_fft // 2), mode="reflect")
         return functional.conv1d(padded, self.forward_basis.to(padded.dtype), stride=self.hop)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
-        """(B, 2K, T) to (B, (T - 1) * hop), in full precision also under autocast.
+        """Transforms spectra back to waveforms, in full precision even under autocast.
 
-        Overlap and add, divided by the sum of squared windows.
+        The windowed frames are overlapped, added, and divided by the sum of squared windows
+        (Griffin & Lim 1984).
+
+        Args:
+            spectrum: Real parts, then imaginary parts, (B, 2K, T).
+
+        Returns:
+            The waveforms, (B, (T - 1) * hop).
         """
-        if not torch.jit.is_scripting():  # noqa: SIM102  (a script knows no autocast, and reads no further)
+        # TorchScript does not support autocast. It skips this branch without compiling it, as long
+        # as the two ifs stay nested.
+        if not torch.jit.is_scripting():  # noqa: SIM102
             if torch.is_autocast_enabled(spectrum.device.type):
                 with torch.autocast(spectrum.device.type, enabled=False):
                     return self._overlap_add(spectrum.float())

@@ -1,7 +1,9 @@
-"""How a language model speaks: token after token, with a cache.
+"""Autoregressive decoding of speech tokens with a key-value cache.
 
-B batch, L text tokens, N speech tokens, D width, V classes, C layers, H key heads, S cached positions, K width of a head; classes
-from `speech_vocabulary` on are marks, none of which is a sound.
+Classes below `speech_vocabulary` are speech tokens, the others are special tokens without a sound.
+
+B batch, L text tokens, N speech tokens, D width, V speech classes, C layers, H key heads,
+S cached positions, K head width.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,15 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # transformers takes a second to import
+if TYPE_CHECKING:  # importing transformers takes a second
     from cosyexp.models.llm.qwen_lm import QwenLM
 
-Choose = Callable[
-    [Tensor, Sequence[int]], int
-]  # a class, from log-probabilities (V,) and the classes before
-Step = Callable[
-    [Tensor, Tensor], tuple[Tensor, Tensor]
-]  # tokens (B,) and a cache to log-probabilities (B, V) and a cache
+# Chooses a class, given log-probabilities (V,) and the classes chosen before.
+Choose = Callable[[Tensor, Sequence[int]], int]
+# Maps tokens (B,) and a cache to log-probabilities (B, V) of the next token and the new cache.
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def decode(
@@ -32,9 +32,21 @@ def decode(
     max_tokens: int,
     forbidden: Sequence[int] | slice | None = None,
 ) -> Iterator[int]:
-    """The speech tokens of one row that follow its prompt, whose log-probabilities and cache are given, until a mark or `max_tokens`.
+    """Decodes the speech tokens of one row until a special token or `max_tokens`.
 
-    forbidden: classes that may not come before there are `min_tokens` tokens; None: all marks.
+    Args:
+        logp_BV: Log-probabilities after the prompt; B is 1.
+        cache: The cache of the prompt.
+        step: Runs the network on a token.
+        choose: Chooses the next class.
+        speech_vocabulary: Number of speech tokens.
+        min_tokens: How many speech tokens to decode before the `forbidden` classes are allowed.
+        max_tokens: Maximum number of speech tokens.
+        forbidden: Classes not allowed during the first `min_tokens` steps; None for all special
+            tokens.
+
+    Yields:
+        Speech tokens, one after another.
     """
     limits = {
         "speech_vocabulary": speech_vocabulary,
@@ -56,31 +68,44 @@ def decode_batch(
     max_tokens: int,
     forbidden: Sequence[int] | slice | None = None,
 ) -> Iterator[Mapping[int, int]]:
-    """As `decode`, for rows with prompts of one length: at each step the next token of every row that has not ended.
+    """Decodes the speech tokens of several rows whose prompts have the same length.
 
-    A row that has ended leaves the batch. choose: of each row.
+    Finished rows leave the batch, so that later steps cost less.
+
+    Args:
+        logp_BV: Log-probabilities after the prompts.
+        cache_CBHSK: The cache of the prompts, (C, B, H, S, 2K).
+        step: Runs the network on one token of each remaining row.
+        choose: For each row, chooses the next class.
+        speech_vocabulary: See `decode`.
+        min_tokens: See `decode`.
+        max_tokens: See `decode`.
+        forbidden: See `decode`.
+
+    Yields:
+        At each step, the next speech token of every row that is not finished, by the row's index.
     """
-    said: dict[int, list[int]] = {row: [] for row in range(len(choose))}  # by the rows that go on
+    # Speech tokens so far, by the index of the row; finished rows are removed.
+    histories: dict[int, list[int]] = {row: [] for row in range(len(choose))}
     for length in range(max_tokens):
         logp_BV = logp_BV.cpu().clone()
         if length < min_tokens:
-            logp_BV[
-                :, slice(speech_vocabulary, None) if forbidden is None else forbidden
-            ] = -torch.inf
+            masked = slice(speech_vocabulary, None) if forbidden is None else forbidden
+            logp_BV[:, masked] = -torch.inf
         chosen = [
-            (row, choose[row](logp_V, said[row])) for row, logp_V in zip(said, logp_BV, strict=True)
+            (row, choose[row](logp_V, history))
+            for (row, history), logp_V in zip(histories.items(), logp_BV, strict=True)
         ]
-        going = [place for place, (_, token) in enumerate(chosen) if token < speech_vocabulary]
-        if not going:
+        unfinished = [i for i, (_, token) in enumerate(chosen) if token < speech_vocabulary]
+        if not unfinished:
             return
-        tokens = dict(chosen[place] for place in going)
-        if len(going) < len(chosen):
-            cache_CBHSK = cache_CBHSK.index_select(
-                1, torch.tensor(going, device=cache_CBHSK.device)
-            )
-        said = {row: said[row] for row in tokens}
+        tokens = dict(chosen[i] for i in unfinished)
+        if len(unfinished) < len(chosen):
+            index = torch.tensor(unfinished, device=cache_CBHSK.device)
+            cache_CBHSK = cache_CBHSK.index_select(1, index)
+        histories = {row: histories[row] for row in tokens}
         for row, token in tokens.items():
-            said[row].append(token)
+            histories[row].append(token)
         yield tokens
         logp_BV, cache_CBHSK = step(torch.tensor(list(tokens.values())), cache_CBHSK)
 
@@ -98,60 +123,79 @@ def decode_in_blocks(
     block: tuple[int, int] = (5, 15),
     stutter: bool = False,
 ) -> Iterator[int]:
-    """Speaks while the text is still coming (Du et al. 2024, "CosyVoice 2", section 2.3), at most one block for each piece of it.
+    """Decodes speech tokens while the text is still arriving.
 
-    texts: pieces of the text, (1, L) each. fill_token: the class that asks for the next block of text.
-    prompt_text, prompt_speech: what was said before, (1, 0) where nothing was.
-    stutter: the network hears the last token before the rest of the text twice, as in the original.
+    Text and speech alternate in blocks of fixed sizes, as in the interleaved layout of training
+    (Du et al. 2024, "CosyVoice 2", section 2.3). Each piece of text allows at most one more block
+    of speech. When the text has ended, its rest and the task token follow, then speech until a
+    special token.
+
+    Args:
+        network: The language model.
+        texts: Pieces of the text, (1, L) each.
+        choose: Chooses the next class. The classes chosen before include the fill tokens.
+        speech_vocabulary: Number of speech tokens.
+        fill_token: The class that ends a block of speech and requests the next block of text.
+        prompt_text_1L: Text of the prompt, (1, 0) without one.
+        prompt_speech_1N: Speech tokens of the prompt, (1, 0) without one.
+        max_tokens: Maximum number of chosen classes, fill tokens included.
+        block: Text tokens and speech tokens of a block.
+        stutter: Whether to feed the last speech token twice before the rest of the text, as the
+            original does.
+
+    Yields:
+        Speech tokens, one after another.
     """
-    wide, long = block
+    text_size, speech_size = block
     embed = network.text_embedding
     start, task = network.sos_task_embedding(1).split(1, dim=1)
     text, prompt = embed(prompt_text_1L), network.speech_embedding(prompt_speech_1N)
-    waiting, cache = [start], network.empty_cache(start)  # what the network has not seen yet
-    spoken: list[int] = []  # with the marks that were chosen
-    ends_at = long - prompt.size(1) % long  # a block of speech is over when so many were chosen
-    hungry = not prompt.size(1)  # for text
+    # Embeddings that the network has not processed yet.
+    pending, cache = [start], network.empty_cache(start)
+    # All chosen classes, fill tokens included.
+    history: list[int] = []
+    # A block of speech ends at this length of the history.
+    block_end = speech_size - prompt.size(1) % speech_size
+    needs_text = not prompt.size(1)
 
-    def listen(cache: Tensor) -> tuple[Tensor, Tensor]:
-        logp_BV, cache = network.decode(torch.cat(waiting, dim=1), cache)
-        waiting.clear()
+    def next_logp(cache: Tensor) -> tuple[Tensor, Tensor]:
+        logp_BV, cache = network.decode(torch.cat(pending, dim=1), cache)
+        pending.clear()
         return logp_BV[0], cache
 
     for piece in texts:
         text = torch.cat([text, embed(piece)], dim=1)
-        while prompt.size(1) and text.size(1) >= wide:
-            waiting += [text[:, :wide], prompt[:, :long]]
-            text, prompt = text[:, wide:], prompt[:, long:]
-        if prompt.size(1) or (hungry and text.size(1) < wide):
+        while prompt.size(1) and text.size(1) >= text_size:
+            pending += [text[:, :text_size], prompt[:, :speech_size]]
+            text, prompt = text[:, text_size:], prompt[:, speech_size:]
+        if prompt.size(1) or (needs_text and text.size(1) < text_size):
             continue
-        if hungry:
-            waiting.append(text[:, :wide])
-            text, hungry = text[:, wide:], False
-        while not hungry and len(spoken) < max_tokens:
-            logp_V, cache = listen(cache)
-            if len(spoken) == ends_at:
+        if needs_text:
+            pending.append(text[:, :text_size])
+            text, needs_text = text[:, text_size:], False
+        while not needs_text and len(history) < max_tokens:
+            logp_V, cache = next_logp(cache)
+            if len(history) == block_end:
                 token = fill_token
             else:
-                others = [
-                    mark for mark in range(speech_vocabulary, len(logp_V)) if mark != fill_token
-                ]
-                token = choose(logp_V.index_fill(0, torch.tensor(others), -torch.inf), spoken)
-            spoken.append(token)
-            if hungry := token == fill_token:
-                ends_at = len(spoken) + long
+                special = range(speech_vocabulary, len(logp_V))
+                masked = torch.tensor([token for token in special if token != fill_token])
+                token = choose(logp_V.index_fill(0, masked, -torch.inf), history)
+            history.append(token)
+            needs_text = token == fill_token
+            if needs_text:
+                block_end = len(history) + speech_size
             else:
                 yield token
-                waiting.append(network.speech_embedding(torch.tensor([[token]])))
-    if stutter and hungry and len(spoken) > 1:
-        waiting.append(network.speech_embedding(torch.tensor([[spoken[-2]]])))
-    waiting += [text, task]
-    while len(spoken) < max_tokens:
-        logp_V, cache = listen(cache)
-        if (
-            token := choose(logp_V.index_fill(0, torch.tensor([fill_token]), -torch.inf), spoken)
-        ) >= speech_vocabulary:
+                pending.append(network.speech_embedding(torch.tensor([[token]])))
+    if stutter and needs_text and len(history) > 1:
+        pending.append(network.speech_embedding(torch.tensor([[history[-2]]])))
+    pending += [text, task]
+    while len(history) < max_tokens:
+        logp_V, cache = next_logp(cache)
+        token = choose(logp_V.index_fill(0, torch.tensor([fill_token]), -torch.inf), history)
+        if token >= speech_vocabulary:
             return
-        spoken.append(token)
+        history.append(token)
         yield token
-        waiting.append(network.speech_embedding(torch.tensor([[token]])))
+        pending.append(network.speech_embedding(torch.tensor([[token]])))

@@ -1,7 +1,7 @@
 """The speech-token language models of the v2 and v3 families: Qwen2 over text and speech tokens.
 
-B batch, L text tokens, N speech tokens, T positions, A answers, D width, V speech classes, C layers, H key heads, K width of a head,
-S cached positions.
+B batch, L text tokens, N speech tokens, E speaker embedding, T positions, A labels, D width,
+V speech classes, C layers, H key heads, K head width, S cached positions.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,13 @@ from cosyexp.models.llm.sequence import take
 
 
 class Backbone(nn.Module):
-    """Holds Qwen2 under the name that it has in the official checkpoints."""
+    """Wraps Qwen2 so that its parameters have the names of the official checkpoints.
+
+    Mirrors `Qwen2Encoder` of the original CosyVoice.
+
+    Args:
+        config: Sizes of Qwen2.
+    """
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
@@ -24,13 +30,30 @@ class Backbone(nn.Module):
 
 
 class QwenLM(nn.Module):
-    """Text in, log-odds of the next speech token out (Du et al. 2024, "CosyVoice 2", section 2.3).
+    """Qwen2 that predicts speech tokens from text (Du et al. 2024, "CosyVoice 2", section 2.3).
 
-    text_vocabulary, speech_vocabulary: numbers of token ids. special_tokens: number of classes after the speech vocabulary.
-    sos_task_ids: which of those classes start a sequence and begin its speech; None: a separate embedding of two vectors.
-    bias: whether the head has one.
-    width, layers, heads, key_heads, hidden (feed-forward), positions: sizes of Qwen2. theta: base of its rotary embedding.
-    pretrained: a folder with a Qwen2 whose weights a new run takes over; see `load_pretrained`.
+    Mirrors `Qwen2LM` (v2) and `CosyVoice3LM` (v3) of the original CosyVoice.
+
+    Args:
+        text_vocabulary: Number of text tokens.
+        speech_vocabulary: Number of speech tokens.
+        special_tokens: Number of special tokens, whose classes follow the speech tokens.
+        sos_task_ids: Indices of the sos and the task token among the special tokens (v3); None if
+            both have an embedding of their own, outside the speech classes (v2).
+        bias: Whether the output layer has a bias.
+        width: D, the number of channels.
+        layers: C.
+        heads: Number of attention heads.
+        key_heads: H, the number of heads of keys and values.
+        hidden: Hidden channels of the feed-forward networks.
+        positions: Maximum sequence length.
+        theta: Base of the rotary position embedding.
+        pretrained: A folder with a pretrained Qwen2 that a new run starts from, see
+            `load_pretrained`; None to start from random weights.
+
+    Raises:
+        ValueError: `width` is not a multiple of 2 * `heads`, or `heads` is not a multiple of
+            `key_heads`.
     """
 
     def __init__(
@@ -53,7 +76,8 @@ class QwenLM(nn.Module):
         super().__init__()
         if width % (2 * heads) or heads % key_heads:
             raise ValueError(
-                f"a width of {width} does not divide into {heads} heads of even width, or these not into {key_heads} key heads"
+                f"width={width} must be a multiple of 2 * heads ({2 * heads}), "
+                f"and heads={heads} a multiple of key_heads={key_heads}"
             )
         config = Qwen2Config(
             vocab_size=text_vocabulary,
@@ -89,11 +113,23 @@ class QwenLM(nn.Module):
         lens_B: Tensor,
         label_positions_BA: Tensor,
     ) -> Tensor:
-        """Teacher forcing; padded ids may be anything inside the vocabulary. Neither lengths nor the speaker change anything.
+        """Predicts speech tokens by teacher forcing.
 
-        order: which of [text_1..L, speech_1..N, start, task] stands at each position. A row is padded on the right, where causal
-        attention does not look.
-        Returns (B, A, V), the log-odds at the positions `answer`.
+        Rows are padded on the right, where causal attention does not look, so lengths are not
+        needed. The arguments are those of `TransformerLM`, so that both are called alike.
+
+        Args:
+            text_BL: Text tokens; padding may be any valid token.
+            text_lens_B: Not used.
+            speech_BN: Speech tokens; padding may be any valid token.
+            speaker_BE: Not used; these models know no speaker.
+            gather_index_BT: The index in [text_1..L, speech_1..N, sos, task] of the embedding at
+                each position.
+            lens_B: Not used.
+            label_positions_BA: Positions whose next token is a label.
+
+        Returns:
+            Logits at the label positions, (B, A, V).
         """
         parts = [
             self.text_embedding(text_BL),
@@ -107,20 +143,37 @@ class QwenLM(nn.Module):
 
     @property
     def text_embedding(self) -> nn.Embedding:
+        """The embedding of text tokens."""
         return self.llm.model.model.embed_tokens
 
     def prompt(self, text_BL: Tensor, speaker_BE: Tensor | None = None) -> Tensor:
-        """The embedded prompt [start, text_1..L, task] of texts without padding, (B, L + 2, D)."""
+        """Embeds the prompt [sos, text_1..L, task].
+
+        Args:
+            text_BL: Text tokens, without padding.
+            speaker_BE: Not used; these models know no speaker.
+
+        Returns:
+            The embedded prompt, (B, L + 2, D).
+        """
         start, task = self.sos_task_embedding(text_BL.size(0)).split(1, dim=1)
         return torch.cat([start, self.text_embedding(text_BL), task], dim=1)
 
     def empty_cache(self, x: Tensor) -> Tensor:
-        """A cache with nothing in it, (C, B, H, 0, 2K), for a batch like `x`."""
+        """Returns an empty cache, (C, B, H, 0, 2K), with the batch size and dtype of `x`."""
         layers, heads, width = self.cache_shape
         return x.new_zeros(layers, x.size(0), heads, 0, width)
 
     def decode(self, x_BTD: Tensor, cache_CBHSK: Tensor) -> tuple[Tensor, Tensor]:
-        """Continues a cached sequence; returns the log-probabilities (B, V) after its last position, and the cache."""
+        """Appends embeddings to cached sequences and predicts the next token.
+
+        Args:
+            x_BTD: The embeddings; no row may be padded.
+            cache_CBHSK: Keys and values of everything before, (C, B, H, S, 2K).
+
+        Returns:
+            Log-probabilities after the last position (B, V), and the cache extended by T positions.
+        """
         past = DynamicCache()
         for layer, keys_and_values in enumerate(cache_CBHSK):
             past.update(*keys_and_values.chunk(2, dim=-1), layer)
@@ -131,22 +184,30 @@ class QwenLM(nn.Module):
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache
 
     def load_pretrained(self, folder: Path) -> None:
-        """Takes the weights of a pretrained Qwen2 of the same sizes. OSError or ValueError where the folder has none that fit."""
+        """Loads the weights of a pretrained Qwen2 of the same sizes.
+
+        Args:
+            folder: A folder in the format of transformers.
+
+        Raises:
+            OSError: The folder holds no readable model.
+            ValueError: The model has other sizes.
+        """
         loaded: Any = Qwen2ForCausalLM.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
-        found, info = loaded[0].state_dict(), loaded[1]
-        wanted = {name: tensor.shape for name, tensor in self.llm.model.state_dict().items()}
-        if info["missing_keys"] or {name: tensor.shape for name, tensor in found.items()} != wanted:
-            raise ValueError("its weights do not have the sizes of the network")
-        self.llm.model.load_state_dict(found)
+        weights, info = loaded[0].state_dict(), loaded[1]
+        expected = {name: tensor.shape for name, tensor in self.llm.model.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if info["missing_keys"] or shapes != expected:
+            raise ValueError("the names or shapes of its weights differ from the network's")
+        self.llm.model.load_state_dict(weights)
 
     def sos_task_embedding(self, batch: int) -> Tensor:
-        """What starts a sequence, and what begins its speech, (B, 2, D)."""
+        """Returns the embeddings of the sos and the task token, (B, 2, D)."""
         if self.sos_task_classes is None:
             weight = self.llm_embedding.weight
         else:
-            weight = self.speech_embedding(
-                torch.tensor(self.sos_task_classes, device=self.speech_embedding.weight.device)
-            )
+            device = self.speech_embedding.weight.device
+            weight = self.speech_embedding(torch.tensor(self.sos_task_classes, device=device))
         return weight.unsqueeze(0).expand(batch, -1, -1)

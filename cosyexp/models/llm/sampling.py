@@ -1,26 +1,40 @@
-"""How the next speech token is chosen from its log-probabilities. V classes."""
+"""Sampling of the next speech token from its log-probabilities. V speech classes."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-Draw = Callable[[Tensor], int]  # an index, from weights that need not add up to one
+# Draws an index from non-negative weights, which need not add up to one.
+Draw = Callable[[Tensor], int]
 
 
 def drawn_from(generator: torch.Generator) -> Draw:
+    """Returns a function that draws indices by weight with a random generator."""
     return lambda weights: int(torch.multinomial(weights, 1, generator=generator))
 
 
 def greedy(logp_V: Tensor, history: Sequence[int], draw: Draw) -> int:
-    """The most likely token."""
+    """Returns the most likely token; `history` and `draw` are not used."""
     return int(logp_V.argmax())
 
 
 def nucleus(
     logp_V: Tensor, history: Sequence[int], draw: Draw, *, top_p: float = 0.8, top_k: int = 25
 ) -> int:
-    """One of the likeliest tokens, at most `top_k` of them, up to the one that fills `top_p` (Holtzman et al. 2020)."""
+    """Samples from the most likely tokens (top-p sampling, Holtzman et al. 2020).
+
+    Args:
+        logp_V: Log-probabilities, or unnormalized scores.
+        history: Not used.
+        draw: Draws an index by weight.
+        top_p: Tokens are candidates until their total probability reaches this; the token that
+            reaches it is one of them.
+        top_k: Maximum number of candidates.
+
+    Returns:
+        The sampled token.
+    """
     probabilities, tokens = logp_V.softmax(0).sort(descending=True, stable=True)
     before = probabilities.cumsum(0) - probabilities
     kept = (before < top_p) & (torch.arange(len(tokens)) < top_k)
@@ -39,7 +53,20 @@ def ras(
 ) -> int:
     """Repetition-aware sampling (Chen et al. 2024, "VALL-E 2", section 3.2).
 
-    A nucleus token that makes up at least `repetition` of the last `window` tokens is drawn again, from all the others.
+    Samples a token by `nucleus`. If it is too frequent among the last tokens, another one is
+    sampled from all tokens but this one.
+
+    Args:
+        logp_V: Log-probabilities, or unnormalized scores.
+        history: The tokens so far.
+        draw: Draws an index by weight.
+        top_p: See `nucleus`.
+        top_k: See `nucleus`.
+        window: How many of the last tokens are searched for repetitions.
+        repetition: The share of `window` from which on a token counts as too frequent.
+
+    Returns:
+        The sampled token.
     """
     token = nucleus(logp_V, history, draw, top_p=top_p, top_k=top_k)
     if list(history[-window:]).count(token) >= window * repetition:

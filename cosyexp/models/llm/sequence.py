@@ -1,8 +1,16 @@
-"""Positions of a sequence. B batch, T positions, S places, D width."""
+"""Indexing into sequences of embeddings. B batch, T positions, S selected positions, D width."""
 
 from torch import Tensor
 
 
 def take(x_BTD: Tensor, places_BS: Tensor) -> Tensor:
-    """(B, S, D): of each row what stands at its places."""
+    """Gathers the embeddings at the given positions of each row.
+
+    Args:
+        x_BTD: The sequences.
+        places_BS: Positions to select, in [0, T).
+
+    Returns:
+        The selected embeddings, (B, S, D).
+    """
     return x_BTD.gather(1, places_BS.unsqueeze(2).expand(-1, -1, x_BTD.size(2)))

@@ -1,8 +1,10 @@
-"""The speech-token language model of the v1 family: text encoder, then a causal transformer over text and speech tokens.
+"""The speech-token language model of the v1 family: a text encoder and a causal transformer.
 
-B batch, L text tokens, N speech tokens, E speaker embedding, T positions, A answers, D width of the LM, V speech classes
-(vocabulary + end of speech). One row of its input is [start, speaker, text_1..L, task, speech_1..N]; position `task` predicts speech_1,
-position speech_N the end of speech.
+The transformer reads [sos, speaker, text_1..L, task, speech_1..N]. The position of task predicts
+speech_1, that of speech_N predicts eos.
+
+B batch, L text tokens, N speech tokens, E speaker embedding, T positions, A labels,
+D width of the transformer, V speech classes (speech tokens and eos).
 """
 
 import torch
@@ -13,12 +15,17 @@ from cosyexp.models.llm.sequence import take
 
 
 class TransformerLM(nn.Module):
-    """Text and speaker in, log-odds of the next speech token out (Du et al. 2024, "CosyVoice", section 2.2).
+    """Predicts speech tokens from text and speaker (Du et al. 2024, "CosyVoice", section 2.2).
 
-    text_vocabulary, speech_vocabulary: numbers of token ids; the end of speech is class `speech_vocabulary`.
-    text_width: width of the text embedding, the input width of `text_encoder`.
-    speaker_dim: width of the speaker embedding.
-    text_encoder, llm: both causal; `llm` takes its own width as input.
+    Mirrors `TransformerLM` of the original CosyVoice.
+
+    Args:
+        text_vocabulary: Number of text tokens.
+        speech_vocabulary: Number of speech tokens; eos is the class after them.
+        text_width: Width of the text embedding, the input width of `text_encoder`.
+        speaker_dim: E, the width of the speaker embedding.
+        text_encoder: Encodes the text.
+        llm: The transformer, whose input width is its own width; it must be causal.
     """
 
     def __init__(
@@ -51,10 +58,20 @@ class TransformerLM(nn.Module):
         lens_B: Tensor,
         label_positions_BA: Tensor,
     ) -> Tensor:
-        """Teacher forcing; padded ids may be anything inside the vocabulary.
+        """Predicts speech tokens by teacher forcing.
 
-        order: which of [text_1..L, speech_1..N, start, task, speaker] stands at each position; lens: positions of a row.
-        Returns (B, A, V), the log-odds at the positions `answer`.
+        Args:
+            text_BL: Text tokens; padding may be any valid token.
+            text_lens_B: Number of text tokens of each row.
+            speech_BN: Speech tokens; padding may be any valid token.
+            speaker_BE: Speaker embeddings.
+            gather_index_BT: The index in [text_1..L, speech_1..N, sos, task, speaker] of the
+                embedding at each position.
+            lens_B: Number of valid positions of each row.
+            label_positions_BA: Positions whose next token is a label.
+
+        Returns:
+            Logits at the label positions, (B, A, V).
         """
         parts = [
             self._text(text_BL, text_lens_B),
@@ -66,24 +83,40 @@ class TransformerLM(nn.Module):
         return self.llm_decoder(take(hidden, label_positions_BA))
 
     def prompt(self, text_BL: Tensor, speaker_BE: Tensor | None) -> Tensor:
-        """The embedded prompt [start, speaker, text_1..L, task] of texts without padding, (B, L + 3, D); the speaker may be missing."""
+        """Embeds the prompt [sos, speaker, text_1..L, task].
+
+        Args:
+            text_BL: Text tokens, without padding.
+            speaker_BE: Speaker embeddings; None leaves the speaker out.
+
+        Returns:
+            The embedded prompt, (B, L + 3, D), or (B, L + 2, D) without a speaker.
+        """
         lengths = torch.full((text_BL.size(0),), text_BL.size(1), device=text_BL.device)
         start, task = self._sos_task_embedding(text_BL.size(0)).split(1, dim=1)
         speaker = start[:, :0] if speaker_BE is None else self._speaker(speaker_BE)
         return torch.cat([start, speaker, self._text(text_BL, lengths), task], dim=1)
 
     def empty_cache(self, x: Tensor) -> Tensor:
+        """Returns an empty cache with the batch size and dtype of `x`; see `Encoder`."""
         return self.llm.empty_cache(x)
 
     def decode(self, x_BTD: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-        """Continues a cached sequence; returns the log-probabilities (B, V) after its last position, and the cache."""
+        """Appends embeddings to cached sequences and predicts the next token.
+
+        Args:
+            x_BTD: The embeddings; no row may be padded.
+            cache: The cache of everything before; see `Encoder`.
+
+        Returns:
+            Log-probabilities after the last position (B, V), and the cache extended by T positions.
+        """
         hidden, cache = self.llm.extend(x_BTD, cache)
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache
 
     def _text(self, text_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        return self.text_encoder_affine_layer(
-            self.text_encoder(self.text_embedding(text_BL), lengths_B)
-        )
+        encoded = self.text_encoder(self.text_embedding(text_BL), lengths_B)
+        return self.text_encoder_affine_layer(encoded)
 
     def _speaker(self, speaker_BE: Tensor) -> Tensor:
         return self.spk_embed_affine_layer(nn.functional.normalize(speaker_BE, dim=1)).unsqueeze(1)
