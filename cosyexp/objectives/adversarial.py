@@ -1,4 +1,7 @@
-"""A vocoder trained against its discriminators."""
+"""Adversarial training of a vocoder, which generates waveforms from mel spectrograms.
+
+B batch, F mel bands, T mel frames, S samples, H harmonics of the source.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,11 +22,29 @@ from cosyexp.objectives.losses.adversarial import (
 
 
 class Adversarial:
-    """Least-squares GAN with feature matching, mel and F0 losses, and TPR (Kong et al. 2020; Li et al. 2023, HiFTNet).
+    """Least-squares GAN with feature matching, mel, F0 and TPR losses (Li et al. 2023, "HiFTNet").
 
-    mel: spectrogram of the mel loss, over all frequencies. Weights: see the losses. tau, tpr_over: of the TPR loss.
-    accumulate: with one micro-batch a step, one forward of the generator serves both turns; with several it is done again in
-        the second turn, which gives the same numbers and keeps only one graph alive.
+    It extends the losses of Kong et al. (2020, "HiFi-GAN"). The trainables are the discriminator,
+    which is updated first, and the generator.
+
+    Args:
+        network: the generator, which predicts a waveform and its F0.
+        discriminator: all discriminators, as one network that returns the list of their maps.
+        mel: the spectrogram of the mel loss, over all frequencies.
+        sample_rate: of the waveforms, in Hz.
+        optimizer: makes the optimizer of the generator, see `Trainable`.
+        scheduler: the learning-rate schedule of the generator, see `Trainable`.
+        discriminator_optimizer: makes the optimizer of the discriminator.
+        discriminator_scheduler: the learning-rate schedule of the discriminator.
+        mel_weight: weight of the distance of the mel spectrograms.
+        feature_weight: weight of the feature matching loss.
+        tpr_weight: weight of the TPR loss of both networks.
+        f0_weight: weight of the distance of F0.
+        tau: upper bound of the TPR loss, see `tpr_loss`.
+        tpr_over: "row" or "batch", see `tpr_loss`.
+        accumulate: micro-batches of a rank in a step. With one, a single forward pass of the
+            generator serves both losses. With several it is run again for the second loss, which
+            gives the same numbers but keeps only one graph in memory.
     """
 
     units = ("segments",)
@@ -48,13 +69,8 @@ class Adversarial:
         accumulate: int = 1,
     ) -> None:
         self.frozen_modules = [mel]
-        self.mel, self.sample_rate, self.tau, self.tpr_over, self.reuse_forward = (
-            mel,
-            sample_rate,
-            tau,
-            tpr_over,
-            accumulate == 1,
-        )
+        self.mel, self.sample_rate, self.tau, self.tpr_over = mel, sample_rate, tau, tpr_over
+        self.reuse_forward = accumulate == 1
         self.mel_weight, self.feature_weight = mel_weight, feature_weight
         self.tpr_weight, self.f0_weight = tpr_weight, f0_weight
         self.generator = Trainable(network, optimizer, scheduler)
@@ -67,9 +83,11 @@ class Adversarial:
         }
 
     def count_units(self, batch: VocoderBatch) -> dict[str, int]:
+        """Counts the segments, one in each row."""
         return {"segments": len(batch)}
 
     def losses(self, batch: VocoderBatch) -> Iterator[Loss]:
+        """Yields the loss of the discriminator, then that of the generator."""
         with torch.set_grad_enabled(self.reuse_forward):
             fake, f0 = self._generate(batch)
         yield self._discriminator_loss(batch.wave_BS, fake.detach())
@@ -80,11 +98,16 @@ class Adversarial:
         yield loss
 
     def validate(self, batch: VocoderBatch) -> Loss:
-        """Mel and F0 alone: the adversarial terms measure two networks against each other, and rise as one of them learns."""
+        """Returns only the mel and F0 losses.
+
+        The adversarial terms depend on both networks: they rise as the other network learns, so
+        they do not tell which of two checkpoints is better.
+        """
         fake, f0 = self._generate(batch)
         return Loss(**self._distances(batch, fake, f0))
 
     def preview(self, batch: VocoderBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
+        """Yields the real and the generated segment of each utterance, as audio and spectrogram."""
         fake, _ = self._generate(batch)
         for utt, real, generated in zip(batch.utts, batch.wave_BS, fake.float(), strict=True):
             for kind, wave in (("real", real), ("generated", generated)):
@@ -99,23 +122,23 @@ class Adversarial:
         return fake, f0
 
     def _discriminator_loss(self, real: Tensor, fake: Tensor) -> Loss:
-        maps = self.discriminator(torch.cat([real, fake.to(real.dtype)]))
-        judged_real = [[x[: len(real)] for x in judge] for judge in maps]
-        judged_fake = [[x[len(real) :] for x in judge] for judge in maps]
-        tpr = tpr_loss(judged_real, judged_fake, self.tau, self.tpr_over)
+        outputs = self.discriminator(torch.cat([real, fake.to(real.dtype)]))
+        real_maps = [[x[: len(real)] for x in maps] for maps in outputs]
+        fake_maps = [[x[len(real) :] for x in maps] for maps in outputs]
+        tpr = tpr_loss(real_maps, fake_maps, self.tau, self.tpr_over)
         return Loss(
-            d_adversarial=(discriminator_loss(judged_real, judged_fake).sum(), "segments", 1.0),
+            d_adversarial=(discriminator_loss(real_maps, fake_maps).sum(), "segments", 1.0),
             d_tpr=(tpr.sum(), "segments", self.tpr_weight),
         )
 
     def _generator_loss(self, batch: VocoderBatch, fake: Tensor, f0: Tensor) -> Loss:
-        judged_fake = self.discriminator(fake)
+        fake_maps = self.discriminator(fake)
         with torch.no_grad():
-            judged_real = self.discriminator(batch.wave_BS)
-        tpr = tpr_loss(judged_fake, judged_real, self.tau, self.tpr_over)
+            real_maps = self.discriminator(batch.wave_BS)
+        tpr = tpr_loss(fake_maps, real_maps, self.tau, self.tpr_over)
         return Loss(
-            adversarial=(generator_loss(judged_fake).sum(), "segments", 1.0),
-            feature=(feature_loss(judged_real, judged_fake).sum(), "segments", self.feature_weight),
+            adversarial=(generator_loss(fake_maps).sum(), "segments", 1.0),
+            feature=(feature_loss(real_maps, fake_maps).sum(), "segments", self.feature_weight),
             tpr=(tpr.sum(), "segments", self.tpr_weight),
             **self._distances(batch, fake, f0),
         )
@@ -123,6 +146,7 @@ class Adversarial:
     def _distances(
         self, batch: VocoderBatch, fake: Tensor, f0: Tensor
     ) -> dict[str, tuple[Tensor, str, float]]:
+        """Returns the mean absolute errors of the mel spectrograms and of F0, as loss terms."""
         mel = per_row_mean((self.mel(fake) - self.mel(batch.wave_BS)).abs())
         return {
             "mel": (mel.sum(), "segments", self.mel_weight),

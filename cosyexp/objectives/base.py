@@ -1,6 +1,16 @@
-"""What a task is to the trainer: trainables, and a coroutine that yields one loss for each of them in turn.
+"""The interface between the trainer and an objective: what is trained, and with which loss.
 
-To add a task, write a class like those beside this file and name it in `conf/objective/`.
+An objective has one or more *trainables* (a network, its optimizer and its schedule). For a
+micro-batch, `losses(batch)` is a generator that yields one loss for each trainable, in order. In
+each step the trainer does, for each trainable:
+
+    for each micro-batch:   loss = next(generator);  backward(loss)
+    update the trainable
+
+So the code that follows a `yield` runs after that trainable's update. A language model yields once;
+a GAN yields the loss of its discriminator, then that of its generator.
+
+To add an objective, write a class such as those in this folder and a YAML in `conf/objective/`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +25,16 @@ from torch import Tensor, nn
 
 @dataclass
 class Trainable:
-    """A network that is trained, with how. Objectives reach the network by calling the trainable, never by other methods.
+    """A network that is trained, with its optimizer and its learning-rate schedule.
 
-    optimizer: called with the parameters, makes the optimizer. scheduler: (update, base learning rate) -> learning rate.
+    Objectives run the network by calling the trainable. They call no other method of the network,
+    as the hooks by which engines gather sharded weights are attached to `forward`.
+
+    Args:
+        module: the network.
+        optimizer: makes the optimizer of the parameters that it is given.
+        scheduler: (number of updates done, base learning rate) -> learning rate, such as those in
+            `cosyexp.training.schedules`.
     """
 
     module: nn.Module
@@ -29,9 +46,15 @@ class Trainable:
 
 
 class Term(NamedTuple):
-    """One summand of a loss: a sum over units of a batch, to be divided by the number of units of the whole step.
+    """One summand of a loss: a sum over the units of a micro-batch, such as its tokens.
 
-    factor: its weight in the loss; 0 for what is only watched.
+    The trainer divides it by the number of units in the whole step, over all micro-batches and
+    ranks. So the loss of a step is that of one large batch, however the step is split.
+
+    Args:
+        sum: a scalar, the sum over units.
+        unit: name of the units; one of `Objective.units`.
+        factor: weight of the term in the loss; 0 for a metric that is only logged.
     """
 
     sum: Tensor
@@ -40,42 +63,50 @@ class Term(NamedTuple):
 
 
 class Loss(dict[str, Term]):
-    """Named terms: `Loss(mel=(sum, "segments", 45.0), ...)`."""
+    """The terms of a loss by name: `Loss(mel=(sum, "segments", 45.0), ...)`."""
 
     def __init__(self, **terms: tuple[Tensor, str, float]) -> None:
         super().__init__({name: Term(*term) for name, term in terms.items()})
 
     def detach(self) -> "Loss":
+        """Returns the loss without its graph, with sums in fp64."""
         return Loss(
             **{name: term._replace(sum=term.sum.detach().double()) for name, term in self.items()}
         )
 
     def scaled(self, totals: Mapping[str, float]) -> Tensor:
-        """The scalar to differentiate: this batch's share of the step's loss, given the step's units."""
+        """Returns the scalar to differentiate: this micro-batch's share of the loss of the step.
+
+        Args:
+            totals: number of units in the whole step, over all micro-batches and ranks.
+        """
         return torch.stack(
             [t.factor * t.sum / totals[t.unit] for t in self.values() if t.factor]
         ).sum()
 
 
 class SpectrogramImage(NamedTuple):
-    """A mel spectrogram to look at, (bands, frames)."""
+    """A mel spectrogram (bands, frames) that the loggers show as an image."""
 
     mel: np.ndarray
 
 
 class Audio(NamedTuple):
-    """A wave to listen to, (samples,) in [-1, 1], at a rate in Hz."""
+    """A waveform (samples,) in [-1, 1] that the loggers save as audio; `sample_rate` is in Hz."""
 
     wave: np.ndarray
     sample_rate: int
 
 
 class Objective(Protocol):
-    """All that a task writes.
+    """What the trainer needs of an objective.
 
-    trainables: in the order of their turns; the last one gives the model that is exported, and the step's loss.
-    frozen_modules: networks and transforms that are used but not trained.
-    units: the names of all units that `weights` counts.
+    Args:
+        trainables: the trainables by name, in the order of their losses. The last one is the model
+            that is exported; its updates count as steps, and its loss is reported as the loss.
+        frozen_modules: networks and transforms that are used but not trained; the engine moves them
+            to its device.
+        units: names of all units that `count_units` counts.
     """
 
     trainables: Mapping[str, Trainable]
@@ -83,27 +114,35 @@ class Objective(Protocol):
     units: tuple[str, ...]
 
     def count_units(self, batch: Any) -> dict[str, int]:
-        """How many units of each kind a batch has, known before the forward."""
+        """Returns the number of units in a batch, for each kind; called before the forward pass."""
         ...
 
     def losses(self, batch: Any) -> Iterator[Loss]:
-        """Yields one loss for each trainable; is resumed after that trainable's update. No context manager stays open at a yield."""
+        """Yields one loss for each trainable, and is resumed after the update of that trainable.
+
+        The generators of several micro-batches run in lockstep, so no context manager may be open
+        at a `yield`: it would be closed in the wrong order.
+        """
         ...
 
     def validate(self, batch: Any) -> Loss:
-        """The loss of a validation batch; lower is better between any two checkpoints."""
+        """Returns the loss of a validation batch; a lower loss must mean a better checkpoint."""
         ...
 
     def preview(self, batch: Any) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
-        """Things to look at and to listen to for the first rows of a validation batch, by name."""
+        """Yields named images and audio of a small validation batch, for the loggers."""
         ...
 
 
 @runtime_checkable
 class ReferenceObjective(Protocol):
-    """An objective that compares its model with a frozen one, the reference.
+    """An objective that compares its model with a frozen reference model, such as DPO.
 
-    cache_reference: what the reference says is computed once and comes with the batches; else the network is the first module.
+    Args:
+        frozen_modules: its first module is the reference network, unless `cache_reference` is set.
+        needs_reference: whether the selected loss uses a reference at all.
+        cache_reference: whether the outputs of the reference are computed once, before the
+            training, and come with the batches.
     """
 
     frozen_modules: Sequence[nn.Module]
@@ -111,17 +150,17 @@ class ReferenceObjective(Protocol):
     cache_reference: bool
 
     def frozen_copy(self) -> nn.Module:
-        """A network like the model's, to hold the weights of the reference."""
+        """Returns a frozen copy of the model's network, for the weights of the reference."""
         ...
 
     def reference(self, batch: Any, network: nn.Module) -> Tensor:
-        """What a network says of each row of a batch, (B,)."""
+        """Returns what is cached of the reference: the output of a network for each row, (B,)."""
         ...
 
 
 @contextmanager
 def frozen(trainable: Trainable) -> Iterator[None]:
-    """Within it, gradients flow through the trainable's network but not into its weights."""
+    """Within the block, gradients flow through a trainable's network but not into its weights."""
     trained = [parameter for parameter in trainable.module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -1,4 +1,7 @@
-"""Conditional flow matching of mel spectrograms."""
+"""Training of a flow-matching model, which generates mel spectrograms from speech tokens.
+
+B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +16,15 @@ from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 
 
 class FlowMatchingLoss:
-    """Squared error of the estimated velocity (Lipman et al. 2023, eq. 23), every mel frame weighing the same.
+    """Squared error of the estimated velocity (Lipman et al. 2023, "Flow Matching", eq. 23).
 
-    guidance: strength of classifier-free guidance in previews.
+    All mel frames are equally weighted; the error is a mean over the mel bands of a frame.
+
+    Args:
+        network: the flow network.
+        optimizer: makes the optimizer, see `Trainable`.
+        scheduler: the learning-rate schedule, see `Trainable`.
+        guidance: strength of classifier-free guidance in previews.
     """
 
     frozen_modules = ()
@@ -30,54 +39,68 @@ class FlowMatchingLoss:
         }
 
     def count_units(self, batch: FlowBatch) -> dict[str, int]:
+        """Counts the mel frames of all rows."""
         return {"frames": int(batch.mel_lens_B.sum())}
 
     def losses(self, batch: FlowBatch) -> Iterator[Loss]:
+        """Yields the loss of the flow network."""
         yield self._loss(batch)
 
     def validate(self, batch: FlowBatch) -> Loss:
+        """Returns the loss, as in training."""
         return self._loss(batch)
 
     def preview(self, batch: FlowBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
-        mel = self._sample(batch)
+        """Yields the real and the generated mel spectrogram of each utterance."""
+        mel_BFT = self._sample(batch)
         for row, utt in enumerate(batch.utts):
             frames = int(batch.mel_lens_B[row])
-            yield f"{utt}/real", SpectrogramImage(batch.mel_BFT[row, :, :frames].cpu().numpy())
-            yield f"{utt}/generated", SpectrogramImage(mel[row, :, :frames].float().cpu().numpy())
+            real_FT, generated_FT = batch.mel_BFT[row, :, :frames], mel_BFT[row, :, :frames]
+            yield f"{utt}/real", SpectrogramImage(real_FT.cpu().numpy())
+            yield f"{utt}/generated", SpectrogramImage(generated_FT.float().cpu().numpy())
 
     def _loss(self, batch: FlowBatch) -> Loss:
-        noisy, velocity = probability_path(batch.mel_BFT, batch.noise_BFT, batch.time_B)
-        estimate = self._velocity(batch, noisy, batch.time_B, self._prompt(batch), batch.keep_B)
-        mask = valid_mask(batch.mel_lens_B, noisy.size(2)).unsqueeze(1)
-        error = (estimate.to(velocity.dtype) - velocity).square() * mask
-        return Loss(mse=(error.sum() / noisy.size(1), "frames", 1.0))
+        noisy_BFT, velocity_BFT = probability_path(batch.mel_BFT, batch.noise_BFT, batch.time_B)
+        estimate_BFT = self._velocity(
+            batch, noisy_BFT, batch.time_B, self._prompt(batch), batch.keep_B
+        )
+        mask_B1T = valid_mask(batch.mel_lens_B, noisy_BFT.size(2)).unsqueeze(1)
+        error_BFT = (estimate_BFT.to(velocity_BFT.dtype) - velocity_BFT).square() * mask_B1T
+        return Loss(mse=(error_BFT.sum() / noisy_BFT.size(1), "frames", 1.0))
 
     def _velocity(
-        self, batch: FlowBatch, noisy: Tensor, time_B: Tensor, prompt: Tensor, keep_B: Tensor
+        self,
+        batch: FlowBatch,
+        noisy_BFT: Tensor,
+        time_B: Tensor,
+        prompt_BFT: Tensor,
+        keep_B: Tensor,
     ) -> Tensor:
-        velocity: Tensor = self.trainables["flow"](
+        velocity_BFT: Tensor = self.trainables["flow"](
             batch.token_BN,
             batch.token_lens_B,
             batch.speaker_BE,
-            noisy,
+            noisy_BFT,
             batch.mel_lens_B,
             time_B,
-            prompt,
+            prompt_BFT,
             keep_B,
             batch.streaming_B,
         )
-        return velocity
+        return velocity_BFT
 
     def _prompt(self, batch: FlowBatch) -> Tensor:
+        """Returns the mel spectrograms with all frames behind the prompt set to 0, (B, F, T)."""
         return batch.mel_BFT * valid_mask(batch.prompt_lens_B, batch.mel_BFT.size(2)).unsqueeze(1)
 
     def _sample(self, batch: FlowBatch) -> Tensor:
-        """The mel that the network makes of the batch's noise, without a prompt."""
-        nothing = torch.zeros_like(batch.noise_BFT)
+        """Generates mel spectrograms (B, F, T) from the batch's noise, without a prompt."""
+        no_prompt_BFT = torch.zeros_like(batch.noise_BFT)
         keep, drop = torch.ones_like(batch.keep_B), torch.zeros_like(batch.keep_B)
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
-            conditional = self._velocity(batch, y, t, nothing, keep)
-            return guided(conditional, self._velocity(batch, y, t, nothing, drop), self.guidance)
+            conditional = self._velocity(batch, y, t, no_prompt_BFT, keep)
+            unconditional = self._velocity(batch, y, t, no_prompt_BFT, drop)
+            return guided(conditional, unconditional, self.guidance)
 
         return euler(velocity, batch.noise_BFT)

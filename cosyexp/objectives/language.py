@@ -1,4 +1,8 @@
-"""Supervised training of a speech-token language model."""
+"""Supervised training of a speech-token language model.
+
+B batch, L text tokens, N speech tokens, E speaker embedding, T input positions, A labels, V
+classes.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,9 +16,14 @@ from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 
 
 class Language:
-    """Cross-entropy of the answers: speech tokens and the marks that end them; every one weighs the same.
+    """Cross-entropy of the speech tokens and of the special tokens that end them, equally weighted.
 
-    smoothing: share of probability that label smoothing takes from the target.
+    Args:
+        network: the language model.
+        optimizer: makes the optimizer, see `Trainable`.
+        scheduler: the learning-rate schedule, see `Trainable`.
+        smoothing: share of the probability that label smoothing moves from the target to the other
+            classes.
     """
 
     frozen_modules = ()
@@ -27,19 +36,23 @@ class Language:
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def count_units(self, batch: LanguageBatch) -> dict[str, int]:
+        """Counts the labels of all rows."""
         return {"tokens": int(batch.label_lens_B.sum())}
 
     def losses(self, batch: LanguageBatch) -> Iterator[Loss]:
+        """Yields the loss of the language model."""
         yield self._loss(batch)
 
     def validate(self, batch: LanguageBatch) -> Loss:
+        """Returns the loss, as in training."""
         return self._loss(batch)
 
     def preview(self, batch: LanguageBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
+        """Yields nothing, as speech tokens alone can be neither shown nor played."""
         return iter(())
 
     def _loss(self, batch: LanguageBatch) -> Loss:
-        logits = self.trainables["llm"](
+        logits_BAV = self.trainables["llm"](
             batch.text_BL,
             batch.text_lens_B,
             batch.speech_BN,
@@ -48,8 +61,8 @@ class Language:
             batch.lens_B,
             batch.label_positions_BA,
         )
-        valid = valid_mask(batch.label_lens_B, batch.labels_BA.size(1))
+        valid_BA = valid_mask(batch.label_lens_B, batch.labels_BA.size(1))
         return Loss(
-            ce=(token_loss(logits, batch.labels_BA, valid, self.smoothing), "tokens", 1.0),
-            acc=(hits(logits, batch.labels_BA, valid), "tokens", 0.0),
+            ce=(token_loss(logits_BAV, batch.labels_BA, valid_BA, self.smoothing), "tokens", 1.0),
+            acc=(hits(logits_BAV, batch.labels_BA, valid_BA), "tokens", 0.0),
         )

@@ -1,6 +1,7 @@
-"""Direct preference optimisation of a speech-token language model (Rafailov et al. 2023).
+"""Preference training of a speech-token language model, such as DPO.
 
-P pairs, B rows: [chosen_1..P, rejected_1..P], A answers of a row.
+P pairs, B = 2 P rows: the chosen answers of all pairs, then the rejected ones. L text tokens, N
+speech tokens, E speaker embedding, T input positions, A labels, V classes.
 """
 
 import copy
@@ -21,12 +22,27 @@ LOSSES = ("dpo", "cdpo", "ipo", "hinge", "simpo")
 
 
 class Preference:
-    """The chosen answer is to become likelier than the rejected one, measured against a frozen reference.
+    """Makes chosen answers more likely than rejected ones (Rafailov et al. 2023, "DPO").
 
-    loss: dpo, cdpo, ipo, hinge or simpo, see `losses/preference.py`; simpo has no reference. beta, smoothing (cdpo), margin (simpo): of it.
-    normalize: "length", an answer counts by the mean log-probability of its tokens and its end; "sum", by their sum.
-    sft_weight: of the cross-entropy of the chosen answers beside it. There is no dropout.
-    cache_reference: the log-probabilities of the reference come with the batch.
+    Apart from SimPO, the losses compare the trained model, the policy, with a frozen reference
+    model. Dropout is turned off in the network.
+
+    Args:
+        network: the language model.
+        optimizer: makes the optimizer, see `Trainable`.
+        scheduler: the learning-rate schedule, see `Trainable`.
+        loss: dpo, cdpo, ipo, hinge or simpo; see `losses/preference.py`. simpo needs no reference.
+        beta: scale of the rewards.
+        smoothing: for cdpo, the assumed share of pairs whose preference is the wrong way round.
+        margin: for simpo, the margin by which the chosen answer should win.
+        normalize: "length" uses the mean of the log-probabilities of an answer's labels, "sum"
+            their sum.
+        sft_weight: weight of the cross-entropy of the chosen answers, which is added to the loss.
+        cache_reference: take the log-probabilities of the reference from the batch instead of
+            computing them with `frozen_modules[0]`.
+
+    Raises:
+        ValueError: `loss` or `normalize` is unknown.
     """
 
     units = ("pairs", "tokens")
@@ -46,9 +62,9 @@ class Preference:
         cache_reference: bool = False,
     ) -> None:
         if loss not in LOSSES:
-            raise ValueError(f"objective.loss={loss} is none of {', '.join(LOSSES)}")
+            raise ValueError(f"objective.loss={loss} is unknown: give one of {', '.join(LOSSES)}")
         if normalize not in ("length", "sum"):
-            raise ValueError(f"objective.normalize={normalize} is neither length nor sum")
+            raise ValueError(f"objective.normalize={normalize} is unknown: give length or sum")
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -65,49 +81,58 @@ class Preference:
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}
 
     def frozen_copy(self) -> nn.Module:
-        """A network like the policy, to hold the weights of the reference."""
+        """Returns a frozen copy of the policy, for the weights of the reference."""
         return copy.deepcopy(self.trainables["llm"].module).eval().requires_grad_(False)
 
     def count_units(self, batch: PreferenceBatch) -> dict[str, int]:
+        """Counts the pairs, and the labels of the chosen answers."""
         return {"pairs": len(batch), "tokens": int(batch.label_lens_B[: len(batch)].sum())}
 
     def losses(self, batch: PreferenceBatch) -> Iterator[Loss]:
+        """Yields the loss of the policy."""
         yield self._loss(batch)
 
     def validate(self, batch: PreferenceBatch) -> Loss:
+        """Returns the loss, as in training."""
         return self._loss(batch)
 
     def preview(self, batch: PreferenceBatch) -> Iterator[tuple[str, SpectrogramImage | Audio]]:
+        """Yields nothing, as speech tokens alone can be neither shown nor played."""
         return iter(())
 
     @torch.no_grad()
     def reference(self, batch: PreferenceBatch, network: nn.Module) -> Tensor:
-        """The log-probability that a network gives to each row, (B,)."""
-        logp_BA, _ = self._answers(network, batch)
-        return self._whole(logp_BA, batch)
+        """Returns the log-probability of each answer under a network, (B,)."""
+        logp_BA, _ = self._label_logps(network, batch)
+        return self._answer_logps(logp_BA, batch)
 
     def _loss(self, batch: PreferenceBatch) -> Loss:
         pairs = len(batch)
-        logp_BA, hits_P = self._answers(self.trainables["llm"], batch)
-        policy_B = self._whole(logp_BA, batch)
+        logp_BA, hits_chosen = self._label_logps(self.trainables["llm"], batch)
+        policy_B = self._answer_logps(logp_BA, batch)
         reference_B = batch.reference_B
         if self.frozen_modules:
             reference_B = self.reference(batch, self.frozen_modules[0])
-        gain_B = policy_B - reference_B.to(policy_B.dtype)
-        chosen, rejected = gain_B[:pairs], gain_B[pairs:]
+        log_ratio_B = policy_B - reference_B.to(policy_B.dtype)
+        chosen, rejected = log_ratio_B[:pairs], log_ratio_B[pairs:]
         margin = self.beta * (chosen - rejected).detach()
         return Loss(
             dpo_loss=(self.loss(chosen - rejected).sum(), "pairs", 1.0),
             sft_loss=(-logp_BA[:pairs].sum(), "tokens", self.sft_weight),
-            acc=(hits_P, "tokens", 0.0),
+            acc=(hits_chosen, "tokens", 0.0),
             accuracy=(preference.wins(margin).sum(), "pairs", 0.0),
             chosen_reward=(self.beta * chosen.detach().sum(), "pairs", 0.0),
             rejected_reward=(self.beta * rejected.detach().sum(), "pairs", 0.0),
             margin=(margin.sum(), "pairs", 0.0),
         )
 
-    def _answers(self, network: Any, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """The log-probability of every answer, 0 behind a row's last one, and how many of the chosen ones are the likeliest."""
+    def _label_logps(self, network: Any, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Computes the log-probability of every label.
+
+        Returns:
+            The log-probabilities (B, A), 0 at padding, and the number of labels of the chosen
+            answers that are the most likely class.
+        """
         logits_BAV = network(
             batch.text_BL,
             batch.text_lens_B,
@@ -121,5 +146,6 @@ class Preference:
         logp_BA = at(log_probabilities(logits_BAV), batch.labels_BA) * valid_BA
         return logp_BA, hits(logits_BAV[:pairs], batch.labels_BA[:pairs], valid_BA[:pairs])
 
-    def _whole(self, logp_BA: Tensor, batch: PreferenceBatch) -> Tensor:
+    def _answer_logps(self, logp_BA: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Sums or averages the log-probabilities of the labels of each answer, (B,)."""
         return logp_BA.sum(1) / (batch.label_lens_B if self.by_length else 1)

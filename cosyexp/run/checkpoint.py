@@ -1,7 +1,9 @@
-"""Checkpoints that are there whole or not at all, and are read only where their hashes hold.
+"""Checkpoints of a run: written atomically, and read only if their checksums match.
 
-A checkpoint is written into `step_N.tmp/`; every file and the folder are synced, `meta.yaml` with the hashes comes last, then the
-folder is renamed and its parent synced. Whatever a kill leaves behind is a `.tmp` folder, which the next start removes.
+`Checkpoints.begin` opens a folder `step_N.tmp/`. `Checkpoints.commit` syncs every file and the
+folder to disk, writes `meta.yaml` with the checksums last, renames the folder to `step_N/` and
+syncs its parent. A process that is killed in between leaves only a `.tmp` folder, which the next
+start of the run removes.
 """
 
 import hashlib
@@ -24,32 +26,46 @@ META = "meta.yaml"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder `step_N` with its `meta.yaml`: step, epoch, samples, loss_dict, tag, sha256 of every file."""
+    """A folder of a checkpoint with the content of its `meta.yaml`.
+
+    Args:
+        path: the folder, `step_N`.
+        meta: step, epoch, samples, loss_dict (validation losses), tag, and sha256 of every file.
+    """
 
     path: Path
     meta: Mapping[str, Any]
 
     @property
     def step(self) -> int:
+        """The number of updates that the model had when the checkpoint was saved."""
         return int(self.meta["step"])
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """What the validation at this step measured; empty where there was none."""
+        """The validation losses at this step; empty if the model was not validated then."""
         return self.meta.get("loss_dict") or {}
 
     def corruption(self, *names: str) -> str | None:
-        """What is wrong with some files, or with any of them; None where their hashes hold."""
+        """Describes the first file that is missing or does not match its checksum.
+
+        Args:
+            names: the files to check, all of them by default.
+
+        Returns:
+            The description, or None if all checked files are intact.
+        """
         for name in names or self.meta["sha256"]:
             try:
                 if file_hash(self.path / name) != self.meta["sha256"][name]:
-                    return f"{name} is not what was written"
+                    return f"{name} does not match its checksum"
             except OSError:
                 return f"{name} is missing"
         return None
 
 
 def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -59,82 +75,101 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._intact: set[Path] = set()  # those whose hashes were seen to hold
+        self._intact: set[Path] = set()  # checkpoints whose checksums were already verified
 
     def all(self) -> list[Checkpoint]:
-        """Those with a readable `meta.yaml`, oldest first; their files are not checked."""
-        found = []
+        """Returns all checkpoints, oldest first, without verifying their checksums.
+
+        A checkpoint whose `meta.yaml` is missing or unreadable is skipped with a warning.
+        """
+        checkpoints = []
         for path in sorted(self.folder.glob("step_*")):
             if path.suffix == ".tmp":
                 continue
             try:
                 meta = yaml.safe_load((path / META).read_text())
-                found.append(
+                checkpoints.append(
                     Checkpoint(
                         path, {**meta, "step": int(meta["step"]), "sha256": dict(meta["sha256"])}
                     )
                 )
             except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-                log.warning("%s is passed over: its %s is missing or unreadable", path, META)
-        return found
+                log.warning("%s is skipped: its %s is missing or unreadable", path, META)
+        return checkpoints
 
     def is_intact(self, checkpoint: Checkpoint) -> bool:
-        """Whether its hashes hold; says so where they do not. A checkpoint is read once for that."""
+        """Returns whether all checksums of a checkpoint match, and logs a warning if one does not.
+
+        The files of an intact checkpoint are read only once for this.
+        """
         if checkpoint.path not in self._intact:
             if corruption := checkpoint.corruption():
-                log.warning("%s is passed over: %s", checkpoint.path, corruption)
+                log.warning("%s is skipped: %s", checkpoint.path, corruption)
                 return False
             self._intact.add(checkpoint.path)
         return True
 
     def latest(self) -> Checkpoint | None:
-        """The newest one that is sound."""
+        """Returns the newest intact checkpoint, or None if there is none."""
         return next(
             (checkpoint for checkpoint in reversed(self.all()) if self.is_intact(checkpoint)), None
         )
 
     def begin(self, step: int) -> Path:
-        """An empty folder to write the files of a checkpoint into."""
+        """Creates an empty folder for the files of a checkpoint; `commit` completes it."""
         path = self.folder / f"step_{step:08d}.tmp"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def commit(self, written: Path, meta: Mapping[str, Any]) -> Checkpoint:
-        """Makes what was written into the folder of `begin` a checkpoint."""
+        """Turns a folder with all its files into a checkpoint, atomically.
+
+        Args:
+            written: the folder that `begin` created.
+            meta: the content of `meta.yaml`, without the checksums.
+        """
         files = sorted(path for path in written.rglob("*") if path.is_file())
         hashes = {str(path.relative_to(written)): file_hash(path) for path in files}
-        for place in {*files, *(path.parent for path in files)}:
-            sync(place)
-        whole = {**meta, "sha256": hashes}
-        write_text(written / META, yaml.safe_dump(whole, sort_keys=False))
-        path, old = written.with_suffix(""), written.with_suffix(".old.tmp")
-        if path.exists():  # of the same step: unsound, or saved by a stop before its validation
-            os.replace(path, old)
+        for path in {*files, *(path.parent for path in files)}:
+            sync(path)
+        complete_meta = {**meta, "sha256": hashes}
+        write_text(written / META, yaml.safe_dump(complete_meta, sort_keys=False))
+        path, replaced = written.with_suffix(""), written.with_suffix(".old.tmp")
+        # The step already has one if that is damaged, or if a stop saved it before validation.
+        if path.exists():
+            os.replace(path, replaced)
         os.replace(written, path)
         sync(self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
         self._intact.add(path)
-        return Checkpoint(path, whole)
+        return Checkpoint(path, complete_meta)
 
     def prune(self, keep_last: int, keep_best: int, metric: str = "loss") -> None:
-        """Removes what is neither among the last nor among the best. The two newest sound ones stay in any case."""
-        found = self.all()
+        """Removes all checkpoints except the newest and the best; never the two newest intact ones.
+
+        Args:
+            keep_last: number of newest checkpoints to keep.
+            keep_best: number of checkpoints with the lowest finite validation metric to keep.
+            metric: name of the validation metric.
+        """
+        checkpoints = self.all()
         scored = [
             checkpoint
-            for checkpoint in found
+            for checkpoint in checkpoints
             if math.isfinite(checkpoint.losses.get(metric, math.nan))
         ]
         best = sorted(scored, key=lambda checkpoint: checkpoint.losses[metric])[:keep_best]
-        keep = {checkpoint.path for checkpoint in [*best, *found[max(len(found) - keep_last, 0) :]]}
-        sound = 0
-        for checkpoint in reversed(found):
-            if sound < 2 and self.is_intact(checkpoint):
-                sound += 1
-            elif sound == 2 and checkpoint.path not in keep:
+        last = checkpoints[max(len(checkpoints) - keep_last, 0) :]
+        keep = {checkpoint.path for checkpoint in [*best, *last]}
+        intact = 0
+        for checkpoint in reversed(checkpoints):
+            if intact < 2 and self.is_intact(checkpoint):
+                intact += 1
+            elif intact == 2 and checkpoint.path not in keep:
                 shutil.rmtree(checkpoint.path)
 
     def remove_partial(self) -> None:
-        """Removes what an interrupted save left behind."""
+        """Removes the folders of interrupted saves."""
         for path in self.folder.glob("step_*.tmp"):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a run was made with, for whoever asks later."""
+"""Records the environment that a run was started in: command, code version, packages, hardware."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("cosyexp", "torch", "numpy", "hydra-core", "safetensors", "pyarrow")
 
 
 def describe() -> dict[str, Any]:
-    """Command, time, git state of the code, versions and hardware."""
+    """Returns the command, start time, git state of the code, package versions and hardware."""
     return {
         "argv": sys.argv,
         "folder": os.getcwd(),
@@ -35,7 +35,10 @@ def describe() -> dict[str, Any]:
 
 
 def git(*words: str) -> str | None:
-    """What git says of the folder the code lies in; None outside a checkout."""
+    """Returns the output of a git command in the folder of this code, or None if the command fails.
+
+    It fails if git is not installed or the code is not in a git checkout.
+    """
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         return subprocess.run(
@@ -46,6 +49,7 @@ def git(*words: str) -> str | None:
 
 
 def installed(package: str) -> str | None:
+    """Returns the installed version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a reader sees either the previous file or the complete new one."""
 
 import fcntl
 import json
@@ -11,7 +11,10 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, that takes the place of `path` once it is whole and on the disk."""
+    """Opens a file for writing that replaces `path` when the block ends.
+
+    The content is synced to disk first. If the block raises, `path` is left as it was.
+    """
     with replacement(path) as part, open(part, "wb") as file:
         yield file
         file.flush()
@@ -20,7 +23,10 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """Where to write a file, and bring it onto the disk, that then takes the place of `path`."""
+    """Yields a temporary path whose file replaces `path` when the block ends.
+
+    The block writes the file and syncs it to disk. If the block raises, the file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -35,7 +41,10 @@ def replacement(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made where it is missing: another process that wants it waits."""
+    """Holds an exclusive lock on a folder, which is created if it is missing.
+
+    Other processes that want the lock wait until it is released.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -43,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content, or a folder's names, outlive a power cut."""
+    """Flushes the content of a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -52,9 +61,11 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, atomically."""
     with replace_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, atomically; values that JSON does not know are written as strings."""
     write_text(path, json.dumps(content, indent=1, default=str) + "\n")

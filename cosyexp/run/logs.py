@@ -1,4 +1,4 @@
-"""Where log lines go: to the console, above the progress bar, and to a file of the run."""
+"""Handlers for the `cosyexp` logger: the console, above the progress bar, and a file of the run."""
 
 import logging
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ LOGGER = logging.getLogger("cosyexp")
 
 
 class AboveTheBar(logging.Handler):
+    """Prints log records above tqdm's progress bar, without breaking it."""
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record."""
         tqdm.write(self.format(record))
 
 
 @contextmanager
 def console(level: int = logging.INFO) -> Iterator[None]:
-    """Within it, lines of this level and above come to the console."""
+    """Shows log records of at least `level` on the console within the block."""
     handler = AboveTheBar(level)
     with _attached(handler):
         yield
@@ -25,7 +28,7 @@ def console(level: int = logging.INFO) -> Iterator[None]:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Within it, every line is appended to a file, with its time."""
+    """Appends all log records to a file, with time and level, within the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

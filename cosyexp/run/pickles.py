@@ -1,6 +1,7 @@
-"""Files of torch.save, read and written one piece of a tensor at a time. What they hold besides tensors and numbers is never run.
+"""Reads and writes files of `torch.save` tensor by tensor, without running any pickled code.
 
-Format: a zip archive without compression; `data.pkl` is a pickle that names, for each tensor, one of the storages `data/0`, `data/1`...
+Format: an uncompressed zip archive. Its `data.pkl` is a pickle that refers, for each tensor, to one
+of the storages `data/0`, `data/1`, ... in the archive.
 """
 
 import os
@@ -33,41 +34,52 @@ STORAGES = {
     torch.bool: torch.BoolStorage,
 }
 PROGRESS = ("epoch", "step")
-ALIGNMENT = 64  # of a tensor in its file, as torch has it
+ALIGNMENT = 64  # bytes; storages start at multiples of it, as in torch.save
 
 
 def load_pickle(path: Path) -> Any:
-    """What torch.save wrote; UserError where it is damaged, or more than tensors and numbers."""
+    """Returns the content of a file of `torch.save`, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds objects other than tensors and numbers.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"there are no weights {path}") from None
+        raise UserError(f"weights file {path} does not exist: check the path") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds no readable weights: it is damaged, or holds more than tensors and numbers, which is not run"
+            f"cannot load weights from {path}, which is damaged or holds objects other than "
+            f"tensors and numbers (these could run code): save it again as a plain state dict"
         ) from None
     except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path} holds no readable weights: {(str(error) or type(error).__name__).splitlines()[0]}"
+            f"cannot load weights from {path} ({reason}): restore the file, or create it again"
         ) from None
 
 
 class PickleFile(TensorFile):
-    """An open `.pt` file that holds a flat mapping: `file[name]` reads that tensor alone. UserError where it is no such file.
+    """An open `.pt` file of a flat mapping; `file[name]` reads that tensor only.
 
-    progress: `epoch` and `step`, where the file says them as numbers; they are no weights.
+    The attribute `progress` holds the integers `epoch` and `step` that a training checkpoint of the
+    original holds in addition to its tensors; it is empty for other files.
+
+    Raises:
+        UserError: the file does not hold a mapping of names to tensors, or cannot be read in
+            pieces.
     """
 
     def _index(self) -> dict[str, Entry]:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        with (
-            FakeTensorMode()
-        ):  # reads the pickle alone; the storages know where they are in the file
+        # Reads only the pickle; the fake storages know their offsets in the file.
+        with FakeTensorMode():
             content = load_pickle(self.path)
         if not isinstance(content, Mapping):
             raise UserError(
-                f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors"
+                f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors: "
+                f"save a state dict instead"
             )
         self.progress = {
             name: content[name] for name in PROGRESS if isinstance(content.get(name), int)
@@ -78,29 +90,35 @@ class PickleFile(TensorFile):
             if isinstance(value, Tensor) and name not in PROGRESS
         }
         if not tensors:
-            raise UserError(f"{self.path} holds no tensors")
+            raise UserError(f"{self.path} holds no tensors: choose another file")
         return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
 
     def _entry(self, name: str, tensor: Tensor) -> Entry:
         offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if offset is None or tensor.dtype not in STORAGES or not tensor.is_contiguous():
             raise UserError(
-                f"{self.path} holds {name} in a form that cannot be read in pieces: load it and save it anew with torch.save"
+                f"{self.path} holds {name} in a layout that cannot be read in pieces: load the "
+                f"file and save it again with torch.save"
             )
         start = offset + tensor.storage_offset() * tensor.itemsize
         return Entry(tensor.dtype, tuple(tensor.shape), start, start + tensor.nbytes)
 
 
 def open_weights(path: Path) -> TensorFile:
+    """Opens a `.safetensors` file, or one of `torch.save`, to read single tensors."""
     return TensorFile(path) if path.suffix == ".safetensors" else PickleFile(path)
 
 
 def write_pickle(
     path: Path, shapes: Shapes, tensors: Iterator[Tensor], same: Mapping[str, str]
 ) -> None:
-    """Writes tensors as they come, whole or in pieces, in the order of `shapes`, as torch.save would a mapping of them.
+    """Writes a mapping of tensors as `torch.save` does, without holding all of them in memory.
 
-    same: second names of tensors, with the first.
+    Args:
+        path: the file; it is synced to disk.
+        shapes: dtype and shape of each tensor, by name.
+        tensors: the tensors in the order of `shapes`, whole or as consecutive flat pieces.
+        same: additional names of tensors, each with the name that the tensor has in `shapes`.
     """
     stubs = {
         name: Stub(str(key), dtype, shape)
@@ -116,12 +134,12 @@ def write_pickle(
                 info = ZipInfo(f"archive/data/{stub.key}")
                 info.file_size = stub.count * stub.dtype.itemsize
                 zip64 = info.file_size > 2**31
+                # The header: 30 bytes, name, zip64 sizes, and 4 bytes of the extra field "FB".
                 begin = file.tell() + 30 + len(info.filename) + (20 if zip64 else 0) + 4
-                info.extra = (
-                    b"FB" + (-begin % ALIGNMENT).to_bytes(2, "little") + bytes(-begin % ALIGNMENT)
-                )
-                with archive.open(info, "w", force_zip64=zip64) as place:
-                    write_pieces(place, stub.dtype, stub.count, tensors)
+                padding = -begin % ALIGNMENT
+                info.extra = b"FB" + padding.to_bytes(2, "little") + bytes(padding)
+                with archive.open(info, "w", force_zip64=zip64) as storage:
+                    write_pieces(storage, stub.dtype, stub.count, tensors)
             archive.writestr(ZipInfo("archive/version"), "3\n")
         assert next(tensors, None) is None, "more tensors than shapes"
         file.flush()
@@ -129,7 +147,7 @@ def write_pickle(
 
 
 class Stub:
-    """Is pickled as a tensor whose numbers are in the storage `key`."""
+    """A placeholder that is pickled as a contiguous tensor, whose numbers are in storage `key`."""
 
     def __init__(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         self.key, self.dtype, self.shape, self.count = key, dtype, shape, prod(shape)
@@ -147,13 +165,17 @@ class Stub:
 
 
 class Storage:
+    """A placeholder that is pickled as the storage of a tensor."""
+
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
 
 
 class Pickler(pickle.Pickler):
+    """Pickles `Storage` placeholders as references to the storages of the archive."""
+
     def persistent_id(self, thing: Any) -> Any:
-        """What torch's unpickler takes for a storage."""
+        """Returns the reference that torch's unpickler resolves to a storage."""
         if isinstance(thing, Storage):
             return "storage", STORAGES[thing.stub.dtype], thing.stub.key, "cpu", thing.stub.count
         return None

@@ -1,8 +1,10 @@
-"""Safetensors files, read and written one tensor, or one piece of a tensor, at a time.
+"""Reads and writes safetensors files tensor by tensor or in pieces, so that memory stays small.
 
-The library reads by mapping the file, which counts as memory, and writes only what is all in memory; averaging and ZeRO want neither.
-Its files and ours are the same. Format: 8 bytes of length, a JSON header of names, then the numbers. A tensor that has two names is
-written once; the metadata say name = name, as the library's own `save_model` does it.
+The safetensors library reads by mapping the file, which counts as memory of the process, and writes
+only tensors that are all in memory; averaging and ZeRO need neither. The files are the same as the
+library's. Format: the length of the header in 8 bytes, the header in JSON, then the numbers. A
+tensor with several names is written once; the metadata map its additional names to the first, as
+the library's `save_model` does.
 """
 
 import json
@@ -35,7 +37,7 @@ Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Entry(NamedTuple):
-    """Where the numbers of a tensor are in its file, in bytes."""
+    """Dtype and shape of a tensor, and the range of bytes that it occupies in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,7 +46,11 @@ class Entry(NamedTuple):
 
 
 class TensorFile:
-    """An open safetensors file: `file[name]` reads that tensor alone. UserError where it is no such file, or cut short."""
+    """An open safetensors file; `file[name]` reads that tensor only.
+
+    Raises:
+        UserError: the file is not a valid safetensors file, or is truncated.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +62,7 @@ class TensorFile:
                 max((entry.end for entry in self._entries.values()), default=0)
                 > os.fstat(self._handle).st_size
             ):
-                raise UserError(f"{path} is cut short: restore it, or make it again")
+                raise UserError(f"{path} is truncated: restore it, or create it again")
         except BaseException:
             self.close()
             raise
@@ -82,20 +88,22 @@ class TensorFile:
             }
         except (struct.error, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{self.path} is no safetensors file: restore it, or make it again"
+                f"{self.path} is not a valid safetensors file: restore it, or create it again"
             ) from None
 
     def keys(self) -> list[str]:
+        """Returns the names of all tensors."""
         return list(self._entries)
 
     def shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Returns the dtype and the shape of a tensor."""
         return self._entries[name][:2]
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def storage_key(self, name: str) -> object:
-        """The same for two names of one tensor."""
+        """Returns a key that is equal for two names of one tensor."""
         return self._entries[name]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -105,7 +113,20 @@ class TensorFile:
         ).reshape(entry.shape)
 
     def piece(self, name: str, begin: int, count: int, into: bytearray) -> Tensor:
-        """Reads `count` numbers of a tensor from the `begin`th on, into the start of a buffer, on which the result lies."""
+        """Reads some consecutive numbers of a tensor.
+
+        Args:
+            name: the tensor.
+            begin: index of the first number in the flattened tensor.
+            count: how many numbers to read.
+            into: a buffer of at least `count` numbers, which is overwritten from its start.
+
+        Returns:
+            The numbers, (count,); they share the memory of the buffer.
+
+        Raises:
+            UserError: the file ends before the numbers do.
+        """
         dtype, _, start, _ = self._entries[name]
         if not count:
             return torch.empty(0, dtype=dtype)
@@ -113,11 +134,12 @@ class TensorFile:
         while done < len(view):
             read = os.preadv(self._handle, [view[done:]], start + begin * dtype.itemsize + done)
             if not read:
-                raise UserError(f"{self.path} is cut short: restore it, or make it again")
+                raise UserError(f"{self.path} is truncated: restore it, or create it again")
             done += read
         return torch.frombuffer(into, dtype=dtype, count=count)
 
     def close(self) -> None:
+        """Closes the file."""
         os.close(self._handle)
 
     def __enter__(self) -> Self:
@@ -128,6 +150,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns all tensors of a safetensors file, on the CPU."""
     with TensorFile(path) as file:
         return {name: file[name] for name in file.keys()}  # noqa: SIM118
 
@@ -139,9 +162,14 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     same: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors as they come, whole or in pieces, in the order of `shapes`, and waits until the file is on the disk.
+    """Writes a safetensors file without holding all of its tensors in memory.
 
-    same: second names of tensors, with the first.
+    Args:
+        path: the file; it is synced to disk.
+        shapes: dtype and shape of each tensor, by name.
+        tensors: the tensors in the order of `shapes`, whole or as consecutive flat pieces.
+        metadata: strings for the header.
+        same: additional names of tensors, each with the name that the tensor has in `shapes`.
     """
     notes = {**(metadata or {}), **(same or {})}
     header: dict[str, object] = {"__metadata__": notes} if notes else {}
@@ -166,13 +194,16 @@ def write_tensors(
 
 
 def write_pieces(file: IO[bytes], dtype: torch.dtype, count: int, pieces: Iterator[Tensor]) -> None:
-    """Writes `count` numbers, taking pieces until they are complete: at least one, also for an empty tensor."""
+    """Writes one tensor of `count` numbers from consecutive pieces.
+
+    It takes pieces until the tensor is complete: at least one, even if the tensor is empty.
+    """
     while True:
         piece = next(pieces)
         assert piece.dtype == dtype and piece.numel() <= count
         file.write(piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         count -= piece.numel()
-        del piece  # before the next one is made
+        del piece  # frees its memory before the next one is computed
         if not count:
             return
 
@@ -180,16 +211,23 @@ def write_pieces(file: IO[bytes], dtype: torch.dtype, count: int, pieces: Iterat
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
+    """Writes tensors to a safetensors file; one that is stored under several names is written once.
+
+    Args:
+        path: the file; it is synced to disk.
+        tensors: the tensors by name, on any device.
+        metadata: strings for the header.
+    """
     first: dict[object, str] = {}
     same = {}
     for name, tensor in tensors.items():
-        place = (
+        storage = (
             (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
             if tensor.numel()
             else name
         )
-        if first.setdefault(place, name) != name:
-            same[name] = first[place]
+        if first.setdefault(storage, name) != name:
+            same[name] = first[storage]
     kept = {name: tensor for name, tensor in tensors.items() if name not in same}
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()}
     write_tensors(path, shapes, iter(kept.values()), metadata, same)

@@ -1,4 +1,4 @@
-"""Which weights of a run, and how they come into a network."""
+"""Selects the weights of a run, and loads weights into networks."""
 
 import logging
 import math
@@ -16,89 +16,120 @@ from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
+
+# names of torch's older weight norm, which the official checkpoints have
 LEGACY = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
-}  # torch's older weight norm
+}
+
+# keys under which a checkpoint may nest its state dict
 WRAPPINGS = ("module", "state_dict", "model")
 
 
 def find_weights(run: RunDirectory, choice: str) -> Path:
-    """The file that `choice` means: best | last | ema | average (the newest) | a name under averages/ | a path.
+    """Returns the weights file of a run that a choice refers to.
 
-    Raises UserError where there is none.
+    Args:
+        run: the run.
+        choice: `best` (lowest validation loss), `last`, `ema` (of the last checkpoint), `average`
+            (the newest), the name of an average, or the path of a file. Damaged checkpoints are
+            skipped.
+
+    Raises:
+        UserError: there are no such weights, or the average is damaged.
     """
     model = run.config()["model"]["name"]
     if choice in ("best", "last", "ema"):
-        sound = run.checkpoints.is_intact
-        found = run.checkpoints.all()[::-1]
+        candidates = run.checkpoints.all()[::-1]
         if choice == "best":
-            found = sorted(
-                (c for c in found if math.isfinite(c.losses.get("loss", math.nan))),
+            candidates = sorted(
+                (c for c in candidates if math.isfinite(c.losses.get("loss", math.nan))),
                 key=lambda c: c.losses["loss"],
             )
-        checkpoint = next((checkpoint for checkpoint in found if sound(checkpoint)), None)
+        checkpoint = next((c for c in candidates if run.checkpoints.is_intact(c)), None)
         name = "ema" if choice == "ema" else model
         if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():
             raise UserError(
-                f"{run} has no checkpoint for weights={choice}: train it further, or choose other weights"
+                f"{run} has no checkpoint for weights={choice}: train it further, or choose other "
+                f"weights"
             )
         return checkpoint.path / f"{name}.safetensors"
-    whole = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
-    averages = [path.parent.name for path in sorted(whole, key=lambda path: path.stat().st_mtime)]
+    complete = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
+    averages = [
+        path.parent.name for path in sorted(complete, key=lambda path: path.stat().st_mtime)
+    ]
     if choice == "average":
         if not averages:
-            raise UserError(f"{run} has no average yet: python -m cosyexp.average run_dir={run}")
+            raise UserError(
+                f"{run} has no average yet: create one with python -m cosyexp.average run_dir={run}"
+            )
         choice = averages[-1]
     if choice in averages:
-        return _average(run.averages / choice, f"{model}.safetensors")
+        return _average_file(run.averages / choice, f"{model}.safetensors")
     if Path(choice).is_file():
         return Path(choice)
     names = ", ".join(["best", "last", "ema", "average", *averages])
-    raise UserError(f"weights={choice} is neither a file nor one of {names} of {run}")
+    raise UserError(
+        f"weights={choice} is neither a file nor the name of weights of {run}: give one of "
+        f"{names}, or the path of a file"
+    )
 
 
-def _average(folder: Path, name: str) -> Path:
-    """The weights of an average; UserError where they are not what was written."""
+def _average_file(folder: Path, name: str) -> Path:
+    """Returns the weights file of an average; raises a UserError if it is damaged."""
     try:
-        corruption = Checkpoint(folder, yaml.safe_load((folder / META).read_text())).corruption(
-            name
-        )
+        meta = yaml.safe_load((folder / META).read_text())
+        corruption = Checkpoint(folder, meta).corruption(name)
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         corruption = f"its {META} cannot be read"
     if corruption:
-        raise UserError(f"{folder} is damaged: {corruption}; make it again with cosyexp.average")
+        raise UserError(f"{folder} is damaged ({corruption}): create it again with cosyexp.average")
     return folder / name
 
 
 def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a file under the names that they have here, by network: "model" and, where it has them, "discriminator".
+    """Reads all tensors of a weights file and gives them the parameter names of this repository.
 
-    The file is one of ours (`.safetensors`), an official release, a training checkpoint of the original (whose `epoch` and `step`
-    are left out), or one that DeepSpeed's zero_to_fp32 wrote.
+    Args:
+        path: a `.safetensors` file of this repository, an official release, a training checkpoint
+            of the original CosyVoice (whose `epoch` and `step` are ignored), or the output of
+            DeepSpeed's `zero_to_fp32`.
+
+    Returns:
+        The tensors of each network: "model", and "discriminator" if the file has one.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a mapping of names to tensors.
     """
     try:
         content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
-        raise UserError(f"there are no weights {path}") from None
+        raise UserError(f"weights file {path} does not exist: check the path") from None
     for wrapping in WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
             content = content[wrapping]
     if not isinstance(content, Mapping):
         raise UserError(
-            f"{path} holds a {type(content).__name__}, not a mapping of names to tensors"
+            f"{path} holds a {type(content).__name__}, not a mapping of names to tensors: save a "
+            f"state dict instead"
         )
     networks: dict[str, dict[str, Tensor]] = {"model": {}}
     for name, tensor in content.items():
         if isinstance(tensor, Tensor):
-            network, ours = our_name(name)
-            networks.setdefault(network, {})[ours] = tensor
+            network, parameter = our_name(name)
+            networks.setdefault(network, {})[parameter] = tensor
     return networks
 
 
 def our_name(name: str) -> tuple[str, str]:
-    """The network that a tensor of the original belongs to, and its name in it: with weight norms as parametrizations."""
-    name = name.removeprefix("module.")  # of torch's wrapper for several processes
+    """Translates the name of a tensor in a checkpoint of the original CosyVoice.
+
+    Returns:
+        The network that the tensor belongs to ("model" or "discriminator"), and the name of the
+        tensor in that network, with weight norms as parametrizations.
+    """
+    name = name.removeprefix("module.")  # added by DistributedDataParallel
     network = "discriminator" if name.startswith("discriminator.") else "model"
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     for legacy, modern in LEGACY.items():
@@ -108,58 +139,80 @@ def our_name(name: str) -> tuple[str, str]:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads the model in a file into a network, all of it; UserError where names or shapes differ."""
+    """Loads the model of a weights file into a network; all names and shapes must match.
+
+    A UserError of `read_weights` or `load_tensors` tells why the file cannot be loaded.
+    """
     load_tensors(network, read_weights(path)["model"], path)
 
 
 def load_tensors(
     network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool = True
 ) -> tuple[list[str], list[str]]:
-    """Loads tensors into a network; UserError where names or shapes differ, if `strict`, and where nothing fits.
+    """Loads tensors into a network.
 
-    Returns the names that the network has anew, and those that it leaves out.
+    Args:
+        network: the network.
+        tensors: the tensors by parameter name.
+        path: the file that they come from, for error messages.
+        strict: refuse tensors unless all names and shapes match; otherwise load those that do.
+
+    Returns:
+        The names in the network that were not loaded, and the names in the file that were not used.
+
+    Raises:
+        UserError: names or shapes differ and `strict` is set, nothing matches, or a value is not
+            finite.
     """
-    wanted = network.state_dict()
-    missing, unknown = (
-        [n for n in wanted if n not in tensors],
-        [n for n in tensors if n not in wanted],
-    )
-    common = [n for n in wanted if n in tensors]
-    other = [n for n in common if wanted[n].shape != tensors[n].shape]
+    expected = network.state_dict()
+    missing = [n for n in expected if n not in tensors]
+    unknown = [n for n in tensors if n not in expected]
+    common = [n for n in expected if n in tensors]
+    mismatched = [n for n in common if expected[n].shape != tensors[n].shape]
     shapes = [
-        f"{n}, {list(tensors[n].shape)} instead of {list(wanted[n].shape)}" for n in other[:1]
+        f"{n}, {list(tensors[n].shape)} instead of {list(expected[n].shape)}"
+        for n in mismatched[:1]
     ]
     kinds = (
         ("missing", missing, missing),
         ("unknown", unknown, unknown),
-        ("of another shape", other, shapes),
+        ("of another shape", mismatched, shapes),
     )
-    faults = [
-        f"{len(names)} {what} (such as {example[0]})" for what, names, example in kinds if names
+    problems = [
+        f"{len(names)} {kind} (such as {example[0]})" for kind, names, example in kinds if names
     ]
-    if len(common) == len(other) or (faults and strict):
-        raise UserError(f"the tensors of {path} do not fit the network: {', '.join(faults)}")
-    spoilt = next(
+    if len(common) == len(mismatched) or (problems and strict):
+        raise UserError(f"the tensors of {path} do not fit the network: {', '.join(problems)}")
+    nonfinite = next(
         (n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()),
         None,
     )
-    if spoilt:
+    if nonfinite:
         raise UserError(
-            f"{path} holds values that are not finite (in {spoilt}): it was damaged or its training diverged, take another"
+            f"{path} holds values that are not finite (in {nonfinite}), as it is damaged or its "
+            f"training diverged: choose other weights"
         )
     network.load_state_dict(
-        {name: tensor for name, tensor in tensors.items() if name not in other}, strict=strict
+        {name: tensor for name, tensor in tensors.items() if name not in mismatched}, strict=strict
     )
-    return missing + other, unknown + other
+    return missing + mismatched, unknown + mismatched
 
 
 def weights_of(source: str) -> Path:
-    """The file of weights that a run (its newest average, else its last checkpoint) or a path means."""
+    """Returns the weights file that a run or a path refers to.
+
+    Args:
+        source: a weights file, or a run, which stands for its newest average or, if it has none,
+            its last checkpoint.
+
+    Raises:
+        UserError: `source` does not exist, or is a run without weights.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"there are no weights {source}: name a run, or a file of weights")
+        raise UserError(f"there are no weights {source}: give a run or a weights file")
     run = RunDirectory(path)
     return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
 
@@ -167,45 +220,52 @@ def weights_of(source: str) -> Path:
 def init_weights(
     networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True
 ) -> Path:
-    """Starts the networks of a training from a run (its newest average, else its last checkpoint) or a file of weights.
+    """Initializes the networks of a training from a run or a weights file.
 
-    model: which of the networks is the one that is exported; another one, a discriminator, starts from scratch where the source
-    has none. Returns the file of the model.
+    Args:
+        networks: the networks by name.
+        model: name of the network that is exported. Any other network, such as a discriminator,
+            keeps its random initialization if the source has no weights for it.
+        source: a run (its newest average or, if it has none, its last checkpoint) or a weights
+            file.
+        strict: refuse weights whose names or shapes differ from the network's.
+
+    Returns:
+        The file that the weights of the model come from.
     """
     path = weights_of(source)
     folder = Path(source).expanduser()
-    beside = find_weights(RunDirectory(folder), "last").parent if folder.is_dir() else None
-    found = read_weights(path)
-    _start(networks[model], found["model"], path, strict)
+    checkpoint = find_weights(RunDirectory(folder), "last").parent if folder.is_dir() else None
+    content = read_weights(path)
+    _load_initial(networks[model], content["model"], path, strict)
     for name, network in networks.items():
         if name == model:
             continue
-        own = beside / f"{name}.safetensors" if beside else path
-        tensors = read_weights(own)["model"] if beside and own.exists() else found.get(name)
+        file = checkpoint / f"{name}.safetensors" if checkpoint else path
+        tensors = read_weights(file)["model"] if checkpoint and file.exists() else content.get(name)
         if tensors:
-            _start(network, tensors, own, strict)
+            _load_initial(network, tensors, file, strict)
         else:
-            log.info("%s: it has no %s, which starts from scratch", source, name)
+            log.info("%s has no %s, which starts from scratch", source, name)
     return path
 
 
-def _start(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool) -> None:
-    """Loads what a training starts from, and says what came and what did not."""
+def _load_initial(
+    network: nn.Module, tensors: Mapping[str, Tensor], path: Path, strict: bool
+) -> None:
+    """Loads tensors into a network and logs which were loaded, missing and unused."""
     try:
-        missing, unknown = load_tensors(network, tensors, path, strict)
+        missing, unused = load_tensors(network, tensors, path, strict)
     except UserError as error:
-        raise UserError(
-            f"{error}; init_strict=false takes what has a name and a shape of the network's"
-            if strict
-            else str(error)
-        ) from None
+        hint = "; init_strict=false loads only tensors whose name and shape match" if strict else ""
+        raise UserError(f"{error}{hint}") from None
     log.info(
-        "%s: %d tensors loaded, %d new, %d left out",
+        "%s: %d tensors loaded, %d newly initialized, %d not used",
         path,
-        len(tensors) - len(unknown),
+        len(tensors) - len(unused),
         len(missing),
-        len(unknown),
+        len(unused),
     )
-    for names, what in ((missing, "new, not from the file"), (unknown, "left out of the file")):
+    for names, what in ((missing, "newly initialized"), (unused, "not used")):
         if names:
             log.info("%d %s: %s", len(names), what, ", ".join(names))

@@ -1,4 +1,4 @@
-"""Sums of what steps measure, kept on the device until somebody asks."""
+"""Accumulates the losses and gradient norms of updates on the device, until they are logged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,12 @@ import torch
 from cosyexp.objectives.base import Loss
 from cosyexp.training.engines.base import StepReport
 
-Sums = Mapping[str, tuple[float, str, float]]  # term -> (sum, unit, factor), on the host
+# the terms of a loss on the host: name -> (sum, unit, factor)
+Sums = Mapping[str, tuple[float, str, float]]
 
 
 def to_host(loss: Loss) -> Sums:
-    """Reads all sums of a loss at once."""
+    """Copies all sums of a loss to the host in one transfer."""
     if not loss:
         return {}
     values = torch.stack([term.sum.double() for term in loss.values()]).tolist()
@@ -23,7 +24,12 @@ def to_host(loss: Loss) -> Sums:
 
 
 def means(parts: Sequence[Sums], units: Mapping[str, float]) -> dict[str, float]:
-    """Each term per unit, and `loss`, their weighted sum; parts are added in their order, in fp64."""
+    """Computes the mean of each term per unit, and `loss`, their sum weighted by the factors.
+
+    Args:
+        parts: the sums of several batches; they are added in this order, in fp64.
+        units: number of units in all batches together, for each kind.
+    """
     totals: dict[str, float] = {}
     terms = {name: (unit, factor) for part in parts for name, (_, unit, factor) in part.items()}
     for part in parts:
@@ -34,7 +40,10 @@ def means(parts: Sequence[Sums], units: Mapping[str, float]) -> dict[str, float]
 
 
 class TrainableMetrics:
-    """What one trainable's updates measured since the last log. The losses are this rank's, everything else is the same on all."""
+    """Accumulates the metrics of one trainable's updates since the last log.
+
+    The losses are those of this rank; units, gradient norm and updates are the same on all ranks.
+    """
 
     def __init__(self) -> None:
         self.loss = Loss()
@@ -43,7 +52,13 @@ class TrainableMetrics:
         self.updates = 0
 
     def add(self, losses: Sequence[Loss], units: Mapping[str, float], report: StepReport) -> None:
-        """Adds the detached losses of an update's micro-batches, and the units of the whole step."""
+        """Adds one update.
+
+        Args:
+            losses: the detached losses of this rank's micro-batches.
+            units: number of units in the whole step, over all micro-batches and ranks.
+            report: what the engine returned for the update.
+        """
         for loss in losses:
             for name, term in loss.items():
                 self.loss[name] = (
@@ -54,6 +69,7 @@ class TrainableMetrics:
         self.norm, self.updates = self.norm + report.grad_norm.double(), self.updates + 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the state as plain numbers on the host."""
         return {
             "loss": dict(to_host(self.loss)),
             "units": self.units,
@@ -62,6 +78,7 @@ class TrainableMetrics:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Restores a state that `state_dict` returned."""
         self.loss = Loss(
             **{
                 n: (torch.tensor(v, dtype=torch.float64), u, f)
@@ -72,7 +89,7 @@ class TrainableMetrics:
 
 
 def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One trainable's state over all ranks, from the `state_dict` of each."""
+    """Merges the `state_dict`s of one trainable's metrics, given in the order of the ranks."""
     losses: dict[str, tuple[float, str, float]] = {}
     for state in states:
         for name, (value, unit, factor) in state["loss"].items():

@@ -1,6 +1,7 @@
-"""Finds updates whose gradients were not finite, without making the device wait for the host.
+"""Detects updates whose gradients were not finite, and skips them or stops the run.
 
-The engine has blocked such an update already; here it is decided what that means, one step late on CUDA.
+The engine has already blocked such an update on the device. The guard reads the result one step
+later on CUDA, so that the device never waits for the host.
 """
 
 import logging
@@ -20,12 +21,22 @@ from cosyexp.training.engines.base import StepReport
 from cosyexp.training.metrics import to_host
 
 log = logging.getLogger(__name__)
-PATIENCE = 10  # updates in a row that may be skipped
+PATIENCE = 10  # the run stops at this many consecutive non-finite updates of a trainable
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one trainable's update was made of on this rank. applied: the flag, on its way to the host; copied: when it is there."""
+    """One trainable's update, as this rank saw it.
+
+    Args:
+        step: the step of the update.
+        trainable: name of the trainable.
+        utts: the utterances of this rank's micro-batches.
+        losses: the losses of this rank's micro-batches.
+        report: what the engine returned.
+        applied: whether the update was applied; on CUDA it is being copied to the host.
+        copied: the event after which `applied` can be read, or None if it can be read at once.
+    """
 
     step: int
     trainable: str
@@ -36,15 +47,24 @@ class Update:
     copied: torch.cuda.Event | None
 
     def was_applied(self) -> bool:
+        """Returns whether the weights were updated; waits until that is known."""
         if self.copied is not None:
             self.copied.synchronize()
         return bool(self.applied)
 
 
 class NonFiniteGuard:
-    """Raises for an update that was not finite; with fp16, or where the user wants them skipped, only for `PATIENCE` in a row.
+    """Stops the run at an update that was not finite, unless such updates may be skipped.
 
-    With fp16 a gradient may overflow, and lowers the loss scale; a loss may not. dumps: the folder for what a bad update saw.
+    With `policy=skip` all of them may be skipped. With fp16 those whose losses are finite may be
+    skipped, as an overflow of the gradients only lowers the loss scale. In any case the run stops
+    at the `PATIENCE`th consecutive one of a trainable.
+
+    Args:
+        dumps: folder for a JSON file about each non-finite update: norm, losses and utterances.
+        rank: of this process.
+        precision: of the run.
+        policy: whether the user wants non-finite updates skipped.
     """
 
     def __init__(self, dumps: Path, rank: int, precision: Precision, policy: OnNonfinite) -> None:
@@ -62,6 +82,7 @@ class NonFiniteGuard:
         losses: Sequence[Loss],
         report: StepReport,
     ) -> None:
+        """Registers an update for `check`; the arguments are those of `Update`."""
         applied, copied = report.applied, None
         if applied.is_cuda:
             applied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(
@@ -72,17 +93,27 @@ class NonFiniteGuard:
         self._pending.append(Update(step, trainable, utts, losses, report, applied, copied))
 
     def check(self, before: int) -> bool:
-        """Whether all updates of steps before `before` were applied; UserError where one that was not ends the run."""
-        sound = True
+        """Checks the registered updates of all steps before a given step.
+
+        Args:
+            before: the step.
+
+        Returns:
+            Whether all of these updates were applied.
+
+        Raises:
+            UserError: an update was not finite and may not be skipped.
+        """
+        all_applied = True
         while self._pending and self._pending[0].step < before:
             update = self._pending.popleft()
             if update.was_applied():
                 self._in_a_row[update.trainable] = 0
             else:
                 self._in_a_row[update.trainable] += 1
-                sound = False
+                all_applied = False
                 self._handle(update)
-        return sound
+        return all_applied
 
     def _handle(self, update: Update) -> None:
         losses = [
@@ -100,7 +131,9 @@ class NonFiniteGuard:
                 norm,
             )
             return
+        culprit = "gradients" if finite else "loss"
         raise UserError(
-            f"at step {update.step} the {'gradients' if finite else 'loss'} of {update.trainable} stopped being finite, the weights "
-            f"were kept; {path} names the utterances: look at them, lower the learning rate, or set trainer.on_nonfinite=skip"
+            f"at step {update.step} the {culprit} of {update.trainable} became NaN or infinite "
+            f"(the weights were kept; {path} lists the utterances): inspect the utterances, lower "
+            f"the learning rate, or set trainer.on_nonfinite=skip"
         )

@@ -1,4 +1,8 @@
-"""The reference of a preference training: a frozen network beside the policy, or its log-probabilities, computed once and kept."""
+"""Sets up the reference model of a preference training.
+
+The objective gets either a frozen network or, with `cache_reference`, the log-probabilities of the
+reference, which are computed once for both data sets and kept in the run directory.
+"""
 
 import hashlib
 import json
@@ -36,13 +40,25 @@ def setup_reference(
     datasets: Sequence[Dataset],
     engine: Engine,
 ) -> None:
-    """Gives the objective its reference: weights of a run or a file, the same for as long as the run lasts."""
+    """Gives an objective its reference model, if it needs one.
+
+    Args:
+        objective: the objective.
+        config: the config of the run. `reference`, or else `init_from`, names the run or weights
+            file of the reference.
+        run: the run directory, which records the reference: a run may not change it.
+        datasets: the training and the validation data.
+        engine: for its device, precision and communication.
+
+    Raises:
+        UserError: the config names no reference.
+    """
     if not objective.needs_reference:
         return
     source = config["reference"] or config["init_from"]
     if source is None:
         raise UserError(
-            "a preference is measured against a reference: give reference=<an sft run, or a file of weights>"
+            "this objective needs a reference model: give reference=<an SFT run or a weights file>"
         )
     key = cache_key(config, datasets)
     if objective.cache_reference and read_note(run).get("cached") == key:
@@ -57,7 +73,7 @@ def setup_reference(
         return
     if engine.rank == 0:
         network.to(engine.device)
-        log.info("computing the log-probabilities of the reference, once")
+        log.info("computing the log-probabilities of the reference (once for this run)")
         seed, budget = config["seed"], config["data"]["max_frames"]
         values = [logps(objective, network, dataset, engine, budget, seed) for dataset in datasets]
         part = run.reference / "logps.part"
@@ -69,7 +85,10 @@ def setup_reference(
 
 
 def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
-    """Of all that the log-probabilities depend on, but for the weights, whose hash stands beside it."""
+    """Returns a key of everything that the cached log-probabilities depend on, except the weights.
+
+    The hash of the weights is recorded by `pin_reference`.
+    """
     settings = (
         config["network"],
         config["objective"],
@@ -83,7 +102,11 @@ def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
 
 
 def read_note(run: RunDirectory) -> dict[str, str]:
-    """weights, sha256: of the reference. cached: the key of its log-probabilities, once they are there."""
+    """Returns what the run directory records about the reference, or {} if there is nothing yet.
+
+    The keys are `weights` (its file), `sha256` (of that file) and, once its log-probabilities are
+    cached, `cached` (their `cache_key`).
+    """
     try:
         return dict(yaml.safe_load((run.reference / NOTE).read_text()))
     except FileNotFoundError:
@@ -91,13 +114,18 @@ def read_note(run: RunDirectory) -> dict[str, str]:
 
 
 def pin_reference(run: RunDirectory, path: Path) -> None:
-    """Notes which weights the reference has; UserError where a run that has begun goes on with others."""
+    """Records the weights of the reference in the run directory.
+
+    Raises:
+        UserError: the run has checkpoints and was started with other reference weights.
+    """
     before, sha256 = read_note(run), file_hash(path)
     if before.get("sha256") == sha256:
         return
     if before and run.checkpoints.all():
         raise UserError(
-            f"{run} was begun with the reference {before['weights']}, and {path} has other weights: give the former, or another run_dir="
+            f"{run} was started with the reference {before['weights']}, and {path} holds other "
+            f"weights: give the old reference=, or another run_dir="
         )
     write_text(run.reference / NOTE, yaml.safe_dump({"weights": str(path), "sha256": sha256}))
 
@@ -111,8 +139,20 @@ def logps(
     budget: int,
     seed: int,
 ) -> Tensor:
-    """(pairs, 2) of a whole dataset: log-probability of the chosen and of the rejected answer."""
-    found = torch.zeros(len(dataset), 2)
+    """Computes the log-probabilities of all answers of a data set under the reference.
+
+    Args:
+        objective: the objective.
+        network: the reference network, on the engine's device.
+        dataset: the data set of preference pairs.
+        engine: for its device and precision.
+        budget: size of a batch, as `data.max_frames`.
+        seed: of the run.
+
+    Returns:
+        (pairs, 2): the log-probability of the chosen and of the rejected answer.
+    """
+    table = torch.zeros(len(dataset), 2)
     draws = Draws(seed, 0)
     for rows in tqdm(
         BatchSampler(lengths=dataset.lengths, budget=budget, seed=seed).epoch(0, 1),
@@ -124,12 +164,12 @@ def logps(
             values = objective.reference(
                 dataset.batch(rows.tolist(), draws).to(engine.device), network
             )
-        found[torch.from_numpy(rows)] = values.float().cpu().view(2, -1).T
-    return found
+        table[torch.from_numpy(rows)] = values.float().cpu().view(2, -1).T
+    return table
 
 
 def attach_logps(run: RunDirectory, datasets: Sequence[Dataset]) -> None:
-    """The views put the log-probabilities into their batches."""
+    """Adds the cached log-probabilities to the rows of the data sets, as the field `reference`."""
     tables = read_tensors(run.reference / LOGPS)
     for dataset, name in zip(datasets, ("train", "valid"), strict=True):
         dataset.extra = {"reference": tables[name].numpy()}

@@ -1,4 +1,4 @@
-"""What a checkpoint of training holds, beside the weights: how each engine and the trainer go on."""
+"""Saves and restores the whole state of a training: weights, averages, engine and trainer."""
 
 import io
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from cosyexp.run.checkpoint import Checkpoint, Checkpoints
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.training.engines.base import Engine
 
-OPTIMIZER = "trainer/optimizer"  # what engines write themselves
+OPTIMIZER = "trainer/optimizer"  # folder for optimizer state that an engine writes itself
 
 
 def save(
@@ -22,7 +22,18 @@ def save(
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> None:
-    """Rank 0 writes the weights and the trainer's state, every rank what its engine must keep."""
+    """Writes a checkpoint; all ranks call it.
+
+    Rank 0 writes the weights and the trainer's state, and each rank the state of its engine, if
+    any.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        engine: the engine of this rank.
+        trainables: names of the trainables.
+        state: the trainer's state, of tensors and plain values.
+        meta: the content of the checkpoint's `meta.yaml`.
+    """
     folder = Path(
         engine.all_gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
     )
@@ -43,28 +54,49 @@ def save(
         )
         (folder / "trainer").mkdir(exist_ok=True)
         (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
-    engine.all_gather(None)  # all files are there
+    engine.all_gather(None)  # waits until every rank has written its files
     if engine.rank == 0:
         checkpoints.commit(folder, meta)
     engine.all_gather(None)
 
 
 def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:
-    """Every rank iterates, as it may hold parts of the tensors; rank 0 keeps and writes them."""
+    """Writes tensors to a file on rank 0.
+
+    All ranks iterate over the tensors, as each may hold a part of them that has to be gathered.
+
+    Args:
+        path: the `.safetensors` file.
+        tensors: names and full tensors.
+        rank: of this process.
+    """
     kept = {name: tensor.cpu() for name, tensor in tensors if rank == 0}
     if rank == 0:
         save_tensors(path, kept)
 
 
 def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -> dict[str, Any]:
-    """Gives the engine back its weights and state, and returns the trainer's."""
+    """Restores the weights and the engine's state from a checkpoint; all ranks call it.
+
+    Args:
+        checkpoint: the checkpoint.
+        engine: the engine of this rank, after its `setup`.
+        trainables: names of the trainables.
+
+    Returns:
+        The trainer's state, as given to `save`.
+
+    Raises:
+        UserError: another engine saved the optimizer state, in a layout that this one cannot read.
+    """
     first = torch.load(
         checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True
     )
     if (layout := first["optimizer_layout"]) != engine.optimizer_layout:
         raise UserError(
-            f"the optimizer state of {checkpoint.path} is {layout}, and this run wants it {engine.optimizer_layout}: "
-            f"resume it as it was begun, or start from its weights by init_from= and another run_dir="
+            f"the optimizer state of {checkpoint.path} is {layout}, but this engine needs it "
+            f"{engine.optimizer_layout}: resume with the old engine and number of ranks, or start "
+            f"from the weights with init_from= and another run_dir="
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
     engine_state = (
@@ -81,8 +113,18 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
 
 
 def refuse_other_data(run: object, expected: str, found: str) -> None:
+    """Compares the fingerprint of the training data with that of a checkpoint.
+
+    Args:
+        run: the run directory, for the error message.
+        expected: the fingerprint of the data of this start.
+        found: the fingerprint in the checkpoint.
+
+    Raises:
+        UserError: they differ.
+    """
     if expected != found:
         raise UserError(
-            f"the training data are not those that {run} was begun with ({found} then, {expected} now): "
-            f"restore them, or give another run_dir="
+            f"the training data of {run} have changed ({found} at its last checkpoint, {expected} "
+            f"now): restore them, or give another run_dir="
         )

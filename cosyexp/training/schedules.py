@@ -1,17 +1,22 @@
-"""Learning-rate schedules: pure functions of the number of updates done, so that they have no state to save.
+"""Learning-rate schedules, as functions of the number of updates; they have no state to save.
 
-Each is called as `schedule(update, lr)` with the updates done so far and the base learning rate, and returns the rate of the next
-update. To add one, write a function and name it in `conf/scheduler/`.
+A schedule is called as `schedule(update, lr)` with the number of updates done so far and the base
+learning rate, and returns the learning rate of the next update. Its other arguments come from the
+config. To add a schedule, write a function here and a YAML in `conf/scheduler/`.
 """
 
 
 def constant(update: int, lr: float, *, warmup: int = 0) -> float:
-    """`lr`, after a linear rise over `warmup` updates."""
+    """Returns `lr`, after a linear rise over `warmup` updates."""
     return lr * min((update + 1) / (warmup + 1), 1.0)
 
 
 def warmup(update: int, lr: float, *, steps: int) -> float:
-    """Linear to `lr` over `steps` updates, then down with the inverse square root (Vaswani et al. 2017, eq. 3)."""
+    """Rises linearly to `lr` over `steps` updates, then decays with the inverse square root.
+
+    It is the schedule of Vaswani et al. (2017, "Attention Is All You Need", eq. 3), scaled to peak
+    at `lr`. With `steps=0` the rate is lr / sqrt(update + 1).
+    """
     n = update + 1
     if steps == 0:
         return float(lr * n**-0.5)
@@ -28,9 +33,16 @@ def noam_hold(
     decay: float = 0.5,
     lowest: float = 0.0,
 ) -> float:
-    """Linear warm-up, a plateau at `lr`, then down with a power of the update (Squeezeformer, Kim et al. 2022, section 4.1).
+    """Rises linearly, stays at `lr`, then decays (Kim et al. 2022, "Squeezeformer", section 4.1).
 
-    steps: updates in all; behind them the rate stays at `lowest`. warmup, hold: updates, or a share of `steps` where below 1.
+    Args:
+        update: number of updates done so far.
+        lr: base learning rate.
+        steps: number of updates of the run, after which the rate stays at `lowest`.
+        warmup: number of updates of the rise, or a share of `steps` if below 1.
+        hold: number of updates of the plateau, or a share of `steps` if below 1.
+        decay: exponent of the decay.
+        lowest: lower bound of the rate after the plateau.
     """
     rising = int(warmup * steps) if warmup < 1 else int(warmup)
     plateau = rising + (int(hold * steps) if hold < 1 else int(hold))

@@ -1,4 +1,7 @@
-"""The one use of the global generator: dropout. Every other draw is keyed to its row (`cosyexp.data.draws`)."""
+"""Seeds dropout, the only user of torch's global generator.
+
+All other random numbers are drawn per utterance by keyed generators, see `cosyexp.data.draws`.
+"""
 
 import torch
 
@@ -6,5 +9,10 @@ from cosyexp.data.draws import keyed
 
 
 def seed_forward(*key: int) -> None:
-    """Makes the dropout of the next forward a pure function of (seed, step, micro-batch, turn), on whatever rank it runs."""
+    """Seeds the global generator, so that the dropout of the next forward pass is reproducible.
+
+    Args:
+        key: seed of the run, step, number of the micro-batch in the step, and index of the
+            trainable. So the result does not depend on the rank that runs the micro-batch.
+    """
     torch.manual_seed(int(keyed(*key).integers(2**62)))

@@ -1,4 +1,8 @@
-"""A request to stop: Ctrl-C and SIGTERM finish the step and save, a second one ends at once. SIGUSR2 is SLURM's: the job will come back."""
+"""Turns signals into a request to stop, so that a run finishes its step and saves before it exits.
+
+Ctrl-C (SIGINT) and SIGTERM request a stop; a second one ends the process at once. SIGUSR2 announces
+a preemption by SLURM: the run stops in the same way, and the job is requeued to continue later.
+"""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -6,14 +10,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-PREEMPTED = signal.SIGUSR2  # sent before a time limit or a preemption, as submitit asks for it
+# sent before a time limit or a preemption, as submitit configures its jobs
+PREEMPTED = signal.SIGUSR2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, PREEMPTED)
 
 
 class StopRequest:
-    """Within it the signals only set a flag. Truthy once one came.
+    """A context manager within which the signals only set a flag; it is true once one has arrived.
 
-    preempted: whether the run is to be started again; once all ranks agreed to stop, the same in all.
+    Its attribute `preempted` is whether the job will be requeued; after a call of `agreed` it is
+    the same on all ranks.
     """
 
     def __init__(self) -> None:
@@ -26,7 +32,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._handle)
         self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [PREEMPTED])
         return self
 
@@ -36,16 +42,19 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self, total: Callable[[Sequence[float]], list[float]]) -> bool:
-        """Whether any rank was asked to stop. total: sums over ranks."""
-        asked, preempted = total([float(bool(self)), float(self.preempted)])
-        self.preempted = preempted > 0
-        return asked > 0
+        """Returns whether any rank was requested to stop; all ranks call it.
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+        Args:
+            total: returns the sums of some values over all ranks.
+        """
+        requested, preempted = total([float(bool(self)), float(self.preempted)])
+        self.preempted = preempted > 0
+        return requested > 0
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        if (
-            number == PREEMPTED
-        ):  # comes to every process of a job, perhaps twice, and perhaps with SIGTERM
+        # SIGUSR2 may come twice, or with SIGTERM, so a second one must not end the process.
+        if number == PREEMPTED:
             self.preempted = True
         else:
             signal.signal(number, self._previous[self.signal])
@@ -53,16 +62,23 @@ class StopRequest:
 
 @contextmanager
 def preemption_blocked() -> Iterator[None]:
-    """SLURM sends SIGUSR2 to every process of a job; what is started within this hears it not before it makes a `StopRequest`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [PREEMPTED])
+    """Blocks SIGUSR2 in child processes that are started within the block.
+
+    SLURM sends SIGUSR2 to every process of a job. In a child it stays pending until the child
+    enters a `StopRequest`, which unblocks it; otherwise it would kill the child.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [PREEMPTED])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def requeue() -> None:
-    """Hands a preemption, now that all is saved, to who handled its signal before: submitit's handler requeues the job, and exits."""
+    """Calls the original handler of SIGUSR2, once everything is saved.
+
+    Under SLURM this is submitit's handler, which requeues the job and exits.
+    """
     handler = signal.getsignal(PREEMPTED)
     if callable(handler):
         handler(PREEMPTED, None)

@@ -1,4 +1,4 @@
-"""The losses of a network on validation data: of a training, or of any weights that fit into a run's network."""
+"""Computes validation losses, during a training or of any weights of a run's network."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from cosyexp.training.metrics import means, to_host
 
 @contextmanager
 def eval_mode(objective: Objective) -> Iterator[None]:
-    """Within it there is no dropout, and no gradient."""
+    """Switches all trainables to evaluation mode, without gradients, within the block."""
     modules = [trainable.module for trainable in objective.trainables.values()]
     try:
         for module in modules:
@@ -31,9 +31,19 @@ def validation_losses(
     loader: ValidationLoader,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """The same for the same weights to the last bit, on any number of ranks; None where a request to stop came in between.
+    """Computes the mean validation losses; call it within `eval_mode`, on all ranks.
 
-    To be called within `eval_mode`.
+    For the same weights the result is the same to the last bit, on any number of ranks: the losses
+    of all micro-batches are gathered and added in a fixed order.
+
+    Args:
+        objective: the objective.
+        engine: the engine, for its device, precision and communication.
+        loader: the micro-batches of this rank.
+        stopped: called on all ranks before each micro-batch; returns whether to stop.
+
+    Returns:
+        The losses by name, on all ranks, or None if `stopped` returned True.
     """
     parts, batches = [], iter(loader)
     for _ in range(loader.rounds):

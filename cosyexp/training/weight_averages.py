@@ -1,4 +1,4 @@
-"""What is kept of all the weights that a training passes through."""
+"""Averages of the weights of all updates, which the engine maintains during training."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -8,36 +8,57 @@ from torch import Tensor
 
 
 class WeightAverage(Protocol):
-    """Follows the weights of a network on the device, update by update."""
+    """An average of the weights of a network, updated on the device after each of its updates."""
 
     def update(self, updates: int, applied: Tensor) -> None:
-        """Takes in the weights after `updates` updates; `applied` false (a tensor on the device) leaves it as it is."""
+        """Adds the current weights to the average.
+
+        Args:
+            updates: number of updates done, including this one.
+            applied: a boolean on the device; if it is False, the average stays as it is.
+        """
         ...
 
-    def items(self) -> Iterator[tuple[str, Tensor]]: ...
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the names and tensors to save."""
+        ...
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None: ...
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores tensors that `items` yielded."""
+        ...
 
 
 def make_weight_averages(
     weights: Mapping[str, Tensor], *, ema: float | None, running_sum: bool
 ) -> dict[str, WeightAverage]:
-    """Those that are asked for, by the name of their file in a checkpoint. ema: its decay.
+    """Makes the requested averages.
 
-    weights: as they are trained, or the part of them that this rank has.
+    Args:
+        weights: the live weights, or this rank's shards of them.
+        ema: decay of the exponential moving average; None for no such average.
+        running_sum: whether to keep the running sum.
+
+    Returns:
+        The averages by the name of their file in a checkpoint: "ema", "sum".
     """
-    means: dict[str, WeightAverage] = {}
+    averages: dict[str, WeightAverage] = {}
     if ema:
-        means["ema"] = EMA(weights, ema)
+        averages["ema"] = EMA(weights, ema)
     if running_sum:
-        means["sum"] = RunningSum(weights)
-    return means
+        averages["sum"] = RunningSum(weights)
+    return averages
 
 
 class EMA:
-    """mean <- decay * mean + (1 - decay) * weights, in fp32 (Polyak & Juditsky 1992).
+    """The exponential moving average of the weights, in fp32 (Polyak & Juditsky 1992).
 
-    Integers and booleans are copied. The first updates use a smaller decay, (1 + n) / (10 + n), so that the start is forgotten.
+    mean <- decay * mean + (1 - decay) * weights. The first updates use a smaller decay,
+    (1 + n) / (10 + n) at update n, so that the initial weights are forgotten. Integer and boolean
+    buffers are copied.
+
+    Args:
+        weights: the live weights.
+        decay: the decay, below 1.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
@@ -52,6 +73,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, updates: int, applied: Tensor) -> None:
+        """Moves the average towards the current weights, if the update was applied."""
         share = (1 - min(self.decay, (1 + updates) / (10 + updates))) * applied.float()
         floats = [name for name, tensor in self._mean.items() if tensor.is_floating_point()]
         means = [self._mean[name] for name in floats]
@@ -62,19 +84,25 @@ class EMA:
             self._mean[name].copy_(torch.where(applied, self._live[name], self._mean[name]))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """In fp32, whatever the weights are kept in."""
+        """Yields the average; floating-point tensors are in fp32, whatever the weights are in."""
         yield from self._mean.items()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores a saved average."""
         for name, tensor in self._mean.items():
             tensor.copy_(tensors[name])
 
 
 class RunningSum:
-    """sum <- sum + weights, in fp64: its difference between two checkpoints gives the mean of all weights in between.
+    """The sum of the weights after each applied update, in fp64.
 
-    After n updates its rounding is below n * 1e-16 of it, so that the mean of 1000 weights after 1e5 has still 9 digits, where
-    fp32 keeps 7. A sum in fp32 would have lost them all. How many weights it holds is the step: one for each applied update.
+    The difference of the sums of two checkpoints, divided by the difference of their steps, is the
+    mean of the weights in between. After n updates the relative rounding error is below n * 1e-16,
+    so the mean of 1000 updates after 1e5 still has 9 digits, while the weights in fp32 have 7. A
+    sum in fp32 would have none left.
+
+    Args:
+        weights: the live weights; integer and boolean buffers are left out.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -88,13 +116,15 @@ class RunningSum:
 
     @torch.no_grad()
     def update(self, updates: int, applied: Tensor) -> None:
-        for name, total in self._sum.items():  # one copy in fp64 at a time
+        """Adds the current weights, if the update was applied."""
+        for name, total in self._sum.items():  # holds only one fp64 copy at a time
             total.add_(self._live[name].double().mul_(applied))
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """In fp64; integers and booleans have no sum."""
+        """Yields the sums, in fp64."""
         yield from self._sum.items()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores saved sums."""
         for name, total in self._sum.items():
             total.copy_(tensors[name])

@@ -120,14 +120,14 @@ def test_a_flipped_byte_is_noticed(runs, warm, refused, tmp_path):
     refused(
         "export",
         ["run_dir=runs/demo/llm", "format=jit", "weights=average"],
-        "llm.safetensors is not what was written",
+        "llm.safetensors does not match its checksum",
     )
     flip(runs / "llm/checkpoints/step_00000004/llm.safetensors")
     said = warm(
         "export", "run_dir=runs/demo/llm", "format=jit", "weights=last", QUICK, cwd=tmp_path
     ).stdout
     assert (
-        "step_00000004 is passed over" in said
+        "step_00000004 is skipped" in said
         and "exporting runs/demo/llm/checkpoints/step_00000002/llm.safetensors" in said
     )
 

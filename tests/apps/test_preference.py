@@ -184,4 +184,4 @@ def test_a_run_goes_on_with_its_own_reference_alone(folder, straight, warm, tmp_
         straight / "checkpoints/step_00000008", tmp_path / "sft/checkpoints/step_00000099"
     )
     said = warm("train", *begin, "trainer.steps=4", cwd=tmp_path, check=False)
-    sentence(said, "was begun with the reference", "step_00000004")
+    sentence(said, "was started with the reference", "step_00000004")

@@ -163,6 +163,6 @@ def test_a_checkpoint_that_would_run_code_is_not_read(models):
     torch.save(
         {"a": torch.zeros(1), "b": Executes(models / "executed")}, models / "epoch_3_whole.pt"
     )
-    with pytest.raises(UserError, match=r"epoch_3_whole\.pt holds no readable weights"):
+    with pytest.raises(UserError, match=r"cannot load weights from .*epoch_3_whole\.pt"):
         write_file(uniform(select(candidates_in(models), Choice("best", 2))), models / "ours.pt")
     assert not (models / "executed").exists() and not list(models.glob("ours.pt*"))

@@ -97,7 +97,7 @@ def test_killed_and_started_again(engine, data, tmp_path, warm):
         )
         sentence(
             refused,
-            "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, and this run wants it whole",
+            "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, but this engine needs it whole",
             "init_from=",
         )
         assert (tmp_path / "straight/config.yaml").read_bytes() == before

@@ -343,7 +343,8 @@ def test_one_flipped_bit_is_noticed(run, said):
     path.write_bytes(content)
     assert (
         chosen(run, "best", 1) == [40]
-        and "step_00000020 is passed over: llm.safetensors is not what was written" in said.text
+        and "step_00000020" in said.text
+        and "llm.safetensors does not match its checksum" in said.text
     )
 
 
@@ -614,7 +615,7 @@ def test_an_average_with_a_flipped_bit_is_not_used(run):
     for choice in ("average", "last2"):
         with pytest.raises(
             UserError,
-            match=r"averages/last2 is damaged: llm\.safetensors is not what was written; make it again",
+            match=r"averages/last2 is damaged \(llm\.safetensors does not match its checksum\): create it again",
         ):
             find_weights(run, choice)
 

@@ -69,9 +69,11 @@ def equal(one, two):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
-def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_optimizer(optimizer, bad, clip):
+def test_a_gradient_that_is_not_finite_changes_neither_weights_nor_optimizer(
+    optimizer, bad, max_grad_norm
+):
     module = net()
-    engine = engine_of(module, optimizer=optimizer, max_grad_norm=clip)
+    engine = engine_of(module, optimizer=optimizer, max_grad_norm=max_grad_norm)
     assert update(engine, module).applied
     before = copied(everything(engine, module))
     report = update(engine, module, bad, 1)
@@ -93,10 +95,10 @@ def test_after_a_skipped_update_it_goes_on_as_if_nothing_had_been(optimizer):
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 1e6, None])
-def test_clipping_is_torch_s(clip):
+def test_clipping_is_torch_s(max_grad_norm):
     ours, theirs = net(), net()
     engine, optimizer = (
-        engine_of(ours, max_grad_norm=clip),
+        engine_of(ours, max_grad_norm=max_grad_norm),
         OPTIMIZERS["fused AdamW"](theirs.parameters()),
     )
     for number in range(3):
@@ -104,7 +106,9 @@ def test_clipping_is_torch_s(clip):
         theirs(
             torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
         ).square().sum().backward()
-        norm = nn.utils.clip_grad_norm_(theirs.parameters(), math.inf if clip is None else clip)
+        norm = nn.utils.clip_grad_norm_(
+            theirs.parameters(), math.inf if max_grad_norm is None else max_grad_norm
+        )
         optimizer.step()
         optimizer.zero_grad()
         torch.testing.assert_close(report.grad_norm, norm, rtol=1e-6, atol=0)

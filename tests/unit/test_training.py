@@ -233,7 +233,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_utterances(tmp_p
 def test_gradients_that_are_not_finite_are_told_from_the_loss(tmp_path):
     watch = watch_of(tmp_path)
     watch.add(7, "flow", ("a",), [loss(1.0)], BAD)
-    with pytest.raises(UserError, match="the gradients of flow stopped being finite"):
+    with pytest.raises(UserError, match="the gradients of flow became NaN or infinite"):
         watch.check(8)
 
 

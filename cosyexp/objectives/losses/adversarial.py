@@ -1,6 +1,8 @@
-"""Losses between a generator and its discriminators. Every function returns one number per row (segment), shape (B,).
+"""Losses of a GAN with several discriminators. Every loss has the shape (B,), one value per row.
 
-A discriminator's output is the list of its feature maps, the score map last. Real and fake maps have the same shapes.
+A discriminator returns the list of its feature maps, batch first; the last one is its score map.
+The arguments below hold one such list for each discriminator. Real and fake maps have the same
+shapes.
 """
 
 from collections.abc import Sequence
@@ -8,20 +10,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Maps = Sequence[Tensor]  # of one discriminator, batch first
+Maps = Sequence[Tensor]  # the feature maps of one discriminator
 
 
 def per_row_mean(x: Tensor) -> Tensor:
+    """Averages a tensor (B, ...) over all dimensions but the first, (B,)."""
     return x.flatten(1).mean(1)
 
 
 def full(x: Tensor) -> Tensor:
-    """At least fp32: under autocast the maps are half precision, too coarse for means."""
+    """Converts half precision to fp32; under autocast the maps are too coarse to be averaged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def discriminator_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
-    """Least squares (Mao et al. 2017, eq. 9): sum over discriminators of mean (1 - D(x))^2 + mean D(G(z))^2."""
+    """Computes the least-squares loss of the discriminators (Mao et al. 2017, "LSGAN", eq. 9).
+
+    It is the sum over discriminators of mean (1 - D(x))^2 + mean D(G(z))^2.
+    """
     return total(
         [
             per_row_mean((1 - full(r[-1])).square()) + per_row_mean(full(f[-1]).square())
@@ -31,12 +37,18 @@ def discriminator_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
 
 
 def generator_loss(fake: Sequence[Maps]) -> Tensor:
-    """Least squares (Mao et al. 2017, eq. 9): sum over discriminators of mean (1 - D(G(z)))^2."""
+    """Computes the least-squares loss of the generator (Mao et al. 2017, "LSGAN", eq. 9).
+
+    It is the sum over discriminators of mean (1 - D(G(z)))^2.
+    """
     return total([per_row_mean((1 - full(f[-1])).square()) for f in fake])
 
 
 def feature_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
-    """Feature matching (Larsen et al. 2016; Kong et al. 2020, eq. 4): sum of mean |D_i(x) - D_i(G(z))|, taken twice."""
+    """Computes the feature matching loss (Kong et al. 2020, "HiFi-GAN", eq. 4; Larsen et al. 2016).
+
+    It is 2 times the sum over all maps i, of all discriminators, of mean |D_i(x) - D_i(G(z))|.
+    """
     pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r, f, strict=True)]
     return 2 * total([per_row_mean((full(r) - full(f)).abs()) for r, f in pairs])
 
@@ -44,10 +56,18 @@ def feature_loss(real: Sequence[Maps], fake: Sequence[Maps]) -> Tensor:
 def tpr_loss(
     better: Sequence[Maps], worse: Sequence[Maps], tau: float = 0.04, over: str = "row"
 ) -> Tensor:
-    """Truncated pointwise relativistic loss (Li et al. 2023, "HiFTNet", section 2.4): tau - relu(tau - L), summed.
+    """Computes the truncated pointwise relativistic loss (Li et al. 2023, "HiFTNet", section 2.4).
 
-    L is the mean of (d - m)^2 over the points where d = better - worse lies below its median m; 0 where there is none.
-    over: "row" takes median and mean in each row, "batch" over all rows at once, as the original does.
+    It is the sum over discriminators of tau - relu(tau - L). L is the mean of (d - m)^2 over the
+    points where d = better - worse is below its median m, and 0 if there are no such points.
+
+    Args:
+        better: maps whose scores should be higher: the real ones for the discriminators, the fake
+            ones for the generator.
+        worse: the other maps.
+        tau: upper bound of the loss of one discriminator.
+        over: "row" computes median and mean for each row, "batch" over all rows at once, as the
+            original CosyVoice does.
     """
     terms = []
     for b, w in zip(better, worse, strict=True):
@@ -63,5 +83,5 @@ def tpr_loss(
 
 
 def total(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of tensors of one shape."""
+    """Adds tensors of the same shape."""
     return torch.stack(list(terms)).sum(0)

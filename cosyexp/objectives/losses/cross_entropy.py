@@ -1,4 +1,7 @@
-"""Cross-entropy of token classes. V classes."""
+"""Cross-entropy of token classes.
+
+X stands for any number of leading dimensions, such as (B, T). V classes.
+"""
 
 import math
 
@@ -9,10 +12,16 @@ from torch import Tensor
 def token_loss(
     logits_XV: Tensor, targets_X: Tensor, valid_X: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Sum over the valid positions of KL(p || softmax(logits)); p holds 1 - smoothing at the target, the rest evenly elsewhere.
+    """Sums KL(p || softmax(logits)) over the valid positions; without smoothing, the cross-entropy.
 
-    (Szegedy et al. 2016, section 7.) Without smoothing it is the cross-entropy. Targets of invalid positions may be anything
-    inside the vocabulary.
+    p is 1 - smoothing at the target; the rest is spread evenly over the other classes (Szegedy et
+    al. 2016, "Rethinking the Inception Architecture", section 7).
+
+    Args:
+        logits_XV: the logits.
+        targets_X: the target classes; at invalid positions any class of the vocabulary.
+        valid_X: the mask, True at valid positions.
+        smoothing: share of the probability that is moved from the target to the other classes.
     """
     logp = log_probabilities(logits_XV)
     at_target = at(logp, targets_X)
@@ -27,17 +36,17 @@ def token_loss(
 
 
 def hits(logits_XV: Tensor, targets_X: Tensor, valid_X: Tensor) -> Tensor:
-    """The number of valid positions whose most likely class is the target."""
+    """Counts the valid positions whose most likely class is the target."""
     return ((logits_XV.argmax(-1) == targets_X) & valid_X).sum()
 
 
 def log_probabilities(logits_XV: Tensor) -> Tensor:
-    """In at least fp32."""
+    """Returns the log-softmax of logits, computed in fp32, or in fp64 if the logits are fp64."""
     return torch.log_softmax(
         logits_XV.float() if logits_XV.dtype != torch.float64 else logits_XV, dim=-1
     )
 
 
 def at(logp_XV: Tensor, targets_X: Tensor) -> Tensor:
-    """The log-probability of each target."""
+    """Returns the log-probability of each target, in the shape of the targets."""
     return logp_XV.gather(-1, targets_X.unsqueeze(-1)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""The parts of which a network is built many times over: what is compiled, sharded, or computed again in the backward, piece by piece."""
+"""Finds the repeated blocks of a network, which engines compile, shard or recompute one by one."""
 
 from collections.abc import Iterator
 
@@ -6,9 +6,11 @@ from torch import nn
 
 
 def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The members of a network's lists that are of one class of their own, the outermost of each nest: layers, residual blocks.
+    """Yields the repeated blocks of a network, such as its transformer layers or residual blocks.
 
-    A list of torch's own modules (convolutions, say) is no list of blocks, nor is one whose members are lists themselves.
+    They are the members of each `nn.ModuleList` whose members have the same class. Lists of torch's
+    own modules, such as convolutions, and lists of lists are not counted. Of nested blocks only the
+    outermost are yielded.
     """
     for child in network.children():
         members = list(child.children())

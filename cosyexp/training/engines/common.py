@@ -1,4 +1,4 @@
-"""What the engines have in common: ranks, precision, optimizers, learning rates, an update, and the running mean of the weights."""
+"""The base class of all engines: ranks, precision, optimizers, updates and weight averages."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,19 +23,33 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class BaseEngine:
-    """One process of one or several: Gloo on CPU, NCCL on CUDA.
+    """Implements all of `Engine` except `backward`, for ranks that hold full weights.
 
-    precision: "fp32"; "bf16" and "fp16" keep fp32 weights and run the forward under autocast, fp16 with loss scaling.
-    max_grad_norm: largest norm of all gradients of a trainable, or None. ema, running_sum: of the last trainable, see `make_weight_averages`.
-    timeout: seconds after which a collective that does not come back ends the run.
-    compile: the repeated blocks of the networks. activation_checkpointing: their activations in the backward, instead of keeping them.
+    Ranks communicate with NCCL between GPUs and with Gloo on CPUs. A subclass implements `backward`
+    and sums the gradients over ranks before `BaseEngine._update` runs. It may also override
 
-    An engine that keeps weights in parts says so in `_parts`, `_part` and `_whole`.
+    - `_prepare_module` and `_finish_setup`, which run before and after an optimizer is made;
+    - `_local_weights`, `_shard` and `_unshard`, if a rank holds only shards of the weights;
+    - `_optimizer_state` and `_load_optimizer`, if a rank holds only shards of optimizer state;
+    - `_scaler`, to use another loss scaler;
+    - the class attributes `equal_batches` and `optimizer_layout`, see `Engine`, and `needs_group`,
+      if it needs a process group even for a single process.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16". The latter two keep the weights in fp32 and run the
+            forward pass under autocast; fp16 also scales the loss.
+        max_grad_norm: the norm to which all gradients of a trainable are clipped, or None.
+        ema: decay of the exponential moving average of the last trainable's weights, or None.
+        running_sum: keep the sum of the last trainable's weights.
+        timeout: seconds after which a collective operation that does not return ends the run.
+        compile: compile the repeated blocks of the networks with `torch.compile`.
+        activation_checkpointing: recompute the activations of these blocks in the backward pass,
+            which saves memory and takes time.
     """
 
     equal_batches = False
     optimizer_layout = "whole"
-    needs_group = False  # a process group also for one process
+    needs_group = False
 
     def __init__(
         self,
@@ -51,19 +65,16 @@ class BaseEngine:
         self.rank, self.world, self.device, self.owns_group = init_distributed(
             timeout, self.needs_group
         )
-        self.dtype, self.max_grad_norm, self.ema, self.running_sum = (
-            DTYPES[precision],
-            max_grad_norm,
-            ema,
-            running_sum,
-        )
+        self.dtype, self.max_grad_norm = DTYPES[precision], max_grad_norm
+        self.ema, self.running_sum = ema, running_sum
         self.compile, self.activation_checkpointing = compile, activation_checkpointing
 
-    # the networks ---------------------------------------------------------------------------------------------------
+    # --- networks ---
 
     def setup(
         self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
     ) -> None:
+        """Moves all networks to the device and makes optimizers, loss scalers and averages."""
         for module in frozen_modules:
             module.to(self.device)
         self.trainables, self.optimizers, self.scalers = dict(trainables), {}, {}
@@ -73,8 +84,8 @@ class BaseEngine:
                 if self.activation_checkpointing:
                     checkpoint(block)
                 if self.compile:
-                    block.compile(dynamic=True)  # lengths differ from batch to batch
-            self._prepare(name)
+                    block.compile(dynamic=True)  # the lengths differ between batches
+            self._prepare_module(name)
             optimizer = trainable.optimizer(
                 [
                     parameter
@@ -86,36 +97,38 @@ class BaseEngine:
                 group["base_lr"] = group["lr"]
             self.optimizers[name] = optimizer
             self.scalers[name] = self._scaler()
-            self._placed(name)
+            self._finish_setup(name)
         self.last = next(reversed(self.trainables))
         self.averages = make_weight_averages(
-            self._parts(self.last), ema=self.ema, running_sum=self.running_sum
+            self._local_weights(self.last), ema=self.ema, running_sum=self.running_sum
         )
 
-    def _prepare(self, name: str) -> None:
-        """What an engine does to a network before its optimizer is made."""
+    def _prepare_module(self, name: str) -> None:
+        """Prepares the network of a trainable before its optimizer is made."""
 
-    def _placed(self, name: str) -> None:
-        """What an engine does after a trainable's optimizer is made."""
+    def _finish_setup(self, name: str) -> None:
+        """Finishes the setup of a trainable after its optimizer is made."""
 
     def _scaler(self) -> torch.amp.GradScaler:
+        """Makes the loss scaler of a trainable, which does nothing unless the precision is fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
 
-    def _parts(self, name: str) -> dict[str, Tensor]:
-        """What this rank holds of each of a trainable's weights; changes with them."""
+    def _local_weights(self, name: str) -> dict[str, Tensor]:
+        """Returns this rank's live weights of a trainable, full or sharded, by name."""
         return self.trainables[name].module.state_dict()
 
-    def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
-        """What this rank holds of a whole weight."""
-        return whole
+    def _shard(self, name: str, key: str, full: Tensor) -> Tensor:
+        """Returns this rank's shard of the full weight `key` of a trainable."""
+        return full
 
-    def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
-        """The weight of which every rank gives its part."""
-        return part
+    def _unshard(self, name: str, key: str, shard: Tensor) -> Tensor:
+        """Gathers the full weight `key` of a trainable from the shards of all ranks."""
+        return shard
 
-    # a step ---------------------------------------------------------------------------------------------------------
+    # --- steps ---
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Returns torch's autocast to the engine's precision, or a null context for fp32."""
         return (
             nullcontext()
             if self.dtype is torch.float32
@@ -123,21 +136,26 @@ class BaseEngine:
         )
 
     def step(self, name: str, update: int) -> StepReport:
+        """Sets the learning rate, updates a trainable, and adds to the weight averages."""
         for group in self.optimizers[name].param_groups:
             group["lr"] = self.trainables[name].scheduler(update, group["base_lr"])
         norm, applied = self._update(name)
-        for mean in self.averages.values() if name == self.last else ():
-            mean.update(update + 1, applied)
+        for average in self.averages.values() if name == self.last else ():
+            average.update(update + 1, applied)
         return StepReport(norm, applied)
 
     def _update(self, name: str) -> tuple[Tensor, Tensor]:
-        """Clips and applies gradients that are summed over ranks already; the norm before, and whether it was finite."""
+        """Clips and applies gradients that are already summed over ranks.
+
+        Returns:
+            Their norm before clipping, and whether it was finite, as tensors on the device.
+        """
         optimizer, scaler = self.optimizers[name], self.scalers[name]
-        parameters = self._trained(name)
+        parameters = self._parameters(name)
         for parameter in parameters:
-            if (
-                parameter.grad is None
-            ):  # unused by this rank or in this step: the same update wherever it is unused
+            # A parameter without a gradient was not used in this step, or not by this rank. It gets
+            # zeros, so that its update does not depend on which ranks used it.
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         scaler.unscale_(optimizer)
         norm = get_total_norm(
@@ -153,7 +171,8 @@ class BaseEngine:
         optimizer.zero_grad(set_to_none=True)
         return norm, applied
 
-    def _trained(self, name: str) -> list[nn.Parameter]:
+    def _parameters(self, name: str) -> list[nn.Parameter]:
+        """Returns the trained parameters of a trainable, in the order of its optimizer."""
         return [
             parameter
             for group in self.optimizers[name].param_groups
@@ -161,11 +180,13 @@ class BaseEngine:
         ]
 
     def learning_rate(self, name: str) -> float:
+        """Returns the learning rate of a trainable's last update."""
         return float(self.optimizers[name].param_groups[0]["lr"])
 
-    # the ranks ------------------------------------------------------------------------------------------------------
+    # --- communication ---
 
     def all_reduce(self, values: Sequence[float]) -> list[float]:
+        """Returns the sum of each value over all ranks."""
         if self.world == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -174,6 +195,7 @@ class BaseEngine:
         return summed
 
     def all_gather(self, content: Any) -> list[Any]:
+        """Returns what each rank passed, in the order of the ranks."""
         if self.world == 1:
             return [content]
         contents: list[Any] = [None] * self.world
@@ -181,22 +203,26 @@ class BaseEngine:
         return contents
 
     def close(self) -> None:
+        """Destroys the process group, if this engine created it."""
         if self.owns_group:
             dist.destroy_process_group()
 
-    # a checkpoint ---------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
     def weights(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        for key, part in self._parts(name).items():
-            yield key, self._whole(name, key, part)
+        """Yields the names and full weights of a trainable, one tensor at a time."""
+        for key, shard in self._local_weights(name).items():
+            yield key, self._unshard(name, key, shard)
 
     def weight_averages(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
+        """Returns the averages of the last trainable's weights by name, each as `weights` does."""
         return {
-            name: ((key, self._whole(self.last, key, part)) for key, part in mean.items())
-            for name, mean in self.averages.items()
+            name: ((key, self._unshard(self.last, key, shard)) for key, shard in average.items())
+            for name, average in self.averages.items()
         }
 
     def save_state(self, folder: Path) -> dict[str, Any]:
+        """Returns the state of optimizers and loss scalers on rank 0, and {} on other ranks."""
         optimizers = {name: self._optimizer_state(name, folder) for name in self.optimizers}
         if self.rank > 0:
             return {}
@@ -212,32 +238,43 @@ class BaseEngine:
         state: Mapping[str, Any],
         folder: Path,
     ) -> None:
+        """Restores weights, averages, optimizers and loss scalers from a checkpoint."""
         for name, tensors in weights.items():
-            self.trainables[name].module.load_state_dict(self._parts_of(name, tensors))
+            self.trainables[name].module.load_state_dict(self._shard_all(name, tensors))
             self._load_optimizer(name, state["optimizers"][name], folder)
             self.scalers[name].load_state_dict(state["scalers"][name])
-        self._load_means(means)
+        self._load_averages(means)
 
-    def _load_means(self, means: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _load_averages(self, means: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, tensors in means.items():
-            self.averages[name].load(self._parts_of(self.last, tensors))
+            self.averages[name].load(self._shard_all(self.last, tensors))
 
-    def _parts_of(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: self._part(name, key, whole) for key, whole in tensors.items()}
+    def _shard_all(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: self._shard(name, key, full) for key, full in tensors.items()}
 
     def _optimizer_state(self, name: str, folder: Path) -> dict[str, Any]:
+        """Returns the state of an optimizer, whose tensors may be written to `folder / name`."""
         return self.optimizers[name].state_dict()
 
     def _load_optimizer(self, name: str, state: Mapping[str, Any], folder: Path) -> None:
-        in_parts = (folder / name).exists()
-        whole = load_shards(folder / name, state, self._trained(name)) if in_parts else dict(state)
-        self.optimizers[name].load_state_dict(whole)
+        """Restores the state of a trainable's optimizer, full or written in shards by FSDP."""
+        if (folder / name).exists():
+            state = load_shards(folder / name, state, self._parameters(name))
+        self.optimizers[name].load_state_dict(dict(state))
 
 
 def update_or_skip(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
-    """Steps an optimizer unless its gradients are not finite; a fused one decides on the device, without the host waiting."""
+    """Steps an optimizer if `applied` is True.
+
+    A fused optimizer checks this on the device, so the host does not wait for it.
+
+    Args:
+        optimizer: the optimizer.
+        applied: a boolean on the device, whether the gradients are finite.
+    """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, (~applied).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
         optimizer.step()
     elif applied.item():
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Every rank holds the whole model; gradients are summed over ranks. One process is plain training, with no process group."""
+"""Data parallelism: every rank holds the whole model, and gradients are summed over ranks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,21 +10,26 @@ from cosyexp.training.engines.reducer import Reducer
 
 
 class DDP(BaseEngine):
-    """Sums gradients once a step, while the backward of its last micro-batch goes on.
+    """Sums gradients once a step, during the backward pass of the last micro-batch.
 
-    torch's own wrapper is not used: with several micro-batches of several trainables in lockstep it silently reduces the wrong
-    gradients, as its reducer is armed by the last forward while the first backward comes later.
+    A single process is plain training, without a process group.
+
+    It does not use torch's `DistributedDataParallel`. With several micro-batches of several
+    trainables in lockstep, that wrapper reduces wrong gradients without an error, because its
+    reducer is armed by the last forward pass, while the first backward pass comes later.
     """
 
     def setup(
         self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
     ) -> None:
+        """Sets up the networks and optimizers, and a reducer for each trainable."""
         super().setup(trainables, frozen_modules)
         self.reducers = (
-            {name: Reducer(self._trained(name)) for name in trainables} if self.world > 1 else {}
+            {name: Reducer(self._parameters(name)) for name in trainables} if self.world > 1 else {}
         )
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        """Adds gradients; with the last micro-batch, starts to sum them over ranks."""
         if name in self.reducers:
             self.reducers[name].is_last = last
         self.scalers[name].scale(loss).backward()

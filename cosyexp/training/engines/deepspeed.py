@@ -1,4 +1,4 @@
-"""Optimizer state, gradients, weights in shards, by DeepSpeed's ZeRO stages 1, 2, 3 (Rajbhandari et al. 2020); 0 shards nothing."""
+"""Shards optimizer state, gradients and weights over the ranks with DeepSpeed's ZeRO."""
 
 import json
 import logging
@@ -18,7 +18,9 @@ from cosyexp.run.directory import flat
 from cosyexp.training.engines.common import BaseEngine
 
 log = logging.getLogger(__name__)
-OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
+
+# keys of a DeepSpeed JSON that the config of the run determines instead, and how to set them there
+OURS = {
     "optimizer": "optimizer=",
     "scheduler": "scheduler=",
     "gradient_clipping": "trainer.max_grad_norm",
@@ -32,13 +34,23 @@ OURS = {  # keys of a DeepSpeed JSON that the configs of a run decide
 
 
 class DeepSpeed(BaseEngine):
-    """One DeepSpeed engine a trainable, so that a GAN trains too. Losses, accumulation, precision and schedules are the trainer's.
+    """Sharding with DeepSpeed (Rajbhandari et al. 2020, "ZeRO"), with one engine per trainable.
 
-    DeepSpeed keeps fp32 weights and sees no accumulation: a loss is a share of the step's, computed under our autocast. A trainable is
-    called as a bare module, whose hooks gather sharded weights.
+    Precision, gradient accumulation and schedules work as in the other engines. DeepSpeed itself
+    keeps fp32 weights and is not aware of the accumulation: each loss is already the share of its
+    micro-batch in the step, computed under torch's autocast. A trainable is called as a plain
+    module, not through its DeepSpeed engine; hooks on the module gather sharded weights.
 
-    stage: of ZeRO. offload_optimizer, offload_weights: to the host's memory (the weights with stage 3 alone).
-    ds_config: a JSON of DeepSpeed's, for what is not said elsewhere.
+    Args:
+        stage: stage of ZeRO: 1 shards the optimizer state, 2 also the gradients, 3 also the
+            weights; 0 shards nothing.
+        offload_optimizer: keep the optimizer state in the host's memory.
+        offload_weights: keep the weights in the host's memory; only with stage 3.
+        ds_config: path of a DeepSpeed JSON, for settings that have no key in the config of the run.
+        options: see `BaseEngine`.
+
+    Raises:
+        UserError: `stage` is unknown, DeepSpeed is not installed, or the JSON is not readable.
     """
 
     equal_batches = True
@@ -60,9 +72,10 @@ class DeepSpeed(BaseEngine):
         if offload_weights:
             zero["offload_param"] = {"device": "cpu"}
         self.config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,  # an utterance count that nothing depends on
-            "gradient_clipping": options.get("max_grad_norm")
-            or 0.0,  # where it is missing, DeepSpeed clips to 1
+            # required, but nothing depends on it
+            "train_micro_batch_size_per_gpu": 1,
+            # without this key DeepSpeed would clip to 1
+            "gradient_clipping": options.get("max_grad_norm") or 0.0,
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
@@ -80,16 +93,17 @@ class DeepSpeed(BaseEngine):
             else "whole"
         )
         self.engines: dict[str, Any] = {}
-        self.sharded: dict[str, dict[str, Any]] = {}  # weights that lie in parts, by trainable
+        self.sharded: dict[str, dict[str, Any]] = {}  # parameters of stage 3, for each trainable
 
     def setup(
         self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]
     ) -> None:
+        """Moves all networks to the device and makes optimizers and DeepSpeed engines."""
         if self.changes:
             log.info(self.changes)
         super().setup(trainables, frozen_modules)
 
-    def _placed(self, name: str) -> None:
+    def _finish_setup(self, name: str) -> None:
         module = self.trainables[name].module
         try:
             self.engines[name], *_ = self.deepspeed.initialize(
@@ -98,9 +112,10 @@ class DeepSpeed(BaseEngine):
                 config=self.config,
                 dist_init_required=False,
             )
-        except ValueError as error:  # of its config
+        except ValueError as error:  # raised for an invalid config
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"DeepSpeed refuses engine.ds_config= or another key of engine: {' '.join(str(error).split())}"
+                f"DeepSpeed rejects engine.ds_config= or another key of engine: {reason}"
             ) from None
         if self.stage and self.dtype is torch.float16:
             self.engines[name].optimizer.loss_scaler = loss_scaler()
@@ -110,12 +125,15 @@ class DeepSpeed(BaseEngine):
         }
 
     def backward(self, name: str, loss: Tensor, last: bool = True) -> None:
+        """Adds the gradients of a loss, summed over ranks and sharded."""
         engine = self.engines[name]
         engine.set_gradient_accumulation_boundary(last)
         if self.stage:
-            engine.optimizer.clear_backward_seen_flag()  # else stage 3 takes this backward for the first of the step
+            # Otherwise stage 3 treats this backward pass as the first of the step, since no forward
+            # pass goes through the DeepSpeed engine.
+            engine.optimizer.clear_backward_seen_flag()
         scaled = loss if self.stage else self.scalers[name].scale(loss)
-        engine.backward(scaled * self.world)  # DeepSpeed takes the mean over ranks
+        engine.backward(scaled * self.world)  # DeepSpeed averages over ranks
 
     def _update(self, name: str) -> tuple[Tensor, Tensor]:
         if self.stage == 0:
@@ -126,34 +144,37 @@ class DeepSpeed(BaseEngine):
         return norm, torch.as_tensor(not engine.optimizer.overflow, device=self.device)
 
     def close(self) -> None:
+        """Destroys the process group, if this engine created it."""
+        # DeepSpeed's function also forgets its own groups, for the next run in this process.
         if self.owns_group:
-            self.deepspeed.comm.destroy_process_group()  # which forgets the groups it made, for the next run of this process
+            self.deepspeed.comm.destroy_process_group()
 
-    # a checkpoint ---------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
-    def _parts(self, name: str) -> dict[str, Tensor]:
+    def _local_weights(self, name: str) -> dict[str, Tensor]:
         return {
-            **super()._parts(name),
+            **super()._local_weights(name),
             **{key: parameter.ds_tensor for key, parameter in self.sharded[name].items()},
         }
 
-    def _part(self, name: str, key: str, whole: Tensor) -> Tensor:
+    def _shard(self, name: str, key: str, full: Tensor) -> Tensor:
         parameter = self.sharded[name].get(key)
         if parameter is None:
-            return whole
+            return full
         size = parameter.ds_tensor.numel()
-        own = whole.flatten()[self.rank * size : (self.rank + 1) * size]
+        own = full.flatten()[self.rank * size : (self.rank + 1) * size]
         return torch.nn.functional.pad(own, (0, size - own.numel()))
 
-    def _whole(self, name: str, key: str, part: Tensor) -> Tensor:
+    def _unshard(self, name: str, key: str, shard: Tensor) -> Tensor:
         parameter = self.sharded[name].get(key)
         if parameter is None:
-            return part
-        parts = [torch.empty_like(part) for _ in range(self.world)]
-        dist.all_gather(parts, part.detach())
-        return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+            return shard
+        shards = [torch.empty_like(shard) for _ in range(self.world)]
+        dist.all_gather(shards, shard.detach())
+        return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
 
     def save_state(self, folder: Path) -> dict[str, Any]:
+        """Returns this rank's shards of the optimizer state; with stage 0, see `BaseEngine`."""
         if self.stage == 0:
             return super().save_state(folder)
         return {name: plain(engine.optimizer.state_dict()) for name, engine in self.engines.items()}
@@ -165,43 +186,47 @@ class DeepSpeed(BaseEngine):
         state: Mapping[str, Any],
         folder: Path,
     ) -> None:
+        """Restores a checkpoint; above stage 0 with the stage and number of ranks that saved it."""
         if self.stage == 0:
             return super().load(weights, means, state, folder)
         for name, tensors in weights.items():
-            for key, part in self._parts(name).items():
-                part.copy_(self._part(name, key, tensors[key]))
+            for key, shard in self._local_weights(name).items():
+                shard.copy_(self._shard(name, key, tensors[key]))
             zero = self.engines[name].optimizer
             vars(zero.loss_scaler).update(state[name]["loss_scaler"])
             own = {**state[name], "loss_scaler": zero.loss_scaler}
             zero.load_state_dict(
                 [own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True
             )
-        self._load_means(means)
+        self._load_averages(means)
 
 
 def import_deepspeed() -> Any:
-    """Quietly, and without compiling anything."""
+    """Imports DeepSpeed, without its log lines and without compiling any of its extensions.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ModuleNotFoundError:
         raise UserError(
-            "engine=deepspeed needs a package that is not installed: pip install 'cosyexp[deepspeed]'"
+            "engine=deepspeed needs a package that is not installed: "
+            "pip install 'cosyexp[deepspeed]'"
         ) from None
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # what it calls has newer names
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
-        False  # it would be compiled for a minute, for Gloo alone
-    )
+    # DeepSpeed calls functions of torch.distributed that have newer names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # This extension takes a minute to compile and is only used with Gloo.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    os.environ.setdefault("LOCAL_RANK", "0")  # it does not start without
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     return deepspeed
 
 
 def loss_scaler() -> Any:
-    """As torch's GradScaler begins and goes on."""
+    """Returns a DeepSpeed loss scaler that behaves as torch's `GradScaler`."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     options = {
@@ -214,14 +239,25 @@ def loss_scaler() -> Any:
 
 
 def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]:
-    """The config with what a JSON says over it, and that in a sentence; the JSON cannot decide what a run's own config does."""
+    """Overrides a DeepSpeed config with a JSON file, except for the keys in `OURS`.
+
+    Args:
+        config: the config.
+        path: the JSON file.
+
+    Returns:
+        The new config, and a sentence for the log about what changed and what was ignored.
+
+    Raises:
+        UserError: the file is not readable JSON, or not a JSON object.
+    """
     try:
         given = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"engine.ds_config={path} is no JSON that can be read: {error}") from None
+        raise UserError(f"engine.ds_config={path} is not readable JSON: {error}") from None
     if not isinstance(given, dict):
         raise UserError(
-            f"engine.ds_config={path} holds no JSON object: give one as DeepSpeed takes it"
+            f"engine.ds_config={path} is not a JSON object: give a DeepSpeed configuration"
         )
     taken = {key: value for key, value in given.items() if key not in OURS}
     before, now = dict(flat(config)), dict(flat(taken))
@@ -230,14 +266,16 @@ def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
         for key in now
         if before.get(key) != now[key]
     ]
-    left = [f"{key} (see {OURS[key]})" for key in given if key in OURS]
-    said = f"{path} sets {', '.join(changes) or 'nothing'}; not taken from it: {', '.join(left) or 'nothing'}"
+    ignored = [f"{key} (use {OURS[key]} instead)" for key in given if key in OURS]
+    summary = (
+        f"{path} sets {', '.join(changes) or 'nothing'}; ignored: {', '.join(ignored) or 'nothing'}"
+    )
     zero = {**config["zero_optimization"], **taken.get("zero_optimization", {})}
-    return {**config, **taken, "zero_optimization": zero}, said
+    return {**config, **taken, "zero_optimization": zero}, summary
 
 
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A ZeRO optimizer's state without its objects, which no safe reader takes."""
+    """Converts a ZeRO optimizer's state to tensors and plain values, which are safe to load."""
     kept = {key: value for key, value in state.items() if key != "param_slice_mappings"}
     return {
         **kept,

@@ -1,4 +1,4 @@
-"""Sums gradients over the ranks while the backward that brings them goes on."""
+"""Sums gradients over ranks while the backward pass still computes others."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,31 +7,37 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET = 25 * 2**20  # bytes of gradients that travel together
+BUCKET = 25 * 2**20  # bytes of gradients in one all-reduce
 
 
 class Reducer:
-    """One all-reduce per bucket of parameters, in the same order on every rank, each as soon as its gradients are complete.
+    """Sums the gradients of some parameters over ranks, in buckets.
 
-    In a backward that was announced as the last one, a bucket leaves when all its gradients and all buckets before it are there.
-    `finish` sends what has not left, with zeros for a parameter that no backward of this rank has used, and waits for all of it.
+    The order of the buckets is the same on every rank. In a backward pass during which `is_last` is
+    set, a bucket is sent as soon as all its gradients and those of the buckets before it are
+    complete. `finish` sends the rest.
+
+    Args:
+        parameters: the parameters.
+        size: bytes of gradients in a bucket.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], size: int = BUCKET) -> None:
-        self.buckets = list(buckets(parameters[::-1], size))  # the backward comes from the end
+        # reversed, as the backward pass computes the gradients of the last parameters first
+        self.buckets = list(buckets(parameters[::-1], size))
         self.bucket_of = {
             parameter: i for i, bucket in enumerate(self.buckets) for parameter in bucket
         }
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)
         self.is_last = False
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.missing = [len(bucket) for bucket in self.buckets]
         self.sent: list[tuple[Tensor, Any]] = []
 
-    def _arrived(self, parameter: Tensor) -> None:
+    def _on_gradient(self, parameter: Tensor) -> None:
         if not self.is_last:
             return
         self.missing[self.bucket_of[parameter]] -= 1
@@ -48,6 +54,10 @@ class Reducer:
         self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
     def finish(self) -> None:
+        """Sends the remaining buckets, waits for all of them, and stores the sums as gradients.
+
+        A parameter that no backward pass of this rank used counts with zeros.
+        """
         while len(self.sent) < len(self.buckets):
             self._send()
         for bucket, (flat, work) in zip(self.buckets, self.sent, strict=True):
@@ -58,11 +68,14 @@ class Reducer:
                 assert parameter.grad is not None
                 parameter.grad.copy_(part.view_as(parameter))
         self.is_last = False
-        self._forget()
+        self._reset()
 
 
 def buckets(tensors: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Neighbours of one dtype, together of about `size` bytes; the same on every rank."""
+    """Groups consecutive tensors of one dtype into buckets of at most `size` bytes.
+
+    A tensor that is larger than that has a bucket for itself.
+    """
     bucket: list[Any] = []
     for tensor in tensors:
         if bucket and (

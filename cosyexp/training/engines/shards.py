@@ -1,7 +1,7 @@
-"""Optimizer state that lies in parts on the ranks, by torch's distributed checkpoint: every rank writes its own part.
+"""Saves and loads optimizer state that is sharded over ranks, with torch's distributed checkpoint.
 
-The files are safetensors, so nothing in them is run on reading. Whoever reads takes the parts that it needs: an FSDP run of any
-number of ranks its shards, any other engine the whole tensors.
+Every rank writes its own shards. The files are safetensors, so reading them runs no code. A reader
+takes the parts that it needs: FSDP on any number of ranks its shards, other engines whole tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 
 def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the tensors of an optimizer's `state_dict`; returns what else is in it. All ranks call it."""
+    """Writes the tensors of an optimizer's `state_dict`; all ranks call it.
+
+    Returns:
+        The `state_dict` without its tensors, for `load_shards`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors, rest = {}, {}
     for i, entry in state["state"].items():
@@ -36,19 +40,28 @@ def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def load_shards(
     folder: Path, state: Mapping[str, Any], parameters: Sequence[nn.Parameter]
 ) -> dict[str, Any]:
-    """The `state_dict` that was saved, with its tensors laid out as this run's parameters are. All ranks call it."""
+    """Reads the tensors that `save_shards` wrote; all ranks call it.
+
+    Args:
+        folder: the folder that they were written to.
+        state: what `save_shards` returned.
+        parameters: the optimizer's parameters, in order; the tensors are sharded as they are.
+
+    Returns:
+        The complete `state_dict`.
+    """
     tensors: dict[str, Any] = {}
     reader = HuggingFaceStorageReader(str(folder))
-    about: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    for name, tensor in about.items():
+    metadata: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    for name, tensor in metadata.items():
         parameter, dtype = parameters[int(name.split(".")[0])], tensor.properties.dtype
-        like_it = tensor.size == parameter.shape
+        same_shape = tensor.size == parameter.shape
         tensors[name] = (
             torch.zeros_like(parameter, dtype=dtype)
-            if like_it
+            if same_shape
             else torch.zeros(tensor.size, dtype=dtype)
         )
-    with catch_warnings(action="ignore"):  # that it reads as one process, where this is one
+    with catch_warnings(action="ignore"):  # torch warns if there is no process group
         load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     entries = {i: dict(rest) for i, rest in state["state"].items()}
     for name, tensor in tensors.items():
