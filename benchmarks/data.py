@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.data import index
 from cosyexp.data.cache import cache_path, fingerprint
 from cosyexp.data.dataset import Dataset
@@ -29,7 +30,6 @@ from cosyexp.data.fields import spectrogram
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list
-from cosyexp.run.targets import build
 
 SECONDS = 4.0  # of each side
 SHARD = 1000  # utterances of a synthetic shard
@@ -37,7 +37,7 @@ SHARD = 1000  # utterances of a synthetic shard
 
 def config_of(model: str) -> Any:
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         composed = compose("train", [f"model={model}", "data.corpus.minutes=5"])
     return OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
 
@@ -46,10 +46,10 @@ def plain(model: str, config: Any, shards: list[Path]) -> Iterator[None]:
     """One utterance a turn, everything computed."""
     family, tokenizer, collator = (
         config["family"],
-        build(config["family"]["tokenizer"]),
-        build(config["model"]["collator"]),
+        build(config.family.tokenizer, "tokenizer"),
+        build(config.model.collator, "collator"),
     )
-    mel = build(config_of("flow")["model"]["collator"]).fields["mel"]
+    mel = build(config_of("flow").model.collator, "collator").fields["mel"]
     while True:
         for row in (row for shard in shards for row in read_rows(shard, COLUMNS.names)):
             tokenizer.encode(row["text"])
@@ -88,7 +88,7 @@ def compare_views(folder: Path) -> None:
         config = config_of(model)
         prepare_corpus(config["data"]["corpus"], config["family"], folder)
         lists = [str(folder / "train.list")]
-        dataset = Dataset(lists, build(config["model"]["collator"]), max_bad=0, processes=1)
+        dataset = Dataset(lists, build(config.model.collator, "collator"), max_bad=0, processes=1)
         slow, fast = rate(plain(model, config, read_list(lists[0]))), rate(ours(config, dataset))
         print(f"{model:8} {slow:13.1f} {fast:9.0f} {fast / slow:7.0f}", flush=True)
 
@@ -107,7 +107,7 @@ def useful_share() -> None:
 def large_dataset(folder: Path, utterances: int) -> None:
     """The index of a dataset whose shards and fields are empty files: what a start reads, and the plan of its first epoch."""
     collator, draw, shards = (
-        build(config_of("flow")["model"]["collator"]),
+        build(config_of("flow").model.collator, "collator"),
         np.random.default_rng(0),
         [],
     )

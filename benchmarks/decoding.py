@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cosyexp.cli.hydra_app import CONFIGS, register
-from cosyexp.run.targets import build
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 
 FAMILIES = ("demo", "cosyvoice", "cosyvoice2", "cosyvoice3")
 TEXT = 20  # tokens of the prompt
@@ -27,11 +27,11 @@ ROUNDS = 3
 def network_of(family: str) -> tuple[Any, Any]:
     """The network, and the config of its family."""
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         config: Any = OmegaConf.to_container(
             compose("train", [f"family={family}", "model=llm"]), resolve=True
         )
-    return build(config["network"]).eval(), config["family"]
+    return build(config.network, "network").eval(), config["family"]
 
 
 def cached(network: Any, prompt: Tensor, tokens: int) -> None:

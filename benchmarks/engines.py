@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
 from cosyexp.training.launch import launch
@@ -82,7 +82,7 @@ def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
 
 def config_of(folder: str, *words: str) -> dict[str, Any]:
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         composed = compose("train", [f"run_dir={folder}", *words])
     config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     return config

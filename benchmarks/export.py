@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cosyexp.registry import build
 
 from cosyexp.cli.compose import composed
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.report import show
 from cosyexp.exporting.verify import compare, latencies
-from cosyexp.run.targets import build
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     config = composed(
         "train", [f"family={family}", f"model={model}", "tokenizer@family.tokenizer=characters"]
     )
-    network: Any = build(config["network"])
+    network: Any = build(config.network, "network")
     fold_parametrizations(network)
     component = build(config["components"][name], network.eval().requires_grad_(False)).eval()
     form, whole = Onnx(), {"runtime": Onnx().runtime(), "threads": 1}

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.shards import read_list
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors
 from cosyexp.training import session
 from cosyexp.training.reference import setup_reference
@@ -39,7 +39,7 @@ SIZES = {"demo": [], "49 M": WIDE.split(",")}
 
 def config_of(*words: str) -> Any:
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         return OmegaConf.to_container(
             compose("train", ["model=llm", *words]), resolve=True, enum_to_str=True
         )
@@ -75,7 +75,7 @@ def trainer_of(folder: Path, cached: bool, words: list[str]) -> Trainer:
     ]
     config = config_of(*given, *words)
     if not weights.exists():
-        save_tensors(weights, build(config["network"]).state_dict())
+        save_tensors(weights, build(config.network, "network").state_dict())
     directory, engine = RunDirectory(folder / f"run_{len(words)}_{cached}"), session._engine(config)
     datasets = session.datasets_of(config, engine)
     trainer = session._trainer(config, engine, directory, *datasets)

@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.data.loader import MicroBatch
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
@@ -27,7 +27,7 @@ ROUNDS = 5
 
 def trainer_of(model: str, folder: str) -> Trainer:
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         config: Any = OmegaConf.to_container(
             compose("train", [f"model={model}", f"run_dir={folder}"]),
             resolve=True,

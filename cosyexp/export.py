@@ -1,91 +1,108 @@
-"""Exports the components of a trained model into <run_dir>/exports/<format>, and proves each against PyTorch.
+"""Exports the components of a model to <run_dir>/exports/<format>; each is proved against PyTorch.
 
-  format=onnx|jit|pt2    its components, for ONNX Runtime, for libtorch, or as programs of torch.export (format.compile=true: compiled)
-  format=official        its weights, for the original's own runtime: llm.pt, flow.pt or hift.pt
-  run_dir=...            the run; default the newest one under runs/
+  format=onnx|jit|pt2    components for ONNX Runtime, for libtorch, or as torch.export programs
+                         (format.compile=true: compiled for this machine)
+  format=official        the weights, for the original's own runtime: llm.pt, flow.pt or hift.pt
+  run_dir=...            the run; default: the newest one under runs/
   weights=best|last|average|<a name under averages/>|<path>
+  metric=loss mode=min   what best means: the lowest or the highest (mode=max) of a metric
   precision=fp32,fp16    several at once; int8 too for onnx
-  components=a,b         only these; default all
-  latency=false          does not measure it
-  out=...                write there instead
-  family=... weights=flow.pt out=...   without a run: an official file; model= if its name does not tell, settings=a=1,b=2 for train's words
+  components=a,b         only these; default: all
+  latency=false          do not measure it
+  out=...                another folder
+  official=cosyvoice2 weights=flow.pt out=...
+                         without a run: a file of that family's official release; its model is known
+                         by its name, else settings=model=flow; settings= takes overrides of train
 
 Examples
   python -m cosyexp.export
-  python -m cosyexp.export family=cosyvoice2 weights=pretrained/flow.pt precision=fp32,fp16 out=voice
+  python -m cosyexp.export official=cosyvoice2 weights=pretrained/flow.pt precision=fp16 out=voice
   python -m cosyexp.export -m run_dir=runs/demo/llm,runs/demo/flow format=onnx,jit
 """
 
 from typing import TYPE_CHECKING
 
 from cosyexp.cli.hydra_app import hydra_app
+from cosyexp.config import ExportConfig
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
+    from cosyexp.config import TrainConfig
+    from cosyexp.exporting.export import Format
     from cosyexp.exporting.source import ExportSource
 
 
-@hydra_app("export/config", lists=("components", "precision", "settings"))
-def main(cfg: "DictConfig") -> str:
+@hydra_app("export/config", ExportConfig, lists=("components", "precision", "settings"))
+def main(config: ExportConfig) -> str:
+    """Exports in each precision, and returns the folder."""
     from pathlib import Path
 
+    from cosyexp.registry import build
     from cosyexp.run.logs import console
-    from cosyexp.run.targets import build
 
-    form, names = build(cfg.format), None if "all" in cfg.components else list(cfg.components)
+    form: Format = build(config.format, "format")
+    names = None if "all" in config.components else config.components
     with console():
-        source = source_of(cfg)
-        out = Path(cfg.out or f"{source.name}/exports/{form.name}{cfg.tag}")
+        source = find_source(config)
+        out = Path(config.out or f"{source.name}/exports/{form.name}{config.tag}")
         print(f"exporting {source.weights}")
-        for precision in cfg.precision:
-            form.export(source, out, precision=precision.value, names=names, timed=cfg.latency)
+        for precision in config.precision:
+            form.export(
+                source,
+                out,
+                precision=precision.value,
+                names=names,
+                timed=config.latency,
+                node=config.format,
+            )
     return str(out)
 
 
-def source_of(cfg: "DictConfig") -> "ExportSource":
-    """The run and its weights, or an official file."""
+def find_source(config: ExportConfig) -> "ExportSource":
+    """Returns the run and its weights, or an official file.
+
+    Raises:
+        UserError: there is none, or the settings exclude each other.
+    """
     from cosyexp.errors import UserError
     from cosyexp.exporting.source import source_from_file, source_from_run
+    from cosyexp.run.checkpoint import Criterion
     from cosyexp.run.directory import RunDirectory, newest_run
 
-    if cfg.family is None:
-        run = newest_run() if cfg.run_dir is None else RunDirectory(cfg.run_dir)
-        if cfg.run_dir is None:
+    if config.official is None:
+        run = newest_run() if config.run_dir is None else RunDirectory(config.run_dir)
+        if config.run_dir is None:
             print(f"no run_dir was given: the newest run, {run}")
-        return source_from_run(run, cfg.weights)
-    if cfg.run_dir is not None:
-        raise UserError(
-            f"run_dir={cfg.run_dir} has a family of its own: leave family={cfg.family} out, or run_dir="
-        )
-    if cfg.out is None:
-        raise UserError("family= exports a file without a run: say by out=<folder> where to")
-    return source_from_file(config_of(cfg), cfg.weights)
+        return source_from_run(run, config.weights, Criterion(config.metric, config.mode.value))
+    if config.run_dir is not None:
+        raise UserError(f"run_dir={config.run_dir} and official= exclude each other: give one")
+    if config.out is None:
+        raise UserError("official= exports a file without a run: give out=<folder>")
+    return source_from_file(official_config(config), config.weights)
 
 
-def config_of(cfg: "DictConfig") -> dict[str, object]:
-    """What a training of the model would have been given."""
+def official_config(config: ExportConfig) -> "TrainConfig":
+    """Returns the config that a training of an official file's model would have.
+
+    Raises:
+        UserError: the name of the file does not tell which model it is.
+    """
     from pathlib import Path
 
-    from cosyexp.cli.compose import composed
-    from cosyexp.cli.hydra_app import CONFIGS
+    from cosyexp.cli.compose import compose_train
+    from cosyexp.cli.hydra_app import CONFIG_DIR
     from cosyexp.errors import UserError
 
-    models = (
-        [cfg.model]
-        if cfg.model
-        else sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-    )
+    family = f"family={config.official}"
+    if any(word.startswith("model=") for word in config.settings):
+        return compose_train([family, *config.settings])
+    models = sorted(path.stem for path in (CONFIG_DIR / "model").glob("*.yaml"))
     for model in models:
-        config = composed("train", [f"family={cfg.family}", f"model={model}"])
-        if cfg.model or Path(cfg.weights).stem in (model, config["model"]["official"]):
-            return (
-                composed("train", [f"family={cfg.family}", f"model={model}", *cfg.settings])
-                if cfg.settings
-                else config
-            )
+        words = [family, f"model={model}"]
+        if Path(config.weights).stem in (model, compose_train(words).model.official):
+            return compose_train([*words, *config.settings])
     raise UserError(
-        f"weights={cfg.weights} does not tell its model by its name: give model={'|'.join(models)}"
+        f"weights={config.weights} is not the name of an official file: give "
+        f"settings=model={'|'.join(models)}"
     )
 
 

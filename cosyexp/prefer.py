@@ -1,56 +1,58 @@
-"""Makes preference pairs for mode=dpo: what a trained llm says of each text of a data set, beside what was truly said.
+"""Makes preference pairs for mode=dpo: answers of a trained llm, next to the ground truth.
 
   run_dir=...                    the run of an llm, required
-  data=demo|prepared|parquet     whose texts it speaks
+  data=demo|prepared|parquet     the texts
   out=...                        the folder to write; default data/<family>_pairs
-  candidates=1                   how often it speaks each text
-  score=none|edit|wer            rejected is what the model said, chosen the ground truth; or the worst and the best candidate,
-                                 by their edit distance to the ground truth, or by the word error rate of a recogniser
-  flow=... hifigan=...           for wer: the runs that make candidates audible
-  asr=... language=...           for wer: the folder of a Whisper model (CTranslate2); default that of the extra eval
+  candidates=1                   answers generated per text
+  score=none|edit|wer            none: chosen is the ground truth, rejected an answer; else the best
+                                 and the worst answer, by edit distance of the speech tokens to the
+                                 ground truth, or by the word error rate of a speech recognizer
+  flow=... hifigan=...           for wer: the runs that make answers audible
+  asr=... language=...           for wer: folder of a Whisper model (CTranslate2)
   weights=best|last|average|...  which weights of the run, or a file
   limit=...                      only so many utterances of the training and of the validation data
-  seed=0 batch_size=16           other candidates; how many are made side by side
+  seed=0 batch_size=16           other answers; how many are generated at once
 
-The same command continues where it was stopped. Train on the result with data=prepared data.dir=<out>.
+A repeated command goes on where it was stopped. Train with data=prepared data.dir=<out>.
 
 Examples
   python -m cosyexp.prefer run_dir=runs/demo/llm
-  python -m cosyexp.prefer run_dir=runs/cosyvoice2/llm data=parquet data.train=a.list data.valid=b.list candidates=8 score=edit
-  python -m cosyexp.prefer run_dir=runs/demo/llm candidates=4 score=wer flow=runs/demo/flow hifigan=runs/demo/hifigan limit=100
+  python -m cosyexp.prefer run_dir=runs/demo/llm candidates=8 score=edit
+  python -m cosyexp.prefer run_dir=runs/demo/llm candidates=4 score=wer flow=... hifigan=... limit=9
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cosyexp.cli.hydra_app import hydra_app
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from cosyexp.config import PreferConfig
 
 
-@hydra_app("prefer")
-def main(cfg: "DictConfig") -> str:
-    from dataclasses import fields
-    from pathlib import Path
-
+def take_family(cfg: Any) -> None:
+    """Fills in the family of the run, which the data are prepared for."""
     from omegaconf import OmegaConf
 
-    from cosyexp.preferences.write import PairOptions, write_pairs
+    from cosyexp.config import FamilyConfig
     from cosyexp.run.directory import RunDirectory
+
+    if not OmegaConf.is_missing(cfg, "run_dir"):
+        family: FamilyConfig = RunDirectory(cfg.run_dir).config().family
+        cfg.family = OmegaConf.structured(family)
+
+
+@hydra_app("prefer", PreferConfig, complete=take_family)
+def main(config: PreferConfig) -> str:
+    """Writes the pairs, and returns the folder."""
+    from cosyexp.preferences.write import write_pairs
     from cosyexp.run.logs import console
 
-    run = RunDirectory(cfg.run_dir)
-    family = run.config()["family"]
-    cfg.family = {"name": family["name"], "token_rate": family["token_rate"]}
-    config: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    options = {field.name: config[field.name] for field in fields(PairOptions)}
     with console():
-        meta = write_pairs(run, config["data"], Path(config["out"]), PairOptions(**options))
+        meta = write_pairs(config)
     reasons = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items())
     skipped = f"{sum(meta['skipped'].values())} skipped" + (f" ({reasons})" if reasons else "")
-    distance = "" if meta["distance"] is None else f", mean edit distance {meta['distance']:.3f}"
-    print(f"{config['out']}: {meta['pairs']} pairs, {skipped}{distance}")
-    return str(config["out"])
+    mean = meta["distance"]
+    distance = "" if mean is None else f", mean edit distance {mean:.3f}"
+    print(f"{config.out}: {meta['pairs']} pairs, {skipped}{distance}")
+    return config.out
 
 
 if __name__ == "__main__":

@@ -22,35 +22,27 @@ Examples
 --hydra-help Hydra's own options
 """
 
-from typing import TYPE_CHECKING, Any
-
 from cosyexp.cli.hydra_app import hydra_app
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from cosyexp.config import TrainConfig, engine_config
 
 
-@hydra_app("train")
-def main(cfg: "DictConfig") -> float | None:
+@hydra_app("train", TrainConfig)
+def main(config: TrainConfig) -> float | None:
+    """Trains, and returns the lowest validation loss to a sweeper."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    from cosyexp.cli.sweep import tell
+    from cosyexp.cli.sweep import report
+    from cosyexp.training.build import Job, train
     from cosyexp.training.launch import launch
-    from cosyexp.training.session import run
     from cosyexp.training.signals import requeue
-    from cosyexp.training.values import check_values
 
-    config: Any = OmegaConf.to_container(
-        cfg, resolve=True, enum_to_str=True
-    )  # other processes cannot resolve it
-    check_values(config)
-    outcome = launch(run, {**config, "overrides": list(HydraConfig.get().overrides.task)})
+    overrides = list(HydraConfig.get().overrides.task)
+    outcome = launch(train, Job(config, overrides), engine_config(config.engine))
     if outcome.preempted:
         requeue()
-    if outcome.stopped:  # also ends a sweep
+    if outcome.stopped:  # a sweep ends too
         raise SystemExit(0)
-    tell(valid_loss=outcome.best, steps=outcome.step)
+    report(valid_loss=outcome.best, steps=outcome.step)
     return outcome.best
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.compose import compose_train
+from cosyexp.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llm", "flow", "hifigan")
@@ -126,23 +125,10 @@ def no_dropout(model: str) -> list[str]:
     return [*zeros, *(["network.encoder.attention_dropout=0"] if model == "flow" else [])]
 
 
-def config(model: str, data: Path, *overrides: str) -> dict[str, Any]:
-    """The resolved config of `cosyexp.train` for a tiny network on prepared data."""
-    register()
-    words = [
-        f"model={model}",
-        "data=prepared",
-        f"data.dir={data}",
-        *TINY[model],
-        *QUICK,
-        *overrides,
-    ]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
-        composed = OmegaConf.to_container(
-            compose("train", overrides=words), resolve=True, enum_to_str=True
-        )
-    assert isinstance(composed, dict)
-    return composed  # type: ignore[return-value]
+def config(model: str, data: Path, *overrides: str) -> TrainConfig:
+    """The config of `cosyexp.train` for a tiny network on prepared data."""
+    words = [f"model={model}", "data=prepared", f"data.dir={data}", *TINY[model], *QUICK]
+    return compose_train([*words, *overrides])
 
 
 def command(

@@ -82,7 +82,7 @@ def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Che
 
 
 def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
-    model = f"{run.config()['model']['name']}.safetensors"
+    model = f"{run.config().model.name}.safetensors"
     needed = ["ema.safetensors" if ema else model, *([SUMS] if sums else [])]
     found = run.checkpoints.all()
     able = [

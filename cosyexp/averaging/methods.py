@@ -1,4 +1,7 @@
-"""How much of each checkpoint is in an average."""
+"""How checkpoints are combined into an average.
+
+To add a method, write a class like those here and name it in a YAML of `conf/method/`.
+"""
 
 import logging
 import math
@@ -6,108 +9,184 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from cosyexp.averaging.candidates import Candidate
 from cosyexp.averaging.mean import combine
 from cosyexp.errors import UserError
+from cosyexp.registry import register
+from cosyexp.run.checkpoint import Criterion
 
 log = logging.getLogger(__name__)
-Evaluate = Callable[[Path], Mapping[str, float]]  # the validation losses of a file of weights
+Evaluate = Callable[[Path], Mapping[str, float]]  # validation losses of a file of weights
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """sum(factor * weights) / divisor. sums: of the running sums instead of the weights."""
+    """The average sum(factor * weights) / divisor over checkpoints.
+
+    running_sums: the files of running sums are added, instead of the weights.
+    """
 
     sources: Sequence[Candidate]
     factors: Sequence[float]
     divisor: float
-    sums: bool = False
+    running_sums: bool = False
 
     def rows(self) -> list[tuple[Candidate, float]]:
-        """The sources, oldest first, with their weights in the average."""
+        """Returns the checkpoints, oldest first, with their share in the average."""
         shares = [factor / self.divisor for factor in self.factors]
         return sorted(zip(self.sources, shares, strict=True), key=lambda row: row[0].age)
 
     def write(self, out: Path, pickled: bool = False) -> None:
-        files = [source.sums if self.sums else source.path for source in self.sources]
+        """Writes the average to a file, as torch.save does if `pickled`, else as safetensors."""
+        paths = [source.sums if self.running_sums else source.path for source in self.sources]
         newest = max(self.sources, key=lambda source: source.age)
-        combine(
-            list(zip(files, self.factors, strict=True)), self.divisor, newest.path, out, pickled
-        )
+        parts = list(zip(paths, self.factors, strict=True))
+        combine(parts, self.divisor, newest.path, out, pickled)
 
 
-def mix(
-    sources: Sequence[Candidate], method: str, metric: str, temperature: float, evaluate: Evaluate
-) -> WeightedSum:
-    if method == "weighted":
-        return weighted(sources, metric, temperature)
-    if method == "greedy":
-        return greedy(sources, metric, evaluate)
-    return running(sources) if method == "running" else uniform(sources)
+class Method(Protocol):
+    """Combines the selected checkpoints.
+
+    suffix: of the average's folder name, such as "greedy"; empty for the plain mean.
+    uses_metric: the result depends on the metric, whatever the checkpoints were selected by.
+    running_sums: it needs the running sums that `trainer.running_sum=true` keeps.
+    """
+
+    suffix: str
+    uses_metric: bool
+    running_sums: bool
+
+    def __call__(
+        self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
+    ) -> WeightedSum:
+        """Returns how the checkpoints are added up.
+
+        Args:
+            sources: the selected checkpoints.
+            criterion: the validation metric of the command.
+            evaluate: validates a file of weights, as training does.
+
+        Raises:
+            UserError: the checkpoints do not allow it.
+        """
+        ...
 
 
-def uniform(sources: Sequence[Candidate]) -> WeightedSum:
-    return WeightedSum(sources, [1.0] * len(sources), len(sources))
+@register("method")
+class Uniform:
+    """The mean of the checkpoints."""
+
+    suffix, uses_metric, running_sums = "", False, False
+
+    def __call__(
+        self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
+    ) -> WeightedSum:
+        """Gives every checkpoint the same weight."""
+        return WeightedSum(sources, [1.0] * len(sources), len(sources))
 
 
-def weighted(sources: Sequence[Candidate], metric: str, temperature: float) -> WeightedSum:
-    """Weights of softmax(-loss / temperature)."""
-    if not temperature > 0:
-        raise UserError(
-            f"temperature={temperature:g} weighs nothing: give a number above 0, in units of the metric"
-        )
-    losses = scores(sources, metric)
-    factors = [math.exp((min(losses) - loss) / temperature) for loss in losses]
-    return WeightedSum(sources, factors, sum(factors))
+@register("method")
+class Weighted:
+    """Weights of softmax(-cost / temperature), so that better checkpoints count more.
+
+    Args:
+        temperature: in units of the metric; large values approach the plain mean.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    uses_metric, running_sums = True, False
+
+    def __init__(self, *, temperature: float = 0.1) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature={temperature:g} must be > 0, in units of the metric")
+        self.temperature, self.suffix = temperature, f"weighted{temperature:g}"
+
+    def __call__(
+        self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
+    ) -> WeightedSum:
+        """Weights each checkpoint by its validation."""
+        costs = _costs(sources, criterion)
+        factors = [math.exp((min(costs) - cost) / self.temperature) for cost in costs]
+        return WeightedSum(sources, factors, sum(factors))
 
 
-def running(sources: Sequence[Candidate]) -> WeightedSum:
-    """The mean of the weights after each step behind the oldest of the checkpoints, up to the newest."""
-    newest, oldest = (choose(sources, key=lambda source: source.age) for choose in (max, min))
-    if newest.step == oldest.step:
-        raise UserError(
-            f"method=running takes the steps between two checkpoints, and there is only that of step {newest.step}: give more"
-        )
-    log.info(
-        "the mean of the weights after each of the steps %d to %d", oldest.step + 1, newest.step
-    )
-    return WeightedSum([newest, oldest], [1.0, -1.0], newest.step - oldest.step, sums=True)
+@register("method")
+class Running:
+    """The mean of the weights after every step between the oldest and the newest checkpoint.
 
+    It needs two files only: the difference of two running sums (icefall's averaged model).
+    """
 
-def greedy(sources: Sequence[Candidate], metric: str, evaluate: Evaluate) -> WeightedSum:
-    """From the best on, each checkpoint that lowers the validation loss of the mean (Wortsman et al. 2022, greedy soup)."""
-    ordered = [
-        source
-        for _, source in sorted(
-            zip(scores(sources, metric), sources, strict=True), key=lambda pair: pair[0]
-        )
-    ]
-    soup, lowest = ordered[:1], evaluate(ordered[0].path)[metric]
-    log.info("step %d: validation %s %.4f", soup[0].step, metric, lowest)
-    for source in ordered[1:]:
-        with TemporaryDirectory() as folder:
-            trial = Path(folder) / "trial.safetensors"
-            uniform([*soup, source]).write(trial)
-            found = evaluate(trial)[metric]
-        kept = found < lowest
-        log.info(
-            "with step %d: validation %s %.4f, which is %s",
-            source.step,
-            metric,
-            found,
-            "lower" if kept else "not lower: left out",
-        )
-        if kept:
-            soup, lowest = [*soup, source], found
-    return uniform(soup)
+    suffix, uses_metric, running_sums = "running", False, True
 
+    def __call__(
+        self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
+    ) -> WeightedSum:
+        """Subtracts the oldest running sum from the newest.
 
-def scores(sources: Sequence[Candidate], metric: str) -> list[float]:
-    """What each was validated at; UserError where one was not."""
-    for source in sources:
-        if not math.isfinite(source.losses.get(metric, math.nan)):
+        Raises:
+            UserError: there are not two checkpoints of different steps.
+        """
+        newest = max(sources, key=lambda source: source.age)
+        oldest = min(sources, key=lambda source: source.age)
+        if newest.step == oldest.step:
             raise UserError(
-                f"{source.path} has no finite validation {metric} to go by: give select=best, or method=uniform"
+                f"method=running averages the steps between two checkpoints, and there is only the "
+                f"one of step {newest.step}: select more"
             )
-    return [source.losses[metric] for source in sources]
+        log.info("averaging the weights after steps %d to %d", oldest.step + 1, newest.step)
+        steps = newest.step - oldest.step
+        return WeightedSum([newest, oldest], [1.0, -1.0], steps, running_sums=True)
+
+
+@register("method")
+class Greedy:
+    """From the best on, each checkpoint that improves the validation of the mean.
+
+    (Wortsman et al. 2022, "Model soups", recipe 1.)
+    """
+
+    suffix, uses_metric, running_sums = "greedy", True, False
+
+    def __call__(
+        self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
+    ) -> WeightedSum:
+        """Validates one mean per checkpoint."""
+        mean, metric = Uniform(), criterion.metric
+        costs = _costs(sources, criterion)
+        ranked = sorted(zip(costs, sources, strict=True), key=lambda pair: pair[0])
+        order = [source for _, source in ranked]
+        soup, losses = order[:1], evaluate(order[0].path)
+        lowest = criterion.cost(losses)
+        log.info("step %d: validation %s %.4f", soup[0].step, metric, losses[metric])
+        for source in order[1:]:
+            with TemporaryDirectory() as folder:
+                trial = Path(folder) / "trial.safetensors"
+                mean([*soup, source], criterion, evaluate).write(trial)
+                losses = evaluate(trial)
+            kept = criterion.cost(losses) < lowest
+            outcome = "better: kept" if kept else "not better: left out"
+            message = "with step %d: validation %s %.4f, %s"
+            log.info(message, source.step, metric, losses[metric], outcome)
+            if kept:
+                soup, lowest = [*soup, source], criterion.cost(losses)
+        return mean(soup, criterion, evaluate)
+
+
+def _costs(sources: Sequence[Candidate], criterion: Criterion) -> list[float]:
+    """Returns the cost of each checkpoint.
+
+    Raises:
+        UserError: one was not validated by the metric, or its value is not finite.
+    """
+    for source in sources:
+        if not math.isfinite(criterion.cost(source.losses)):
+            raise UserError(
+                f"{source.path} has no finite validation {criterion.metric}: select others by "
+                f"select=best, or use method=uniform"
+            )
+    return [criterion.cost(source.losses) for source in sources]

@@ -8,108 +8,103 @@ from dataclasses import dataclass
 
 from cosyexp.averaging.candidates import Candidate, CheckpointFolder
 from cosyexp.errors import UserError
+from cosyexp.run.checkpoint import BY_LOSS, Criterion
 
 log = logging.getLogger(__name__)
-DEFAULT = {"best": 5, "last": 5, "ema": 1, "window": None}  # how many; None: all
+DEFAULT_NUM = {"best": 5, "last": 5, "ema": 1, "window": None}  # None: all
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The `num` best by a validation metric (lower is better), or the newest; all those of a window, if `num` is None.
+class Selection:
+    """A rule that selects checkpoints.
 
-    how: "best", "last", "window", or "ema", the newest running means. window: only checkpoints from a step to a step, both included.
-    strict: fewer than `num` are refused.
+    rule: "best" by the criterion, "last", "ema" (the newest averages kept in training), or
+    "window", all of the window. num: how many; None: the default of the rule. window: only
+    checkpoints from one step to another, both included. strict: fewer than `num` are an error.
     """
 
-    how: str
+    rule: str
     num: int | None = None
-    metric: str = "loss"
+    criterion: Criterion = BY_LOSS
     window: Sequence[int] | None = None
     strict: bool = True
 
     @property
-    def wanted(self) -> int | None:
-        return DEFAULT[self.how] if self.num is None else self.num
+    def count(self) -> int | None:
+        """How many checkpoints are wanted; None: all."""
+        return DEFAULT_NUM[self.rule] if self.num is None else self.num
 
     @property
     def name(self) -> str:
-        """Of its folder: best5, best3-mse, window1000-2000, last3-window1000-2000."""
-        how = "last" if self.how == "window" else self.how
-        number = "" if self.wanted is None else f"{how}{self.wanted}"
-        metric = self.metric if how == "best" and self.metric != "loss" else ""
-        stretch = "" if self.window is None else f"window{self.window[0]}-{self.window[1]}"
-        return "-".join(part for part in (number, metric, stretch) if part)
+        """Returns a folder name: best5, best3-mse, window1000-2000, last3-window1000-2000."""
+        rule = "last" if self.rule == "window" else self.rule
+        number = "" if self.count is None else f"{rule}{self.count}"
+        metric = self.criterion.metric
+        by = metric if rule == "best" and metric != "loss" else ""
+        window = "" if self.window is None else f"window{self.window[0]}-{self.window[1]}"
+        return "-".join(part for part in (number, by, window) if part)
 
 
-def select(candidates: CheckpointFolder, choice: Choice) -> list[Candidate]:
-    """Those that are chosen and whose checksums hold: the best first, or the newest first. UserError where there are none, or too few."""
-    _check(choice)
-    where, wanted = candidates.folder, choice.wanted
-    if not candidates.found:
-        raise UserError(f"{where} has no checkpoint that can be read: train it further")
-    found = candidates.found[::-1]
-    if choice.window is not None:
-        steps = sorted(candidate.step for candidate in found)
-        begin, end = choice.window
-        found = [candidate for candidate in found if begin <= candidate.step <= end]
-        if not found:
+def select(folder: CheckpointFolder, selection: Selection) -> list[Candidate]:
+    """Returns the selected checkpoints whose checksums hold: the best, or the newest, first.
+
+    The untrained weights of step 0 are never among the best, unless there are no others.
+
+    Raises:
+        UserError: there is none, or there are too few.
+    """
+    _check(selection)
+    count, criterion = selection.count, selection.criterion
+    if not folder.found:
+        raise UserError(f"{folder.folder} has no readable checkpoint: train it further")
+    candidates = folder.found[::-1]
+    if selection.window is not None:
+        steps = sorted(candidate.step for candidate in candidates)
+        begin, end = selection.window
+        candidates = [candidate for candidate in candidates if begin <= candidate.step <= end]
+        if not candidates:
             raise UserError(
-                f"{where} has no checkpoint from step {begin} to {end}: it has those of steps {steps[0]} to {steps[-1]}"
+                f"{folder.folder} has no checkpoint from step {begin} to {end}: its checkpoints "
+                f"are of steps {steps[0]} to {steps[-1]}"
             )
-    if choice.how == "best":
-        found = [
-            candidate
-            for candidate in found
-            if math.isfinite(candidate.losses.get(choice.metric, math.nan))
-        ]
-        found.sort(key=lambda candidate: candidate.losses[choice.metric])
-        if not found:
+    if selection.rule == "best":
+        candidates = [c for c in candidates if math.isfinite(criterion.cost(c.losses))]
+        candidates = [c for c in candidates if c.step > 0] or candidates
+        candidates.sort(key=lambda candidate: criterion.cost(candidate.losses))
+        if not candidates:
             raise UserError(
-                f"{where} has no checkpoint with a validation {choice.metric}: train it further, or give select=last"
+                f"{folder.folder} has no checkpoint with a validation {criterion.metric}: train "
+                f"it further, or give select=last"
             )
-    chosen = list(_sound(found, wanted))
-    if not chosen:
-        raise UserError(f"{where} has no checkpoint that can be read: train it further")
-    if wanted is not None and len(chosen) < wanted:
-        if choice.strict:
-            raise UserError(
-                f"{where} has {len(chosen)} checkpoints to choose from, not num={wanted}: give a smaller num, or strict=false"
-            )
-        log.warning(
-            "%s has %d checkpoints to choose from, not num=%d: these are averaged",
-            where,
-            len(chosen),
-            wanted,
-        )
-    return chosen
+    selected = list(_intact(candidates, count))
+    if not selected:
+        raise UserError(f"{folder.folder} has no readable checkpoint: train it further")
+    if count is not None and len(selected) < count:
+        message = f"{folder.folder} has {len(selected)} such checkpoints, not num={count}"
+        if selection.strict:
+            raise UserError(f"{message}: give a smaller num, or strict=false")
+        log.warning("%s: averaging these", message)
+    return selected
 
 
-def _check(choice: Choice) -> None:
-    if choice.num is not None and choice.num < 1:
-        raise UserError(f"num={choice.num} is no number of checkpoints: give num=1 or more")
-    if choice.how == "window" and choice.window is None:
-        raise UserError(
-            "select=window takes the checkpoints from one step to another: give window=[from,to]"
-        )
-    if choice.window is not None and not (
-        len(choice.window) == 2 and choice.window[0] <= choice.window[1]
-    ):
-        raise UserError(
-            f"window={list(choice.window)} is no stretch of steps: give window=[from,to]"
-        )
+def _check(selection: Selection) -> None:
+    window = selection.window
+    if selection.rule == "window" and window is None:
+        raise UserError("select=window averages a range of steps: give window=[from,to]")
+    if window is not None and not (len(window) == 2 and window[0] <= window[1]):
+        raise UserError(f"window={list(window)} is not a range of steps: give window=[from,to]")
 
 
-def _sound(found: Sequence[Candidate], wanted: int | None) -> Iterator[Candidate]:
-    """The first `wanted` whose checksums hold, several being read at a time; says which are passed over."""
-    wanted = len(found) if wanted is None else wanted
+def _intact(candidates: Sequence[Candidate], count: int | None) -> Iterator[Candidate]:
+    """Yields the first `count` whose checksums hold, reading several files at a time."""
+    missing = len(candidates) if count is None else count
     with ThreadPoolExecutor() as pool:
-        while wanted and found:
-            batch, found = found[:wanted], found[wanted:]
-            for candidate, corruption in zip(
-                batch, pool.map(lambda candidate: candidate.corruption(), batch), strict=True
-            ):
+        while missing and candidates:
+            batch, candidates = candidates[:missing], candidates[missing:]
+            checked = pool.map(lambda candidate: candidate.corruption(), batch)
+            for candidate, corruption in zip(batch, checked, strict=True):
                 if corruption:
-                    log.warning("%s is passed over: %s", candidate.checkpoint, corruption)
+                    log.warning("%s is skipped: %s", candidate.checkpoint, corruption)
                 else:
-                    wanted -= 1
+                    missing -= 1
                     yield candidate

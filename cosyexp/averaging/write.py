@@ -1,39 +1,40 @@
-"""Writes an average where it belongs, whole or not at all."""
+"""Writes an average: into its run, or to a file; whole or not at all."""
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cosyexp.averaging.candidates import CheckpointFolder
-from cosyexp.averaging.methods import WeightedSum
-from cosyexp.averaging.select import Choice
+from cosyexp.averaging.methods import Method, WeightedSum
+from cosyexp.averaging.select import Selection
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import META, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import locked, replacement, sync, write_text
 
 
-def folder_name(choice: Choice, method: str, temperature: float) -> str:
-    """best5, last3-window1000-2000, best5-mse-greedy, last5-weighted0.1."""
-    by = (
-        choice.metric
-        if choice.how != "best" and choice.metric != "loss" and method in ("weighted", "greedy")
-        else ""
+def folder_name(selection: Selection, method: Method) -> str:
+    """Returns a name: best5, last3-window1000-2000, best5-mse-greedy, last5-acc-weighted0.1."""
+    metric = selection.criterion.metric
+    named = selection.rule == "best" or metric == "loss" or not method.uses_metric
+    return "-".join(
+        part for part in (selection.name, "" if named else metric, method.suffix) if part
     )
-    how = {"uniform": "", "weighted": f"weighted{temperature:g}"}.get(method, method)
-    return "-".join(part for part in (choice.name, by, how) if part)
 
 
 def output_file(output: str) -> Path:
-    """UserError where no file of weights can be called so."""
+    """Returns the path of `output=`.
+
+    Raises:
+        UserError: it does not end in .pt or .safetensors, or is a folder.
+    """
     path = Path(output)
     if path.suffix not in (".pt", ".safetensors") or path.is_dir():
-        raise UserError(
-            f"output={output} is no name for a file of weights: end it in .pt or .safetensors"
-        )
+        raise UserError(f"output={output} must be a file that ends in .pt or .safetensors")
     return path
 
 
@@ -45,37 +46,38 @@ def write_file(average: WeightedSum, output: Path) -> Path:
 
 
 def write_folder(
-    average: WeightedSum, candidates: CheckpointFolder, name: str, about: dict[str, Any]
+    average: WeightedSum, source: CheckpointFolder, name: str, about: Mapping[str, Any]
 ) -> Path:
-    """Writes `averages/<name>/` with `meta.yaml` into the folder of the candidates; returns the file of weights.
+    """Writes `averages/<name>/` with a `meta.yaml`, and returns the file of weights.
 
-    Two at once wait for one another. Whatever a kill leaves behind is a `.tmp` folder, which the next average of that name removes.
+    Two processes at once wait for one another. An interrupted one leaves a `.tmp` folder, which the
+    next average of that name removes.
+
+    Args:
+        about: added to meta.yaml.
     """
-    averages = RunDirectory(candidates.folder).averages
+    averages = RunDirectory(source.folder).averages
     folder, part, old = (averages / f"{name}{suffix}" for suffix in ("", ".tmp", ".old.tmp"))
     with locked(averages):
-        if old.exists() and not folder.exists():  # a kill came between the two renames below
+        if old.exists() and not folder.exists():  # killed between the two renames below
             os.replace(old, folder)
         try:
-            for left in (part, old):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (part, old):
+                shutil.rmtree(leftover, ignore_errors=True)
             part.mkdir()
-            average.write(part / candidates.file, pickled=candidates.file.endswith(".pt"))
-            sources = [
+            average.write(part / source.file, pickled=source.file.endswith(".pt"))
+            rows = [
                 {
-                    "file": source.path.relative_to(candidates.folder).as_posix(),
-                    "step": source.step,
-                    "epoch": source.epoch,
+                    "file": candidate.path.relative_to(source.folder).as_posix(),
+                    "step": candidate.step,
+                    "epoch": candidate.epoch,
                     "weight": weight,
-                    "loss_dict": dict(source.losses),
+                    "loss_dict": dict(candidate.losses),
                 }
-                for source, weight in average.rows()
+                for candidate, weight in average.rows()
             ]
-            meta = {
-                **about,
-                "sources": sources,
-                "sha256": {candidates.file: file_hash(part / candidates.file)},
-            }
+            hashes = {source.file: file_hash(part / source.file)}
+            meta = {**about, "sources": rows, "sha256": hashes}
             write_text(part / META, yaml.safe_dump(meta, sort_keys=False))
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
@@ -85,4 +87,4 @@ def write_folder(
         os.replace(part, folder)
         sync(averages)
         shutil.rmtree(old, ignore_errors=True)
-    return folder / candidates.file
+    return folder / source.file

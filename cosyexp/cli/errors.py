@@ -1,31 +1,31 @@
-"""What went wrong, in one sentence."""
+"""Turns exceptions into the one sentence that an app prints."""
 
 import errno
-import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
-
-from cosyexp import config as schema
-from cosyexp.errors import UserError
-
-# lines of Hydra's and OmegaConf's messages that say nothing to a user
-NOISE = (
-    "To append",
-    "reference_type",
-    "object_type",
-    "See https",
-    "full_key",
-    "provider=",
-    "Config search path",
-    "Set the environment",
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
 )
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from cosyexp.errors import UserError
 
 
 def user_message(error: BaseException) -> str | None:
-    """One sentence for what the user can mend; None for what is a fault of ours."""
+    """Returns one sentence for what the user can mend, None for a bug.
+
+    Args:
+        error: an exception; its causes are looked through too.
+    """
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -34,44 +34,61 @@ def user_message(error: BaseException) -> str | None:
             return str(cause)
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             where = f" ({cause.filename})" if cause.filename else ""
-            return f"the disk is full{where}: free some space and repeat the command, nothing that was saved is lost"
+            return (
+                f"the disk is full{where}: free some space and repeat the command, nothing that "
+                f"was saved is lost"
+            )
         if isinstance(cause, OSError) and cause.filename:
             name = cause.filename2 or cause.filename
-            return f"{name} cannot be used: {cause.strerror}; look at the path, or name another"
+            return f"{name} cannot be used: {cause.strerror}; check the path, or give another"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _hydra_message(causes)
+    return None
+
+
+def _hydra_message(causes: list[BaseException]) -> str:
+    """Returns what Hydra or OmegaConf found wrong, in one line."""
+    for error in causes:
+        if isinstance(error, OverrideParseException):
+            return _unreadable_override(error)
+        if isinstance(error, MissingMandatoryValue):
+            return f"{error.full_key} must be given, for example {error.full_key}=..."
+        if isinstance(error, MissingConfigException) and error.options:
+            return (
+                f"there is no config {error.missing_cfg_file}. Available options: "
+                f"{' '.join(sorted(error.options))}"
+            )
+    for error in causes:
+        if isinstance(error, ConfigKeyError):
+            return _unknown_key(error, str(causes[0]).splitlines()[0])
+    first = str(causes[0]).strip().splitlines()[0]
+    for error in causes:
+        if isinstance(error, ValidationError):
+            return f"{first}: {str(error).splitlines()[0]}" if error is not causes[0] else first
+    if isinstance(causes[0], ConfigCompositionException) and first.startswith("Ambiguous value"):
+        override = first.partition("'")[2].rpartition("'")[0]
+        return (
+            f"{override} gives several values: add -m (--multirun) to make a run of each, or put a "
+            f"text that holds commas between quotes"
+        )
+    lines = [line.strip() for error in causes for line in str(error).splitlines()]
+    return " ".join(dict.fromkeys(line for line in lines if line))
+
+
+def _unreadable_override(error: OverrideParseException) -> str:
+    key, equals, _ = error.override.partition("=")
+    if not equals:
+        return f"{key} has no value: write {key}=..."
     return (
-        hydra_message(causes)
-        if isinstance(error, HydraException | OmegaConfBaseException)
-        else None
+        f"{error.override} cannot be read ({str(error).splitlines()[0]}): quote a value that holds "
+        f"=, commas or brackets, '{key}=\"...\"'"
     )
 
 
-def hydra_message(causes: list[BaseException]) -> str:
-    """What Hydra says, without its noise, with the name that was perhaps meant."""
-    if match := re.match(r"Error in call to target '[\w.]*?(\w+)'", str(causes[0])):
-        return f"{match[1]} cannot be built with these settings: {causes[-1]}"
-    if unread := next(
-        (cause for cause in causes if isinstance(cause, OverrideParseException)), None
-    ):
-        key, equals, _ = unread.override.partition("=")
-        if not equals:
-            return f"{key} has no value: write {key}=..."
-        said = str(unread).splitlines()[0]
-        return f"{unread.override} cannot be read ({said}): quote a value that holds =, commas or brackets, '{key}=\"...\"'"
-    if match := re.match(r"Ambiguous value for argument '(.*)'", str(causes[0])):
-        return f"{match[1]} gives several values: add -m (--multirun) to make a run of each, or put a text that holds commas between quotes"
-    lines = [line.strip() for cause in causes for line in str(cause).splitlines()]
-    text = " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(NOISE)))
-    if match := re.search(r"hydra/(launcher|sweeper)/(submitit|optuna)\w*'", text):
-        extra = {"submitit": "slurm"}.get(match[2], match[2])
-        return f"hydra/{match[1]}= needs a package that is not installed: pip install 'cosyexp[{extra}]'"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]} must be given, for example {match[1]}=..."
-    if "is not in struct" in text:
-        text += "; --cfg job shows all names"
-    if match := re.search(r"Key '(\w+)' not in '(\w+)'", text):
-        known = getattr(schema, match[2], None)
-        near = get_close_matches(
-            match[1], [field.name for field in fields(known)] if is_dataclass(known) else []
-        )
-        text += f". Did you mean {' or '.join(near)}?" if near else ""
-    return text
+def _unknown_key(error: ConfigKeyError, override: str) -> str:
+    schema = error.object_type
+    known = [f.name for f in fields(schema)] if is_dataclass(schema) else []
+    near = get_close_matches(str(error.key), known)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    name = error.full_key or error.key
+    return f"there is no key {name} ({override}): {hint}--cfg job shows all keys"

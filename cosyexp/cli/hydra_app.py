@@ -1,54 +1,64 @@
-"""The door of an app: its help, its config, and one sentence where something is wrong."""
+"""The decorator that makes an app of a function: help, config, and one sentence per user error."""
 
-import importlib
 import os
 import re
 import sys
 import traceback
 import zlib
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-Task = Callable[[Any], Any]
-
-CONFIGS = next(
+CONFIG_DIR = next(
     path
     for path in (Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf")
     if path.is_dir()
 )
-LONGEST_NAME = 100
+MAX_NAME = 100  # characters of the part of a name that tells the jobs of a sweep apart
+
+Task = Callable[[Any], Any]
 
 
 def hydra_app(
-    config: str, *, free: Collection[str] = (), lists: Collection[str] = ()
+    config_name: str,
+    schema: type[Any],
+    *,
+    free: Collection[str] = (),
+    lists: Collection[str] = (),
+    complete: Callable[[Any], None] | None = None,
 ) -> Callable[[Task], Callable[[], None]]:
-    """Makes a function of a config into an app.
+    """Decorator for a Hydra app's entry point, a function of a typed config.
 
-    config: the primary config below conf/. free: keys whose value is free text. lists: keys that take several values.
+    Args:
+        config_name: the primary config, below conf/.
+        schema: the dataclass in `cosyexp.config` that the function is given.
+        free: keys whose value is free text, with commas and quotes as typed.
+        lists: keys that take several values, `precision=fp32,fp16`.
+        complete: called with the composed DictConfig before it is resolved.
     """
 
     def wrap(task: Task) -> Callable[[], None]:
         @wraps(task)
         def app() -> None:
-            if {"-h", "--help"} & set(
-                sys.argv[1:]
-            ):  # Hydra's own help reads every group, which takes a second
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                # Hydra's own help reads every group, which takes a second
                 print((sys.modules[task.__module__].__doc__ or "").strip())
                 return
-            debugging = bool(os.environ.get("HYDRA_FULL_ERROR"))
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, where it would print and exit
+            debug = bool(os.environ.get("HYDRA_FULL_ERROR"))
+            # Hydra then raises where it would print a message and exit
+            os.environ["HYDRA_FULL_ERROR"] = "1"
             from cosyexp.cli.errors import user_message
             from cosyexp.cli.sweep import print_table
 
             try:
-                run_hydra(with_user_errors(task, debugging), config, free, lists)
+                _run_hydra(
+                    _with_user_errors(task, schema, complete, debug), config_name, free, lists
+                )
             except Exception as error:
-                if debugging or (sentence := user_message(error)) is None:
+                if debug or (message := user_message(error)) is None:
                     raise
-                sys.exit(f"cosyexp: {sentence}")
+                sys.exit(f"cosyexp: {message}")
             finally:
                 print_table()
 
@@ -57,26 +67,27 @@ def hydra_app(
     return wrap
 
 
-def run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[str]) -> None:
-    """Composes the config from the command line, and runs the task with it, or a sweep of them."""
+def _run_hydra(task: Task, config: str, free: Collection[str], lists: Collection[str]) -> None:
+    """Composes the config from the command line and runs the task with it, or a sweep."""
     import hydra
 
-    from cosyexp.cli.overrides import normalize_overrides, refuse_added, refuse_ranks
+    from cosyexp.cli.overrides import check_flags, normalize_overrides
 
     register()
-    refuse_added(sys.argv[1:])
-    refuse_ranks(sys.argv[1:])
+    check_flags(sys.argv[1:])
     sys.argv[1:] = normalize_overrides(sys.argv[1:], free, lists)
     folder, _, name = config.rpartition("/")
-    hydra.main(version_base="1.3", config_path=str((CONFIGS / folder).resolve()), config_name=name)(
-        task
-    )()
+    path = str((CONFIG_DIR / folder).resolve())
+    hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
 
 
-def with_user_errors(task: Task, debugging: bool) -> Task:
-    """The task with a config that misses nothing; where the user can mend what went wrong, it exits with a sentence.
+def _with_user_errors(
+    task: Task, schema: type[Any], complete: Callable[[Any], None] | None, debug: bool
+) -> Task:
+    """Gives the task its typed config, and turns user errors into one line and exit code 1.
 
-    The exit passes Hydra, which has words of its own for a failed job. In a sweep the others go on: there it raises.
+    The exit bypasses Hydra's own report of a failed job. In a sweep the error is raised instead, so
+    that the other jobs go on.
     """
 
     @wraps(task)
@@ -86,65 +97,57 @@ def with_user_errors(task: Task, debugging: bool) -> Task:
         from omegaconf import OmegaConf
 
         from cosyexp.cli.errors import user_message
+        from cosyexp.config import parse
         from cosyexp.errors import UserError
+        from cosyexp.registry import trust
 
         try:
+            if complete is not None:
+                complete(cfg)
             if missing := sorted(OmegaConf.missing_keys(cfg)):
                 raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=...")
-            return task(cfg)
+            values: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+            config = parse(schema, values)
+            trust(config.trusted)
+            return task(config)
         except Exception as error:
-            sentence = user_message(error)
-            if (
-                sweeping := HydraConfig.get().mode == RunMode.MULTIRUN
-            ):  # where the error goes may be another node than this
-                print(
-                    f"cosyexp: {sentence}" if sentence else traceback.format_exc(),
-                    file=sys.stderr,
-                    flush=True,
-                )
-            if debugging or sweeping or sentence is None:
+            message = user_message(error)
+            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            if in_sweep:  # the error may be reported on another node than this
+                text = f"cosyexp: {message}" if message else traceback.format_exc()
+                print(text, file=sys.stderr, flush=True)
+            if debug or in_sweep or message is None:
                 raise
-            sys.exit(f"cosyexp: {sentence}")
+            sys.exit(f"cosyexp: {message}")
 
     return job
 
 
 def register() -> None:
-    """Resolvers, types and launchers that the configs use; also on the nodes of a cluster."""
+    """Registers the resolvers and the types that the configs use, also on a cluster's nodes."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from cosyexp import config as schema
+    from cosyexp import config
 
     OmegaConf.register_new_resolver("cosyexp.swept", swept, replace=True)
-    with suppress(ModuleNotFoundError):  # the extra `slurm`
-        importlib.import_module("cosyexp.cli.queue").register()
-    store = (
-        ConfigStore.instance().store
-    )  # what every app sees, also the one whose configs lie in a folder of their own
-    store(
-        group="schema", name="door", node=OmegaConf.load(CONFIGS / "door.yaml"), package="_global_"
-    )
-    for path in sorted((CONFIGS / "door").glob("*/*.yaml")):
-        store(group=f"hydra/{path.parent.name}", name=path.stem, node=OmegaConf.load(path))
-    for node in (
-        schema.TrainConfig,
-        schema.PrepareConfig,
-        schema.AverageConfig,
-        schema.ExportConfig,
-        schema.SynthesizeConfig,
-        schema.PreferConfig,
-    ):
-        store(
-            group="schema",
-            name=node.__name__.removesuffix("Config").lower(),
-            node=node,
-            package="_global_",
-        )
+    schemas = {
+        "train": config.TrainConfig,
+        "prepare": config.PrepareConfig,
+        "prefer": config.PreferConfig,
+        "average": config.AverageConfig,
+        "export": config.ExportConfig,
+        "synthesize": config.SynthesizeConfig,
+    }
+    for name, schema in schemas.items():
+        ConfigStore.instance().store(group="schema", name=name, node=schema, package="_global_")
 
 
 def swept() -> str:
-    """What tells a job of a sweep from the others, '+optimizer.lr-0.0001'; empty for a single run."""
+    """Returns what tells this job of a sweep from the others, such as `+optimizer.lr-0.0001`.
+
+    Outside of a sweep it is empty.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -152,6 +155,6 @@ def swept() -> str:
         return ""
     name = HydraConfig.get().job.override_dirname
     short = re.sub(r"[^A-Za-z0-9_.+-]", "_", name)
-    if short != name or len(short) > LONGEST_NAME:
-        short = f"{short[: LONGEST_NAME - 10]}-{zlib.crc32(name.encode()):08x}"
+    if short != name or len(short) > MAX_NAME:
+        short = f"{short[: MAX_NAME - 10]}-{zlib.crc32(name.encode()):08x}"
     return f"+{short}" if name else ""

@@ -1,4 +1,4 @@
-"""What is done to the words of the command line before Hydra parses them."""
+"""What is done to the command line before Hydra parses it."""
 
 import os
 import re
@@ -11,31 +11,46 @@ from hydra.errors import HydraException
 from cosyexp.distributed import rank_environment
 from cosyexp.errors import UserError
 
+ALIASES = {"trainer.clip": "trainer.max_grad_norm"}
+OVERLAYS = ("experiment", "debug", "hparams_search")  # null by default: + changes nothing
+MULTIRUN = {"-m", "--multirun"}
+SHOW = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "-r", "--run"}
+
 
 def normalize_overrides(
     words: Sequence[str], free: Collection[str], lists: Collection[str]
 ) -> Iterator[str]:
-    """`text=Hello, world!` stays one sentence, `run_dir=a=b` a path, and `precision=fp32,fp16` becomes a list.
+    """Yields the command line in Hydra's grammar.
 
-    In a sweep (-m) commas part the jobs: text and paths stay as typed, a list is a list of one in each job.
-    free: keys of free text. lists: keys that take several values.
+    `text=Hello, world!` stays one sentence, a path that the grammar does not know is quoted,
+    `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, and an older name
+    of a key the current one. In a sweep (-m) commas separate the jobs: text and paths stay as
+    typed, a list has one item in each job.
+
+    Args:
+        words: the arguments of the command.
+        free: keys whose value is free text.
+        lists: keys that take several values.
     """
-    sweep = sweeps(words)
+    sweep = is_sweep(words)
     for word in words:
         key, equals, value = word.partition("=")
+        if equals and key.lstrip("+") in OVERLAYS:
+            key = key.lstrip("+")
+        key = ALIASES.get(key, key)
+        word = f"{key}{equals}{value}"
         if equals and not word.startswith("-"):
             if key in lists and not value.startswith("["):
-                items = [literal(item) if "=" in item else item for item in value.split(",")]
-                word = f"{key}=" + (
-                    ",".join(f"[{item}]" for item in items) if sweep else f"[{','.join(items)}]"
-                )
-            elif not sweep and needs_quotes(word, key in free):
-                word = f"{key}={literal(value)}"
+                items = [quote(item) if "=" in item else item for item in value.split(",")]
+                joined = ",".join(f"[{item}]" for item in items)
+                word = f"{key}=" + (joined if sweep else f"[{','.join(items)}]")
+            elif not sweep and _needs_quotes(word, key in free):
+                word = f"{key}={quote(value)}"
         yield word
 
 
-def needs_quotes(word: str, free: bool) -> bool:
-    """Whether Hydra would read a free text, or a path, as something else."""
+def _needs_quotes(word: str, free: bool) -> bool:
+    """Whether Hydra would read free text, or a path, as something else."""
     try:
         override: Override = OverridesParser.create().parse_override(word)
     except HydraException:
@@ -43,29 +58,33 @@ def needs_quotes(word: str, free: bool) -> bool:
     return free and not isinstance(override._value, QuotedString)
 
 
-def literal(value: str) -> str:
-    """A value quoted as Hydra's grammar wants it: commas, equal signs, quotes, backslashes and ${ are only text."""
+def quote(value: str) -> str:
+    """Quotes a value for Hydra's grammar: commas, equal signs, quotes, ${ lose their meaning."""
     value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return "'" + value.replace("${", "\\${") + "'"
 
 
-def sweeps(words: Sequence[str]) -> bool:
-    return bool({"-m", "--multirun"} & set(words))
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether the command line asks for a sweep."""
+    return bool(MULTIRUN & set(words))
 
 
-def refuse_ranks(words: Sequence[str]) -> None:
-    """Every rank would start the whole sweep."""
-    if sweeps(words) and rank_environment(os.environ):
+def check_flags(words: Sequence[str]) -> None:
+    """Checks what Hydra's flags exclude.
+
+    Raises:
+        UserError: a sweep is also asked to show its config, or is started by a launcher of ranks,
+            where every rank would start the whole sweep.
+    """
+    if not is_sweep(words):
+        return
+    if shown := SHOW & {word.split("=")[0] for word in words}:
         raise UserError(
-            "a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and give engine.nproc_per_node="
+            f"-m and {sorted(shown)[0]} exclude each other, as in every Hydra app: leave out -m to "
+            f"see the config of one job"
         )
-
-
-def refuse_added(words: Sequence[str]) -> None:
-    """Hydra takes `+typo=1` without a word, even advises it."""
-    for word in words:
-        if word.startswith("+") and "=" in word and not word.startswith(("+hydra", "++hydra")):
-            name = word.split("=")[0]
-            raise UserError(
-                f"{name} would add a key that nothing reads: write it without '+', or find its name by --cfg job"
-            )
+    if rank_environment(os.environ):
+        raise UserError(
+            "a sweep (-m) starts its ranks itself: run it without torchrun, deepspeed or srun, and "
+            "give engine.nproc_per_node="
+        )

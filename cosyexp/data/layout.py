@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cosyexp.registry import register
+
 
 class SequenceLayout(NamedTuple):
     """The layout of one row.
@@ -24,6 +26,7 @@ class SequenceLayout(NamedTuple):
     labels_A: np.ndarray
 
 
+@register("layout")
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Arranges a row as [sos, (speaker), instruction, text, task, speech], or interleaved.

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from cosyexp.config import FamilyConfig
 from cosyexp.data.cache import ensure
 from cosyexp.data.corpora.base import Corpus, Recording
 from cosyexp.data.encoding import Encoder, ShardJob, check, digest, listen, read_part, write
@@ -35,8 +36,8 @@ from cosyexp.data.report import Report
 from cosyexp.data.shards import read_list, write_list
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
+from cosyexp.registry import build
 from cosyexp.run.files import replacement, write_text
-from cosyexp.run.targets import build
 from cosyexp.run.tensors import save_tensors
 
 log = logging.getLogger(__name__)
@@ -304,58 +305,77 @@ def jobs(
 
 def prepare_corpus(
     corpus: Mapping[str, Any],
-    family: Mapping[str, Any],
+    family: FamilyConfig,
     out: Path,
     speech_tokenizer: Recipe | None = None,
     speaker_encoder: Recipe | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Prepares a corpus as a family reads it; `corpus` and `family` are nodes of the config."""
+    """Prepares a corpus as a family reads it; see `prepare`.
+
+    Args:
+        corpus: config node.
+        options: see `PrepareOptions`.
+    """
     tokenizer, speaker = speech_tokenizer or KMeans(), speaker_encoder or MelStatistics()
     wanted = PrepareOptions(
-        token_rate=family["token_rate"],
-        codes=family["speech_vocabulary"],
-        speaker_dim=family["speaker_dim"],
+        token_rate=family.token_rate,
+        codes=family.speech_vocabulary,
+        speaker_dim=family.speaker_dim,
         tokenizer=tokenizer,
         speaker=speaker,
         **options,
     )
-    said = ("token_rate", "codes", "speaker_dim", "fit_on", "max_seconds", "seed")
-    settings = {"corpus": dict(corpus), **{key: getattr(wanted, key) for key in said}}
-    settings |= {"speech_tokenizer": tokenizer.key, "speaker_encoder": speaker.key}
-    return prepare(build(corpus), out, wanted, settings, build(family["tokenizer"]).unknown)
+    names = ("token_rate", "codes", "speaker_dim", "fit_on", "max_seconds", "seed")
+    settings = {
+        "corpus": dict(corpus),
+        **{name: getattr(wanted, name) for name in names},
+        "speech_tokenizer": tokenizer.key,
+        "speaker_encoder": speaker.key,
+    }
+    unknown = build(family.tokenizer, "tokenizer").unknown
+    return prepare(build(corpus, "corpus"), out, wanted, settings, unknown)
 
 
-def audio_fields(family: Mapping[str, Any], names: Iterable[str]) -> list[Field]:
-    """Those of the fields that the views of a family read of audio."""
-    rate, mel = family["sample_rate"], family["mel"]
+def audio_fields(family: FamilyConfig, names: Iterable[str]) -> list[Field]:
+    """Returns fields that the collators of a family read of audio, by name: mel, f0, wave.
+
+    Raises:
+        UserError: a name is unknown.
+    """
+    rate, mel = family.sample_rate, family.mel
     fields: dict[str, Field] = {
-        "mel": Mel(sample_rate=rate, **mel),
-        "f0": F0(rate, mel["hop"], family["pitch"]),
+        "mel": Mel(sample_rate=rate, **asdict(mel)),
+        "f0": F0(rate, mel.hop, family.pitch),
         "wave": Wave(rate),
     }
-    if strange := [name for name in names if name not in fields]:
-        raise UserError(f"cache={strange[0]} is no field: choose of {', '.join(fields)}")
+    if unknown := [name for name in names if name not in fields]:
+        raise UserError(f"cache={unknown[0]} is not a field: choose of {', '.join(fields)}")
     return [fields[name] for name in names]
 
 
 def fill_cache(out: Path, fields: Sequence[Field], processes: int) -> None:
-    """Computes fields of a prepared folder, so that training need not."""
+    """Computes fields of a prepared folder now, instead of at the start of a training."""
     for split in SPLITS:
         if (out / f"{split}.list").stat().st_size:
             ensure(read_list(str(out / f"{split}.list")), fields, processes)
 
 
-def check_family(folder: Path, family: Mapping[str, Any]) -> None:
-    """UserError where a prepared folder is none, or was prepared for a family with another token rate."""
+def check_family(folder: Path, family: FamilyConfig) -> None:
+    """Checks that a folder was prepared for a family with this token rate.
+
+    Raises:
+        UserError: it was not, or is not a prepared folder.
+    """
     meta = prepared(folder)
     if meta is None:
         raise UserError(
-            f"{folder} is no prepared data set (it has no {META}): python -m cosyexp.prepare out={folder}"
+            f"{folder} is not a prepared data set (it has no {META}): python -m cosyexp.prepare "
+            f"out={folder}"
         )
     rate = meta["settings"]["token_rate"]
-    if rate != family["token_rate"]:
+    if rate != family.token_rate:
         raise UserError(
-            f"{folder} holds {rate} speech tokens a second, family={family['name']} wants {family['token_rate']}: "
-            f"prepare another folder with family={family['name']}"
+            f"{folder} holds {rate} speech tokens per second, family={family.name} needs "
+            f"{family.token_rate}: prepare another folder with family={family.name}"
         )

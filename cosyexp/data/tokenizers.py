@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 PIECES = 50257  # of Whisper's multilingual vocabulary
 END_OF_PROMPT = 151646  # follows the 151,643 pieces of Qwen2 and three special tokens
@@ -31,6 +32,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
 class CharacterTokenizer:
     """One id per character, from 1; case is folded and unknown characters are left out.
@@ -54,6 +56,7 @@ class CharacterTokenizer:
         return sorted(set(text.lower()) - set(self.alphabet))
 
 
+@register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
 class WhisperTokenizer:
     """Whisper's multilingual byte-pair encoding, with the special tokens of 100 languages.
@@ -81,6 +84,7 @@ class WhisperTokenizer:
         return []
 
 
+@register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
 class QwenTokenizer:
     """Byte-pair encoding of Qwen2, with the special tokens of a family such as <|endofprompt|>.

@@ -1,29 +1,29 @@
-"""The exportable parts of a model: its network's YAML names them, under `components`."""
+"""The exportable parts of a model, its components; a network's YAML lists them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import hydra.utils
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cosyexp.errors import UserError
 from cosyexp.exporting.source import ExportSource, load_network
-from cosyexp.run.targets import build, check_targets
-
-Formats = Mapping[str, tuple[str, ...]]
-ANYWHERE: Formats = {"onnx": ("fp32", "fp16", "int8"), "jit": ("fp32",), "pt2": ("fp32",)}
+from cosyexp.registry import build, get_class
 
 
 class Component(Protocol):
-    """A module that stands alone. To export another part, write one of these and name it in `conf/network/`.
+    """A module that stands alone. To export another part, write one and list it in a network YAML.
 
-    inputs, outputs: names, in order. dynamic: the dimensions of each that may vary, by a name for their size; "2*N": at most twice another.
-    A class may also have
-        formats: in which formats and precisions it can be; default ANYWHERE.
-        full: its submodules, by their names, that stay in full precision where the rest is fp16 or int8.
-        methods: those that a TorchScript file has beside `forward`.
+    inputs, outputs: names, in order. dynamic: of each, the dimensions that vary, with a name for
+    their size; "2*N" is at most twice the size N.
+
+    A class may also declare
+        only_formats: the formats it is for; all, if it is missing.
+        excluded_formats: formats that cannot hold it, with the reason.
+        precisions: by format, instead of all precisions of that format.
+        full: names of submodules that stay in full precision where the rest is fp16 or int8.
+        methods: that a TorchScript file has besides `forward`.
     """
 
     inputs: tuple[str, ...]
@@ -31,61 +31,89 @@ class Component(Protocol):
     dynamic: dict[str, dict[int, str]]
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        """Random inputs: `batch` rows of some size."""
+        """Returns random inputs of `batch` rows; what `size` counts is the component's choice."""
         ...
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]: ...
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Computes the outputs."""
+        ...
+
+
+def supported_precisions(
+    component: type[Component], form: str, precisions: Sequence[str]
+) -> Sequence[str]:
+    """Returns in which precisions of a format a component can be exported; perhaps none."""
+    only = getattr(component, "only_formats", (form,))
+    if form not in only or form in getattr(component, "excluded_formats", {}):
+        return ()
+    own: Mapping[str, Sequence[str]] = getattr(component, "precisions", {})
+    return own.get(form, precisions)
 
 
 def select_components(
-    source: ExportSource, names: Sequence[str] | None, form: str, precision: str
+    source: ExportSource,
+    names: Sequence[str] | None,
+    form: str,
+    precision: str,
+    precisions: Sequence[str],
 ) -> list[str]:
-    """The components, all or those that are named, that can be in a format and precision; UserError where there are none."""
-    nodes = source.config.get("components")
+    """Returns the components that can be exported, of all or of those named.
+
+    Args:
+        names: None for all.
+        form: name of the format.
+        precisions: of the format.
+
+    Raises:
+        UserError: a name is unknown, or cannot be exported in this format and precision.
+    """
+    nodes = source.config.components
     if not nodes:
-        raise UserError(f"{source.name} names no components to export: its network's YAML has none")
+        raise UserError(f"{source.name} lists no components to export: see its network's YAML")
     if unknown := sorted(set(names or ()) - nodes.keys()):
         raise UserError(f"{source.name} has no component {unknown[0]}: it has {', '.join(nodes)}")
-    possible = {
-        name: getattr(component_class(node), "formats", ANYWHERE) for name, node in nodes.items()
-    }
-    found = [name for name in names or nodes if precision in possible[name].get(form, ())]
-    if missing := [name for name in names or () if name not in found] or (
-        [] if found else list(nodes)
-    ):
-        can = "; ".join(
-            f"format={known} precision={','.join(values)}"
-            for known, values in possible[missing[0]].items()
+    classes = {name: get_class(node, "component") for name, node in nodes.items()}
+    possible = {name: supported_precisions(c, form, precisions) for name, c in classes.items()}
+    selected = [name for name in names or nodes if precision in possible[name]]
+    missing = [name for name in names or () if name not in selected]
+    if not selected:
+        missing = missing or list(nodes)
+    if missing:
+        name = missing[0]
+        reason = getattr(classes[name], "excluded_formats", {}).get(form)
+        other = f"give precision={','.join(possible[name])}" if possible[name] else ""
+        remedy = other or "give format=" + " or ".join(
+            getattr(classes[name], "only_formats", ["onnx"])
         )
         raise UserError(
-            f"{missing[0]} of {source.name} cannot be exported as format={form} precision={precision}, but as {can}"
+            f"{name} of {source.name} cannot be exported as format={form} precision={precision}"
+            f"{f' ({reason})' if reason else ''}: {remedy}"
         )
-    return found
+    return selected
 
 
 def load_components(
     source: ExportSource, names: Sequence[str] | None = None
 ) -> dict[str, Component]:
-    """Components, all or those that are named, ready for inference."""
+    """Builds components with their weights, ready for inference; all, or those named."""
     network = load_network(source)
     fold_parametrizations(network)
     network.eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
-            module.p = float(module.p)  # TorchScript takes no 0 for 0.0
-    nodes = source.config["components"]
-    return {name: build(nodes[name], network).eval() for name in names or nodes}
+            module.p = float(module.p)  # TorchScript does not take 0 for 0.0
+    nodes = source.config.components
+    return {name: build(nodes[name], "component", network).eval() for name in names or nodes}
 
 
 def component_class(node: Mapping[str, Any]) -> type[Component]:
-    """What a node of `components` names, without building it."""
-    check_targets(node)
-    found: type[Component] = hydra.utils.get_class(node["_target_"])
+    """Returns the class that a node of `components` names, without building it."""
+    found: type[Component] = get_class(node, "component")
     return found
 
 
 def fold_parametrizations(network: nn.Module) -> None:
-    """Replaces each weight norm by the weight it makes."""
+    """Replaces each weight norm by the weight that it computes."""
     for module in network.modules():
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

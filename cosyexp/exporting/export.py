@@ -1,4 +1,4 @@
-"""Writes a model in a format, and proves what was written."""
+"""Writes a model in a format and proves what was written."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from cosyexp.config import ExportedConfig, to_dict
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component, load_components, select_components
 from cosyexp.exporting.report import merge_report, show
@@ -20,10 +21,11 @@ from cosyexp.exporting.verify import TOLERANCES, compare, latencies
 from cosyexp.run.files import sync, write_text
 
 log = logging.getLogger(__name__)
+Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Format(Protocol):
-    """To export in another format, write one of these and a YAML in `conf/export/format/`."""
+    """An export format. To add one, write a class and a YAML in `conf/export/format/`."""
 
     name: str
 
@@ -35,33 +37,42 @@ class Format(Protocol):
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
+        node: dict[str, Any] | None = None,
     ) -> list[Path]:
-        """Writes files and `report.<precision>.json` into `out`, and returns the files.
+        """Writes files and `report.<precision>.json` into a folder, and returns the files.
 
-        names: the components, or None for all that the format can. timed: whether their latencies are measured too.
-        Raises UserError where a file is not what PyTorch computes; then all files stay as they were.
+        Args:
+            names: components; None for all that the format can hold.
+            timed: measure latencies too.
+            node: the format's config node, kept for synthesis.
+
+        Raises:
+            UserError: a file does not compute what PyTorch does; then the folder is unchanged.
         """
         ...
 
 
 class ComponentFormat:
-    """A format with a file for each component, `<component>.<precision>.<suffix>`.
+    """Base of formats with one file per component, `<component>.<precision>.<suffix>`.
 
-    Beside them lie `<model>.yaml` and `speakers.safetensors`: with these and the files alone, `synthesize` speaks.
+    The folder also gets `<model>.yaml` and `speakers.safetensors`: with these, `synthesize` needs
+    no run. A subclass names itself and its precisions, writes a component and loads it again.
     """
 
     name: str
     suffix: str
+    precisions: tuple[str, ...] = ("fp32",)
 
     def runtime(self) -> str:
-        """What runs the files here, for the report."""
+        """Returns what runs the files here, for the report."""
         raise NotImplementedError
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
+        """Writes a component."""
         raise NotImplementedError
 
-    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
-        """A function of the component's inputs, in order, in fp32."""
+    def load(self, path: Path, precision: str = "fp32") -> Function:
+        """Returns a function of the component's inputs, in order, in fp32."""
         raise NotImplementedError
 
     def export(
@@ -72,24 +83,29 @@ class ComponentFormat:
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
+        node: dict[str, Any] | None = None,
     ) -> list[Path]:
-        found = select_components(source, names, self.name, precision)
-        components, report = load_components(source, found), {}
-        with staged(
-            out, f"{'+'.join(names or [source.config['model']['name']])}.{precision}"
-        ) as part:
+        """Writes components, and compares each with PyTorch on inputs of many sizes.
+
+        Raises:
+            UserError: see `Format.export`.
+        """
+        selected = select_components(source, names, self.name, precision, self.precisions)
+        components, report = load_components(source, selected), {}
+        job = f"{'+'.join(names or [source.config.model.name])}.{precision}"
+        with staged(out, job) as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self.write(component, path, precision)
-                made = {
+                report[name] = {
                     "file": path.name,
                     "weights": str(source.weights),
                     "bytes": path.stat().st_size,
+                    **self._verify(component, path, name, precision),
                 }
-                report[name] = {**made, **self.prove(component, path, name, precision)}
                 if timed:
                     report[name]["milliseconds"] = latencies(component, self.load(path, precision))
-            write_excerpt(source, part)
+            write_excerpt(source, part, node)
         whole = {
             "weights": str(source.weights),
             "runtime": self.runtime(),
@@ -100,24 +116,33 @@ class ComponentFormat:
         return [out / self.file(name, precision) for name in components]
 
     def file(self, name: str, precision: str) -> str:
+        """Returns the file name of a component."""
         return f"{name}.{precision}.{self.suffix}"
 
-    def prove(self, component: Component, path: Path, name: str, precision: str) -> dict[str, Any]:
+    def _verify(
+        self, component: Component, path: Path, name: str, precision: str
+    ) -> dict[str, Any]:
         measured = compare(component, self.load(path, precision), precision, path.name)
         worst = max(measured["largest_error"].values())
-        said = f"{name} as {self.name} in {precision} differs from PyTorch by {worst:.1e}, above {TOLERANCES[precision]}"
+        message = (
+            f"{name} as {self.name} in {precision} differs from PyTorch by {worst:.1e}, more than "
+            f"{TOLERANCES[precision]}"
+        )
         if not measured["passed"]:
-            raise UserError(f"{said}: it was not kept")
+            raise UserError(f"{message}: it was not kept")
         if worst > TOLERANCES[precision]:
-            log.warning("%s, which is more than is usual: listen to it", said)
+            log.warning("%s, which is unusual: listen to it", message)
         return measured
 
 
 @contextmanager
 def staged(out: Path, job: str) -> Iterator[Path]:
-    """A folder in `out` to write into, whose files move there if all goes well within. What a kill left of the same job is removed."""
+    """Yields a folder inside `out` whose files move into `out` if all goes well.
+
+    What a killed export of the same job left behind is removed.
+    """
     part = out / f".{job}.part"
-    new = [path for path in (out, *out.parents) if not path.exists()]
+    created = [path for path in (out, *out.parents) if not path.exists()]
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -128,17 +153,21 @@ def staged(out: Path, job: str) -> Iterator[Path]:
         sync(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):  # folders that are new stay where there is something in them
-            for path in new:
+        with suppress(OSError):  # a new folder stays if something is in it
+            for path in created:
                 path.rmdir()
 
 
-def write_excerpt(source: ExportSource, folder: Path) -> None:
-    """What synthesis reads of a config, under the same names, and the speakers."""
-    excerpt = {key: source.config[key] for key in ("family", "model", "components")}
-    write_text(
-        folder / f"{excerpt['model']['name']}.yaml",
-        yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True),
-    )
+def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | None) -> None:
+    """Writes `<model>.yaml`: what synthesis reads of a config; and the speakers.
+
+    Args:
+        node: the format's config node, from which synthesis builds it again.
+    """
+    config = source.config
+    excerpt = to_dict(ExportedConfig(config.family, config.model, config.components))
+    excerpt["format"] = node or {}
+    text = yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True)
+    write_text(folder / f"{config.model.name}.yaml", text)
     if source.speakers is not None:
         shutil.copyfile(source.speakers, folder / source.speakers.name)

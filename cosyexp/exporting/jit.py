@@ -13,8 +13,10 @@ from torch import Tensor
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
+from cosyexp.registry import register
 
 
+@register("format")
 class Jit(ComponentFormat):
     """An fp16 file takes and gives fp16, as the original's do."""
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,8 +11,10 @@ from cosyexp.errors import UserError
 from cosyexp.exporting.export import staged
 from cosyexp.exporting.report import merge_report
 from cosyexp.exporting.source import ExportSource, load_network
+from cosyexp.registry import register
 
 
+@register("format")
 class Official:
     """One file, `llm.pt`, `flow.pt` or `hift.pt`: every tensor under its name, in the network's order, and nothing else."""
 
@@ -25,6 +28,7 @@ class Official:
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
+        node: dict[str, Any] | None = None,
     ) -> list[Path]:
         if names is not None:
             raise UserError(
@@ -35,7 +39,7 @@ class Official:
                 f"format=official writes the weights as they are, not in {precision}: leave precision= out"
             )
         tensors = load_network(source).state_dict()
-        name = source.config["model"]["official"]
+        name = source.config.model.official
         path = out / f"{name}.pt"
         with staged(out, name) as part:
             content = io.BytesIO()  # where the disk is full, torch's own writer ends the process

@@ -14,16 +14,19 @@ from torch import Tensor
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.precision import to_fp16, to_int8
+from cosyexp.registry import register
 
 TRACED = 24, 2  # size and rows of the inputs that the exporter looks at
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 CONVERTERS = {"fp16": to_fp16, "int8": to_int8}
 
 
+@register("format")
 class Onnx(ComponentFormat):
     """Inputs and outputs are fp32 in all precisions. opset: version of the operator set."""
 
     name, suffix = "onnx", "onnx"
+    precisions = ("fp32", "fp16", "int8")
 
     def __init__(self, *, opset: int = 18) -> None:
         self.opset = opset

@@ -13,8 +13,10 @@ from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.onnx import example, quiet
+from cosyexp.registry import register
 
 
+@register("format")
 class Pt2(ComponentFormat):
     """compile: for this machine, by AOTInductor, which takes a C++ compiler."""
 

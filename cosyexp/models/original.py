@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.layers.encoder import valid_mask
+from cosyexp.registry import register
 
 if TYPE_CHECKING:  # TorchScript evaluates annotations, and cannot compile these types
     from cosyexp.models.flow.upsampling import UpsamplingEncoder
     from cosyexp.models.layers.encoder import Encoder
 
-JIT_FORMATS = {"jit": ("fp32", "fp16")}
 
-
+@register("component")
 class OriginalEncoder(nn.Module):
     """A v1 encoder: the text encoder of the llm, or the encoder of the flow.
 
@@ -40,7 +40,8 @@ class OriginalEncoder(nn.Module):
         "out": {0: "B", 1: "T"},
         "masks": {0: "B", 2: "T"},
     }
-    formats = JIT_FORMATS
+    only_formats = ("jit",)
+    precisions = {"jit": ("fp32", "fp16")}
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class OriginalEncoder(nn.Module):
         return xs, torch.full((batch,), size)
 
 
+@register("component")
 class OriginalDecoder(OriginalEncoder):
     """The transformer of the v1 llm: an `OriginalEncoder` that also decodes step by step.
 
@@ -111,6 +113,7 @@ class OriginalDecoder(OriginalEncoder):
         return out, cache[:, 0, :, cache.size(3) - kept :], cnn_cache
 
 
+@register("component")
 class OriginalUpsampler(nn.Module):
     """The v2 flow encoder: speech tokens to hidden mel frames.
 
@@ -129,7 +132,8 @@ class OriginalUpsampler(nn.Module):
         "out": {0: "B", 1: "T"},
         "masks": {0: "B", 2: "T"},
     }
-    formats = JIT_FORMATS
+    only_formats = ("jit",)
+    precisions = {"jit": ("fp32", "fp16")}
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()

@@ -19,8 +19,10 @@ from cosyexp.objectives.losses.adversarial import (
     per_row_mean,
     tpr_loss,
 )
+from cosyexp.registry import register
 
 
+@register("objective")
 class Adversarial:
     """Least-squares GAN with feature matching, mel, F0 and TPR losses (Li et al. 2023, "HiFTNet").
 

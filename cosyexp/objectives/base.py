@@ -134,6 +134,14 @@ class Objective(Protocol):
         ...
 
 
+class Metric(Protocol):
+    """Measures a validation batch beside the losses, see `cosyexp/objectives/metrics.py`."""
+
+    def __call__(self, objective: Objective, batch: Any) -> Loss:
+        """Returns terms of factor 0 under names of their own, in units of the objective."""
+        ...
+
+
 @runtime_checkable
 class ReferenceObjective(Protocol):
     """An objective that compares its model with a frozen reference model, such as DPO.

@@ -13,8 +13,10 @@ from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
+from cosyexp.registry import register
 
 
+@register("objective")
 class FlowMatchingLoss:
     """Squared error of the estimated velocity (Lipman et al. 2023, "Flow Matching", eq. 23).
 

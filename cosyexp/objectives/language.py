@@ -7,14 +7,16 @@ classes.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cosyexp.data.collators.llm import LanguageBatch
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
+from cosyexp.registry import register
 
 
+@register("objective")
 class Language:
     """Cross-entropy of the speech tokens and of the special tokens that end them, equally weighted.
 
@@ -51,8 +53,9 @@ class Language:
         """Yields nothing, as speech tokens alone can be neither shown nor played."""
         return iter(())
 
-    def _loss(self, batch: LanguageBatch) -> Loss:
-        logits_BAV = self.trainables["llm"](
+    def logits(self, batch: LanguageBatch) -> Tensor:
+        """Returns the logits at the label positions, (B, A, V)."""
+        logits_BAV: Tensor = self.trainables["llm"](
             batch.text_BL,
             batch.text_lens_B,
             batch.speech_BN,
@@ -61,6 +64,10 @@ class Language:
             batch.lens_B,
             batch.label_positions_BA,
         )
+        return logits_BAV
+
+    def _loss(self, batch: LanguageBatch) -> Loss:
+        logits_BAV = self.logits(batch)
         valid_BA = valid_mask(batch.label_lens_B, batch.labels_BA.size(1))
         return Loss(
             ce=(token_loss(logits_BAV, batch.labels_BA, valid_BA, self.smoothing), "tokens", 1.0),

@@ -17,10 +17,12 @@ from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.losses.cross_entropy import at, hits, log_probabilities
+from cosyexp.registry import register
 
 LOSSES = ("dpo", "cdpo", "ipo", "hinge", "simpo")
 
 
+@register("objective")
 class Preference:
     """Makes chosen answers more likely than rejected ones (Rafailov et al. 2023, "DPO").
 

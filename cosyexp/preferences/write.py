@@ -1,9 +1,10 @@
 """From a data set and a trained llm to a data set of preference pairs.
 
-<out>/train/00000.parquet ...  train.list      valid/..., valid.list      the shards of the data with `reject_speech_token`
-      speakers.safetensors                                                those of the data, else of the run
-      begun.yaml                                                          the settings, until all shards are there
-      meta.yaml                                                           written last: a folder without it is not prepared
+<out>/train/00000.parquet ...  train.list     the shards with `reject_speech_token`
+      valid/00000.parquet ...  valid.list
+      speakers.safetensors                    those of the data, else of the run
+      begun.yaml                              the settings, until all shards are there
+      meta.yaml                               written last: a folder without it is not prepared
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
+from cosyexp.config import PreferConfig
 from cosyexp.data.cache import fingerprint
 from cosyexp.data.preparation import META, check_family, prepare_corpus, prepared
 from cosyexp.data.shards import (
@@ -33,7 +35,8 @@ from cosyexp.data.shards import (
 )
 from cosyexp.errors import UserError
 from cosyexp.preferences.answers import AnswerGenerator, Prompt
-from cosyexp.preferences.scores import Score, edit, edit_distance, pair
+from cosyexp.preferences.scores import Score, edit_distance, select_pair
+from cosyexp.registry import build, check
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import replace_file, write_text
@@ -42,49 +45,11 @@ from cosyexp.run.weights import find_weights
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
 SPLITS = ("train", "valid")
-SAID = (
-    "candidates",
-    "score",
-    "limit",
-    "seed",
-    "flow",
-    "hifigan",
-    "asr",
-    "language",
-)  # the options on which the pairs depend
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairOptions:
-    """See `cosyexp.config.Prefer`."""
-
-    candidates: int = 1
-    score: str = "none"
-    weights: str = "best"
-    batch_size: int = 16
-    limit: int | None = None
-    seed: int = 0
-    flow: str | None = None
-    hifigan: str | None = None
-    asr: str | None = None
-    language: str | None = None
-
-    def check(self) -> None:
-        for key in ("candidates", "batch_size", "limit"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise UserError(f"{key}={value} makes no sense: give a whole number of at least 1")
-        if self.score != "none" and self.candidates < 2:
-            raise UserError(
-                f"score={self.score} compares candidates, and there is one: give candidates=2 or more, or score=none"
-            )
-        if self.score == "wer" and not (self.flow and self.hifigan):
-            raise UserError(
-                "score=wer listens to the candidates: give flow=<run> and hifigan=<run>, which make them audible"
-            )
+SETTINGS = ("candidates", "score", "limit", "seed")  # the keys that the pairs depend on
 
 
 class Job(NamedTuple):
-    """The first `rows` rows of a shard, to be written as another."""
+    """A shard to write, from the first `rows` rows of another."""
 
     source: Path
     target: Path
@@ -93,7 +58,7 @@ class Job(NamedTuple):
 
 @dataclass
 class Tally:
-    """What became of utterances: pairs, the sum of the distances within them, and how many were skipped for what reason."""
+    """Counts of utterances: pairs, and those skipped by reason; distance: summed over pairs."""
 
     pairs: int = 0
     distance: float = 0.0
@@ -104,61 +69,69 @@ class Tally:
         return Tally(self.pairs + other.pairs, self.distance + other.distance, skipped)
 
 
-def write_pairs(
-    run: RunDirectory, data: Mapping[str, Any], out: Path, options: PairOptions
-) -> dict[str, Any]:
-    """Writes the pairs and returns what `meta.yaml` holds; shards that are there already are left alone.
+def write_pairs(config: PreferConfig) -> dict[str, Any]:
+    """Writes the pairs and returns the content of `meta.yaml`.
 
-    data: the node of the config.
+    Shards that are there already are kept, so that a repeated command goes on.
+
+    Raises:
+        UserError: the run is not one of an llm, the settings exclude each other, or the folder
+            holds something else.
     """
-    options.check()
-    config = run.config()
-    if (model := config["model"]["name"]) != "llm":
+    run, data, out = RunDirectory(config.run_dir), config.data, Path(config.out)
+    if config.score is not None and config.candidates < 2:
         raise UserError(
-            f"{run} is a run of {model}, which has no preferences: give one of llm as run_dir="
+            "score= ranks candidates, and there is one: give candidates=2, or score=none"
         )
-    weights, family = find_weights(run, options.weights), config["family"]
-    if "corpus" in data:
-        prepare_corpus(data["corpus"], family, Path(data["dir"]))
-    if "dir" in data:
-        check_family(Path(data["dir"]), family)
-    jobs = {split: list(plan(data[split], out / split, options.limit)) for split in SPLITS}
+    if config.score is not None:
+        check(config.score, "score")
+    trained = run.config()
+    if trained.model.name != "llm":
+        raise UserError(f"{run} is a run of {trained.model.name}: give one of an llm as run_dir=")
+    weights, family = find_weights(run, config.weights), trained.family
+    if data.corpus:
+        assert data.dir is not None
+        prepare_corpus(data.corpus, family, Path(data.dir))
+    if data.dir:
+        check_family(Path(data.dir), family)
+    lists = {"train": data.train, "valid": data.valid or []}
+    jobs = {split: list(plan(lists[split], out / split, config.limit)) for split in SPLITS}
     work = [job for split in SPLITS for job in jobs[split]]
     settings = {
-        "token_rate": family["token_rate"],
-        **{key: getattr(options, key) for key in SAID},
-        "sampler": dict(family["sampler"]),
+        "token_rate": family.token_rate,
+        **{key: getattr(config, key) for key in SETTINGS},
+        "sampler": family.sampler,
         "weights": file_hash(weights),
         "data": digest(work),
     }
     refuse_other(out, settings)
     if (done := prepared(out)) is not None:
         return done
-    score = score_of(run, options)
-    candidates = AnswerGenerator(
-        config, weights, times=options.candidates, batch_size=options.batch_size, seed=options.seed
+    score: Score | None = None if config.score is None else build(config.score, "score")
+    generator = AnswerGenerator(
+        trained,
+        weights,
+        times=config.candidates,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     write_text(out / BEGUN, yaml.safe_dump({"settings": settings}))
-    total = Tally()
-    with tqdm(
-        total=sum(job.rows for job in work) * options.candidates,
-        desc="prefer",
-        unit="candidate",
-        disable=None,
-    ) as bar:
+    total, rows = Tally(), sum(job.rows for job in work)
+    count = rows * config.candidates
+    with tqdm(total=count, desc="prefer", unit="candidate", disable=None) as bar:
         for job in work:
             if job.target.exists():
-                bar.update(job.rows * options.candidates)
+                bar.update(job.rows * config.candidates)
             else:
-                write_job(job, candidates, score, bar)
+                write_job(job, generator, score, bar)
             total += Tally(**json.loads(read_note(job.target)))
     for split in SPLITS:
         write_list(out / f"{split}.list", [job.target for job in jobs[split]])
-    keep_speakers(out, Path(data["speakers"]) if data["speakers"] else None, run.speakers)
+    keep_speakers(out, Path(data.speakers) if data.speakers else None, run.speakers)
     meta = {
         "settings": settings,
         "run": str(run),
-        "utterances": sum(job.rows for job in work),
+        "utterances": rows,
         **asdict(total),
         "distance": total.distance / total.pairs if total.pairs else None,
     }
@@ -167,31 +140,10 @@ def write_pairs(
     return meta
 
 
-def score_of(run: RunDirectory, options: PairOptions) -> Score | None:
-    if options.score == "none":
-        return None
-    if options.score == "edit":
-        return edit
-    from cosyexp.preferences.asr_score import ErrorRate  # and all that speaks and listens
-
-    assert options.flow and options.hifigan
-    return ErrorRate(
-        str(run),
-        options.flow,
-        options.hifigan,
-        asr=options.asr,
-        language=options.language,
-        seed=options.seed,
-    )
-
-
 def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterator[Job]:
-    """The shards of a split, as far as the limit."""
-    shards = [
-        shard
-        for path in ([lists] if isinstance(lists, str) else lists)
-        for shard in read_list(path)
-    ]
+    """Yields the shards of a split, as far as the limit."""
+    paths = [lists] if isinstance(lists, str) else lists
+    shards = [shard for path in paths for shard in read_list(path)]
     for i, shard in enumerate(shards):
         rows = open_shard(shard).metadata.num_rows
         if limit is not None:
@@ -202,13 +154,17 @@ def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterato
 
 
 def digest(work: Sequence[Job]) -> str:
-    """What is read, whatever it is called."""
+    """Returns a hash of the content of all shards, whatever they are called."""
     content = [(fingerprint(job.source), job.target.parent.name) for job in work]
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
 def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
-    """UserError where a folder holds something else than a part of what these settings make."""
+    """Checks that a folder holds nothing but a part of what these settings make.
+
+    Raises:
+        UserError: it holds something else.
+    """
     begun = prepared(out)
     if begun is None:
         try:
@@ -221,58 +177,58 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
             return
     for key, value in settings.items():
         if (before := begun["settings"].get(key)) != value:
-            told = f"{key}={before}, not {value}" if key in SAID else f"other {key}"
+            change = f"{key}={before}, not {value}" if key in SETTINGS else f"other {key}"
             raise UserError(
-                f"{out} was begun with {told}: repeat the old command to continue it, or give another out="
+                f"{out} was begun with {change}: repeat the old command to continue it, or give "
+                f"another out="
             )
 
 
-def write_job(job: Job, candidates: AnswerGenerator, score: Score | None, bar: "tqdm[Any]") -> None:
-    """Writes one shard of pairs. A row that makes none keeps its speech tokens, and has none to reject."""
-    rows = [
-        {**row, "reject_speech_token": None}
-        for row in islice(read_rows(job.source, [*COLUMNS.names, *OPTIONAL.names]), job.rows)
-    ]
+def write_job(job: Job, generator: AnswerGenerator, score: Score | None, bar: "tqdm[Any]") -> None:
+    """Writes one shard of pairs.
+
+    A row that makes no pair keeps its speech tokens, and has none to reject.
+    """
+    columns = [*COLUMNS.names, *OPTIONAL.names]
+    read = islice(read_rows(job.source, columns), job.rows)
+    rows = [{**row, "reject_speech_token": None} for row in read]
     prompts: dict[int, Prompt] = {}
     tally, skipped, faults = Tally(), Counter[str](), []
     for i, row in enumerate(rows):
         try:
-            prompts[i] = candidates.prompt(row)
-        except UserError:  # no fault of the row
+            prompts[i] = generator.prompt(row)
+        except UserError:  # not a fault of the row
             raise
         except ValueError as error:
             faults.append(f"{row['utt']}: {error}")
     skipped["unusable"] = len(faults)
-    bar.update(len(faults) * candidates.times)
+    bar.update(len(faults) * generator.times)
     answers: dict[int, list[list[int]]] = {i: [] for i in prompts}
-    places = list(prompts)
-    for place, tokens in candidates(list(prompts.values())):
-        answers[places[place]].append(tokens)
+    numbers = list(prompts)
+    for index, tokens in generator(list(prompts.values())):
+        answers[numbers[index]].append(tokens)
         bar.update()
     for i, row in enumerate(rows):
-        if i in answers:
-            try:
-                chosen, rejected = pair(row, answers[i], score, candidates.limits(prompts[i])[1])
-            except ValueError as error:
-                skipped[str(error)] += 1
-                continue
-            row.update(speech_token=chosen, reject_speech_token=rejected)
-            tally.pairs += 1
-            tally.distance += edit_distance(chosen, rejected)
+        if i not in answers:
+            continue
+        try:
+            max_tokens = generator.limits(prompts[i])[1]
+            chosen, rejected = select_pair(row, answers[i], score, max_tokens)
+        except ValueError as error:
+            skipped[str(error)] += 1
+            continue
+        row.update(speech_token=chosen, reject_speech_token=rejected)
+        tally.pairs += 1
+        tally.distance += edit_distance(chosen, rejected)
     if faults:
-        log.warning(
-            "%s: %d of %d utterances cannot be used: %s",
-            job.source,
-            len(faults),
-            len(rows),
-            "; ".join(faults),
-        )
+        message = "%s: %d of %d utterances cannot be used: %s"
+        log.warning(message, job.source, len(faults), len(rows), "; ".join(faults))
     tally.skipped = dict(+skipped)
     write_shard(job.target, rows, json.dumps(asdict(tally)))
 
 
 def keep_speakers(out: Path, *sources: Path | None) -> None:
-    """Copies the first of the files that is there."""
+    """Copies the first of the files that exists."""
     source = next((source for source in sources if source and source.exists()), None)
     if source:
         content = source.read_bytes()

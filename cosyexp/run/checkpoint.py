@@ -11,10 +11,10 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -68,6 +68,34 @@ def file_hash(path: Path) -> str:
     """Returns the SHA-256 of a file as a hexadecimal string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Which values of a validation loss or metric are better: the lowest, or with "max" the highest."""
+
+    metric: str = "loss"
+    mode: str = "min"
+
+    def cost(self, losses: Mapping[str, float]) -> float:
+        """Returns a number of which the lowest is best; NaN if the metric was not measured."""
+        value = losses.get(self.metric, math.nan)
+        return -value if self.mode == "max" else value
+
+    def rank(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Returns the checkpoints with a finite value, the best first."""
+        scored = [c for c in checkpoints if math.isfinite(self.cost(c.losses))]
+        return sorted(scored, key=lambda checkpoint: self.cost(checkpoint.losses))
+
+
+BY_LOSS = Criterion()
+
+
+class KeepBest(NamedTuple):
+    """A rule of pruning: the `num` best checkpoints by a criterion stay."""
+
+    criterion: Criterion
+    num: int
 
 
 class Checkpoints:
@@ -145,23 +173,17 @@ class Checkpoints:
         self._intact.add(path)
         return Checkpoint(path, complete_meta)
 
-    def prune(self, keep_last: int, keep_best: int, metric: str = "loss") -> None:
+    def prune(self, keep_last: int, keep_best: Sequence["KeepBest"]) -> None:
         """Removes all checkpoints except the newest and the best; never the two newest intact ones.
 
         Args:
             keep_last: number of newest checkpoints to keep.
-            keep_best: number of checkpoints with the lowest finite validation metric to keep.
-            metric: name of the validation metric.
+            keep_best: rules, each of which keeps some of the best.
         """
         checkpoints = self.all()
-        scored = [
-            checkpoint
-            for checkpoint in checkpoints
-            if math.isfinite(checkpoint.losses.get(metric, math.nan))
-        ]
-        best = sorted(scored, key=lambda checkpoint: checkpoint.losses[metric])[:keep_best]
-        last = checkpoints[max(len(checkpoints) - keep_last, 0) :]
-        keep = {checkpoint.path for checkpoint in [*best, *last]}
+        keep = {checkpoint.path for checkpoint in checkpoints[-keep_last:] if keep_last}
+        for rule in keep_best:
+            keep |= {checkpoint.path for checkpoint in rule.criterion.rank(checkpoints)[: rule.num]}
         intact = 0
         for checkpoint in reversed(checkpoints):
             if intact < 2 and self.is_intact(checkpoint):

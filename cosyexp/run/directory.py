@@ -1,4 +1,4 @@
-"""The run directory: the one place that knows where everything of a run lies."""
+"""The run directory: the one place that knows where everything of a run is."""
 
 import fcntl
 import os
@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 
+from cosyexp.config import TrainConfig, parse, to_dict
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.files import write_text
 
-# what a resume may change: it moves the run, or says how long, where and how often, but not what is learned
+# The version of what a run directory holds: config, checkpoints, averages, exports. It changes
+# when an older run can no longer be read as it was written.
+FORMAT_VERSION = 1
+
+# Keys that a resume may change: they move a run, or say how long, where and how often, but not
+# what is learned.
 CHANGEABLE = (
     "run_dir",
     "init_from",
     "init_strict",
     "data.speakers",
-    "family.tokenizer.folder",  # the same files at another place; other ids of a text make other data, which are refused
+    # the same files at another place; other text ids make other data, which are refused
+    "family.tokenizer.folder",
     "family.tokenizer.vocabulary",
     "trainer.steps",
     "trainer.epochs",
@@ -31,13 +39,22 @@ CHANGEABLE = (
     "trainer.on_nonfinite",
     "checkpoint.*",
     "engine.*",
+    "logger.*",
+    "callbacks.*",
+    "metrics.*",
     "data.workers",
     "data.processes",
 )
+# Keys that belong to a command, not to a run; a run directory never says what is trusted.
+OF_THE_COMMAND = ("trusted",)
 
 
 class RunDirectory:
-    """`<run>/`: config.yaml, overrides.yaml, environment.json, metrics.jsonl, logs/, tensorboard/, checkpoints/, averages/, exports/."""
+    """The files of a run.
+
+    <run>/config.yaml  overrides.yaml  environment.json  metrics.jsonl  speakers.safetensors
+          checkpoints/  averages/  exports/  logs/  tensorboard/  reference/  loggers/
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -55,51 +72,73 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
+        """Whether there is a run in this folder."""
         return (self.path / "config.yaml").exists()
 
-    def config(self) -> dict[str, Any]:
-        """The run's whole configuration; UserError where this folder is no run."""
+    def config(self) -> TrainConfig:
+        """Reads the run's whole config.
+
+        Raises:
+            UserError: the folder is not a run, its config is damaged, or another version of
+                cosyexp wrote it.
+        """
+        path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
+            values = yaml.safe_load(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self} is no run directory (it has no config.yaml): name one that cosyexp.train wrote"
+                f"{self} is not a run directory (it has no config.yaml): name one that "
+                f"cosyexp.train wrote"
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError):
-            config = None
-        if not isinstance(config, dict) or any(
-            not isinstance(config.get(part), dict) for part in ("family", "model", "network")
-        ):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} is not the YAML of a run: restore it, or train again")
+        version = values.pop("format_version", 0)
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"{self}/config.yaml is not the YAML of a run: restore it, or train anew"
+                f"{self} has format version {version}, this cosyexp reads {FORMAT_VERSION}: use "
+                f"the version of cosyexp that wrote it (see its environment.json), or train again"
             )
-        return config
+        for key in OF_THE_COMMAND:
+            values.pop(key, None)
+        try:
+            return parse(TrainConfig, values)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is not the config of a run ({reason}): restore it") from None
 
-    def refuse_other(self, config: Mapping[str, Any]) -> None:
-        """UserError where this run was begun with a config that a resume may not change into this one."""
-        before, now = dict(flat(self.config())), dict(flat(config))
-        for key in sorted(
-            {*before, *now}, key=lambda key: (not key.endswith(".name"), key)
-        ):  # another model differs in much
-            if before.get(key) != now.get(key) and not any(
-                fnmatch(key, pattern) for pattern in CHANGEABLE
-            ):
+    def refuse_other(self, config: TrainConfig) -> None:
+        """Checks that this run may be resumed with a config.
+
+        Raises:
+            UserError: it differs in a key that changes what is learned.
+        """
+        before, now = dict(flat(_stored(self.config()))), dict(flat(_stored(config)))
+        # another model differs in much: its name first
+        for key in sorted({*before, *now}, key=lambda key: (not key.endswith(".name"), key)):
+            if before.get(key) == now.get(key):
+                continue
+            if not any(fnmatch(key, pattern) for pattern in CHANGEABLE):
                 raise UserError(
-                    f"{self} was begun with {key}={before.get(key)}, not {now.get(key)}: "
-                    f"repeat the old value to resume it, or give another run_dir="
+                    f"{self} was begun with {key}={before.get(key)}, not {now.get(key)}: repeat "
+                    f"the old value to resume it, or give another run_dir="
                 )
 
-    def write_config(self, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-        write_text(
-            self.path / "config.yaml",
-            yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True),
-        )
-        write_text(
-            self.path / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True)
-        )
+    def write_config(self, config: TrainConfig, overrides: Sequence[str]) -> None:
+        """Writes the config, and the overrides of the command line that made it."""
+        values = {"format_version": FORMAT_VERSION, **_stored(config)}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", text)
+        words = yaml.safe_dump(list(overrides), allow_unicode=True)
+        write_text(self.path / "overrides.yaml", words)
 
     def lock(self) -> IO[str]:
-        """Holds the run for this process as long as the returned file is open."""
+        """Locks the run for this process, for as long as the returned file is open.
+
+        Raises:
+            UserError: another process is training in this directory.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         file = open(self.path / ".lock", "a+")  # noqa: SIM115
         try:
@@ -109,14 +148,17 @@ class RunDirectory:
             raise UserError(
                 f"another process is training in {self}: wait for it, or give another run_dir="
             ) from None
-        os.register_at_fork(
-            after_in_child=file.close
-        )  # workers may outlive this process, and must not hold its run
+        # data workers may outlive this process, and must not hold the lock
+        os.register_at_fork(after_in_child=file.close)
         return file
 
 
 def newest_run(root: str = "runs") -> RunDirectory:
-    """The run under `root` whose checkpoints changed last."""
+    """Returns the run under `root` whose checkpoints changed last.
+
+    Raises:
+        UserError: there is no run.
+    """
     found = [
         (os.path.getmtime(path.parent / "checkpoints"), path.parent)
         for path in Path(root).rglob("config.yaml")
@@ -128,9 +170,13 @@ def newest_run(root: str = "runs") -> RunDirectory:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a nested mapping as ("a.b", value)."""
+    """Yields the leaves of a nested mapping as ("a.b", value)."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _stored(config: TrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(config).items() if key not in OF_THE_COMMAND}

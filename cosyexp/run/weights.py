@@ -1,7 +1,6 @@
 """Selects the weights of a run, and loads weights into networks."""
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
-from cosyexp.run.checkpoint import META, Checkpoint
+from cosyexp.run.checkpoint import BY_LOSS, META, Checkpoint, Criterion
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors
@@ -27,26 +26,25 @@ LEGACY = {
 WRAPPINGS = ("module", "state_dict", "model")
 
 
-def find_weights(run: RunDirectory, choice: str) -> Path:
+def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS) -> Path:
     """Returns the weights file of a run that a choice refers to.
 
     Args:
         run: the run.
-        choice: `best` (lowest validation loss), `last`, `ema` (of the last checkpoint), `average`
-            (the newest), the name of an average, or the path of a file. Damaged checkpoints are
-            skipped.
+        choice: `best` by the criterion, `last`, `ema` (of the last checkpoint), `average` (the
+            newest), the name of an average, or the path of a file. Damaged checkpoints are skipped,
+            and the best is not the untrained one of step 0, unless there are no others.
+        criterion: what is best.
 
     Raises:
         UserError: there are no such weights, or the average is damaged.
     """
-    model = run.config()["model"]["name"]
+    model = run.config().model.name
     if choice in ("best", "last", "ema"):
         candidates = run.checkpoints.all()[::-1]
         if choice == "best":
-            candidates = sorted(
-                (c for c in candidates if math.isfinite(c.losses.get("loss", math.nan))),
-                key=lambda c: c.losses["loss"],
-            )
+            ranked = criterion.rank(candidates)
+            candidates = [c for c in ranked if c.step > 0] or ranked
         checkpoint = next((c for c in candidates if run.checkpoints.is_intact(c)), None)
         name = "ema" if choice == "ema" else model
         if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():
@@ -67,8 +65,8 @@ def find_weights(run: RunDirectory, choice: str) -> Path:
         choice = averages[-1]
     if choice in averages:
         return _average_file(run.averages / choice, f"{model}.safetensors")
-    if Path(choice).is_file():
-        return Path(choice)
+    if (path := Path(choice).expanduser()).is_file():
+        return path
     names = ", ".join(["best", "last", "ema", "average", *averages])
     raise UserError(
         f"weights={choice} is neither a file nor the name of weights of {run}: give one of "

@@ -1,4 +1,4 @@
-"""What runs the components of a model: PyTorch from its weights, or the files that were exported from it."""
+"""What runs a model: PyTorch from its weights, or the files that were exported from it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from cosyexp.config import ExportedConfig, parse
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
-from cosyexp.exporting.jit import Jit
-from cosyexp.exporting.onnx import Onnx
-from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import eager
+from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 
 Outputs = tuple[Tensor, ...]
-FORMATS: Mapping[str, type[ComponentFormat]] = {"onnx": Onnx, "jit": Jit, "pt2": Pt2}
-COMPONENTS = {  # what synthesis calls
+COMPONENTS = {  # that synthesis calls, by model
     "llm": ("llm.prefill", "llm.decode"),
     "flow": ("flow.conditions", "flow.decoder.estimator"),
     "hifigan": ("hift",),
@@ -35,6 +34,7 @@ class Runner:
         self.inputs, self.function = inputs, function
 
     def __call__(self, **given: Tensor) -> Outputs:
+        """Returns the outputs, in order."""
         return self.function(*(given[name] for name in self.inputs))
 
 
@@ -42,17 +42,18 @@ class Runner:
 class LoadedModel:
     """One of the three models, ready to run.
 
-    name: for messages. config: family, model and components of its training. speakers: where embeddings are, if they are known.
+    name: for messages. config: family, model and components. speakers: file of speaker embeddings,
+    if there is one. runners: its components by name.
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: ExportedConfig
     speakers: Path | None
     runners: Mapping[str, Runner]
 
 
 def from_run(run: RunDirectory, weights: str) -> LoadedModel:
-    """A run in PyTorch, with the weights that are chosen there."""
+    """Loads a run in PyTorch, with the weights that `weights` names there."""
     source = source_from_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
     runners = {
@@ -63,87 +64,120 @@ def from_run(run: RunDirectory, weights: str) -> LoadedModel:
 
 
 def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedModel:
-    """A run by what was exported from it."""
-    speakers = run.speakers if run.speakers.exists() else None
+    """Loads what was exported from a run in a format.
+
+    Raises:
+        UserError: it was not exported, or a file is missing or damaged.
+    """
+    config, folder = run.config(), run.exports / backend
     hint = f"run_dir={run} format={backend} precision={precision}"
-    return LoadedModel(
-        str(run),
-        run.config(),
-        speakers,
-        load_runners(run.config(), run.exports / backend, backend, precision, hint),
-    )
+    form = read_format(folder / f"{config.model.name}.yaml", hint)
+    speakers = run.speakers if run.speakers.exists() else None
+    runners = load_runners(config, folder, form, precision, hint)
+    return LoadedModel(str(run), config, speakers, runners)
 
 
 def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, LoadedModel]:
-    """The models that were exported into folders, by their names: each folder has a `<model>.yaml` for each of its models."""
+    """Loads models from the folders that they were exported to, by name.
+
+    Raises:
+        UserError: a folder holds no export, or one of the three models is missing.
+    """
     found: dict[str, LoadedModel] = {}
     for folder in folders:
         excerpts = [path for model in COMPONENTS if (path := folder / f"{model}.yaml").is_file()]
         if not excerpts:
             raise UserError(
-                f"{folder} holds nothing that was exported: python -m cosyexp.export format={backend} out={folder}"
+                f"{folder} holds no export: python -m cosyexp.export format={backend} out={folder}"
             )
         speakers = folder / "speakers.safetensors"
         for path in excerpts:
-            config = read_excerpt(path)
-            runners = load_runners(
-                config,
-                folder,
-                backend,
-                precision,
-                f"format={backend} precision={precision} out={folder}",
-            )
-            found[path.stem] = LoadedModel(
-                str(folder), config, speakers if speakers.exists() else None, runners
-            )
+            hint = f"format={backend} precision={precision} out={folder}"
+            config, form = read_excerpt(path), read_format(path, hint)
+            runners = load_runners(config, folder, form, precision, hint)
+            kept = speakers if speakers.exists() else None
+            found[path.stem] = LoadedModel(str(folder), config, kept, runners)
     if missing := [model for model in COMPONENTS if model not in found]:
         raise UserError(
-            f"exports= holds no {' and no '.join(missing)}: name a folder for each model, as exports=a,b,c"
+            f"exports= has no {' and no '.join(missing)}: give a folder per model, exports=a,b,c"
         )
     return found
 
 
-def read_excerpt(path: Path) -> dict[str, Any]:
-    """The family, model and components of what was exported."""
+def read_excerpt(path: Path) -> ExportedConfig:
+    """Reads family, model and components of an export.
+
+    Raises:
+        UserError: the file is not what an export wrote.
+    """
+    values = _read_yaml(path)
+    values.pop("format", None)
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict) or any(
-        not isinstance(config.get(part), dict) for part in ("family", "model", "components")
-    ):
-        raise UserError(f"{path} is not what an export wrote: export it again")
-    return config
+        return parse(ExportedConfig, values)
+    except OmegaConfBaseException:
+        raise UserError(f"{path} is not what an export wrote: export it again") from None
+
+
+def read_format(path: Path, hint: str) -> ComponentFormat:
+    """Builds the format that an export was written in.
+
+    Args:
+        hint: the overrides by which `export` writes it.
+
+    Raises:
+        UserError: there is no export, or its format cannot be loaded.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no export {path.parent}: python -m cosyexp.export {hint}")
+    form: ComponentFormat = build(_read_yaml(path).get("format"), "format")
+    if not isinstance(form, ComponentFormat):
+        raise UserError(f"{path.parent} is an export that cannot be loaded: choose another format")
+    return form
 
 
 def load_runners(
-    config: Mapping[str, Any], folder: Path, backend: str, precision: str, hint: str
+    config: ExportedConfig, folder: Path, form: ComponentFormat, precision: str, hint: str
 ) -> dict[str, Runner]:
-    """The components of a model, from their files. hint: the words by which `export` writes them."""
-    form, runners = FORMATS[backend](), {}
+    """Loads the components of a model that synthesis needs.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    runners = {}
     for name in needed(config, str(folder)):
         path = folder / form.file(name, precision)
         if not path.exists():
             raise UserError(f"{folder} has no {path.name}: python -m cosyexp.export {hint}")
-        runners[name] = Runner(
-            component_class(config["components"][name]).inputs, _load(form, path, precision)
-        )
+        inputs = component_class(config.components[name]).inputs
+        runners[name] = Runner(inputs, _load(form, path, precision))
     return runners
 
 
-def needed(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    names = COMPONENTS[config["model"]["name"]]
-    if missing := [name for name in names if name not in (config.get("components") or {})]:
-        raise UserError(
-            f"{where} has no component {missing[0]}, which synthesis needs: give a run of another network"
-        )
+def needed(config: ExportedConfig, where: str) -> tuple[str, ...]:
+    """Returns the names of the components that synthesis needs of a model.
+
+    Raises:
+        UserError: the model does not have them.
+    """
+    names = COMPONENTS.get(config.model.name, ())
+    if missing := [name for name in names if name not in config.components]:
+        raise UserError(f"{where} has no component {missing[0]}, which synthesis needs")
     return names
 
 
 def _load(form: ComponentFormat, path: Path, precision: str) -> Callable[..., Outputs]:
     try:
         return form.load(path, precision)
-    except Exception as error:  # each runtime has its own
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): export it again"
-        ) from None
+    except Exception as error:  # each runtime raises its own
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({reason}): export it again") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict) or not values.get("components"):
+        raise UserError(f"{path} is not what an export wrote: export it again")
+    return values

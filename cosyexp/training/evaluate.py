@@ -1,36 +1,46 @@
-"""Measures weights as the run that they are of would have, from its run directory alone."""
+"""Validates weights as the run that they are of does, from its run directory alone."""
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from cosyexp.errors import UserError
 from cosyexp.objectives.base import ReferenceObjective
+from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.weights import load_weights
+from cosyexp.training.build import build_datasets, build_objective, build_validation
 from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.reference import setup_reference
-from cosyexp.training.session import datasets_of, objective_of, validation_of
 from cosyexp.training.validation import eval_mode, validation_losses
 
 
 @cache
 def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
-    """A function from a file of weights to its validation losses, on the validation data of a run, in this process."""
+    """Returns a function from a file of weights to its losses on a run's validation data.
+
+    Raises:
+        UserError: the run has no validation data.
+    """
     run = RunDirectory(folder)
     config = run.config()
-    engine = DDP(precision=config["trainer"]["precision"])
-    datasets, objective = datasets_of(config, engine), objective_of(config)
+    engine = DDP(precision=config.trainer.precision.value)
+    objective = build_objective(config)
+    datasets = build_datasets(config, engine)
+    if datasets[1] is None:
+        raise UserError(f"{run} has no validation data (data.valid=null) to measure weights on")
     if isinstance(objective, ReferenceObjective):
         setup_reference(objective, config, run, datasets, engine)
     model = list(objective.trainables.values())[-1].module
     for module in (model, *objective.frozen_modules):
         module.to(engine.device)
-    loader = validation_of(config, datasets[1], engine)
+    loader = build_validation(config, datasets[1], engine)
+    metrics = [build(node, "metric") for node in config.metrics.values()]
 
     def losses(weights: Path) -> dict[str, float]:
         load_weights(model, weights)
         with eval_mode(objective):
-            found = validation_losses(objective, engine, loader)
+            found = validation_losses(objective, engine, loader, metrics=metrics)
         assert found is not None
         return found
 

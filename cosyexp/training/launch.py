@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine, unless torchrun, deepspeed, srun or submitit have started them already."""
+"""Starts the ranks of a run on this machine, unless a launcher has started them already."""
 
 import atexit
 import logging
@@ -18,155 +18,159 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from cosyexp.config import EngineConfig
 from cosyexp.distributed import rank_environment, with_rank_errors
 from cosyexp.errors import PeerRankError, UserError
 from cosyexp.training.signals import PREEMPTED, preemption_blocked
 
-Outcome = TypeVar("Outcome")
-Work = Callable[[Mapping[str, Any]], Outcome]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 GRACE = 3.0  # seconds that the other ranks have to end by themselves, and once more after SIGTERM
 
 
-def launch(work: Work[Outcome], config: Mapping[str, Any]) -> Outcome:
-    """Runs `work(config)` in every rank, and returns what rank 0's returned.
+def launch(work: Callable[[Job], Result], job: Job, engine: EngineConfig) -> Result:
+    """Runs `work(job)` in every rank and returns what rank 0 returned.
 
-    `engine.nproc_per_node`: a number, or "auto" for one process a GPU, one on a machine without. Another launcher's word counts more.
+    torchrun, deepspeed, srun or submitit take precedence: under one of them this process is one
+    rank. Else `engine.nproc_per_node` processes are started, "auto" being one per GPU and one on a
+    machine without.
+
+    Raises:
+        UserError: a rank failed, or more processes than GPUs are asked for.
     """
     with preemption_blocked():
-        resource_tracker.ensure_running()  # Python's module, for the queues of workers and ranks
-    if rank := rank_environment(os.environ):
-        os.environ.update(rank)
-        told = record(
-            partial(with_rank_errors, config["engine"]["timeout"], work)
-        )  # torchrun asks for a record of what went wrong
-        outcome = cast(Outcome, told(config))
-        atexit.register(_leave)
-        return outcome
-    wanted, gpus = config["engine"]["nproc_per_node"], torch.cuda.device_count()
+        resource_tracker.ensure_running()  # Python's helper process for the queues of workers
+    if variables := rank_environment(os.environ):
+        os.environ.update(variables)
+        # @record writes the error file that torchrun asks for
+        recorded = record(partial(with_rank_errors, engine.timeout, work))
+        result = cast(Result, recorded(job))
+        atexit.register(_exit)
+        return result
+    wanted, gpus = engine.nproc_per_node, torch.cuda.device_count()
     processes = max(gpus, 1) if wanted == "auto" else int(wanted)
     if processes == 1:
-        return work(config)
+        return work(job)
     if 0 < gpus < processes:
         raise UserError(
-            f"engine.nproc_per_node={processes} is more than the {gpus} GPUs of this machine: give at most {gpus}, or auto"
+            f"engine.nproc_per_node={processes} must be <= {gpus}, the GPUs of this machine: give "
+            f"fewer, or auto"
         )
-    return start(work, config, processes)
+    return _start(work, job, processes, engine.timeout)
 
 
-def start(work: Work[Outcome], config: Mapping[str, Any], processes: int) -> Outcome:
-    """Starts ranks, and ends them all when one fails."""
+def _start(work: Callable[[Job], Result], job: Job, processes: int, timeout: float) -> Result:
+    """Starts ranks, and ends all of them when one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     threads = os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // processes, 1))
-    shared = {
+    variables = {
         "WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": threads,
     }
     results = mp.get_context("spawn").SimpleQueue()
+    args = (work, job, variables, timeout, results)
     with preemption_blocked():
-        context = start_processes(
-            _rank, (work, config, shared, results), processes, join=False, start_method="spawn"
-        )
-    heard: list[Outcome | Exception] = []
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(
-        logging.ERROR
-    )  # it tells how it ends the other ranks
+        context = start_processes(_rank, args, processes, join=False, start_method="spawn")
+    received: list[Result | Exception] = []
+    # it would log how it ends the other ranks
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     end: ProcessExitedException | None = None
-    with _signals_go_to(context.pids()) as passed_on:
+    with _forward_signals(context.pids()) as forwarded:
         try:
             while not context.join(timeout=0.2, grace_period=GRACE):
-                if not results.empty():  # a rank cannot end before its words are heard
-                    heard.append(results.get())
+                if not results.empty():  # a rank blocks until its result is read
+                    received.append(results.get())
         except ProcessExitedException as error:
             end = error
     while not results.empty():
-        heard.append(results.get())
-    errors = sorted(
-        (outcome for outcome in heard if isinstance(outcome, Exception)),
-        key=lambda error: isinstance(error, PeerRankError),
-    )
+        received.append(results.get())
+    errors = [result for result in received if isinstance(result, Exception)]
+    errors.sort(key=lambda error: isinstance(error, PeerRankError))
     if end is not None and all(isinstance(error, PeerRankError) for error in errors):
-        _explain(end, passed_on)
+        _raise_silent_end(end, forwarded)
     if errors:
         raise errors[0]
-    if not heard:  # Ctrl-C before anything was there to be saved
+    if not received:  # Ctrl-C before there was anything to save
         raise KeyboardInterrupt
-    (result,) = heard
+    (result,) = received
     assert not isinstance(result, Exception)
     return result
 
 
 def _rank(
-    rank: int, work: Work[Any], config: Mapping[str, Any], shared: Mapping[str, Any], results: Any
+    rank: int,
+    work: Callable[[Any], Any],
+    job: Any,
+    variables: Mapping[str, Any],
+    timeout: float,
+    results: Any,
 ) -> None:
-    os.environ.update(
-        {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
-    )
-    torch.set_num_threads(int(shared["OMP_NUM_THREADS"]))
-    mp.set_start_method(
-        mp.get_all_start_methods()[0], force=True
-    )  # of workers: that of a process which was not spawned
+    """What a started process does."""
+    own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
+    os.environ.update({name: str(value) for name, value in own.items()})
+    torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    # data workers start as in a process that was not spawned
+    mp.set_start_method(mp.get_all_start_methods()[0], force=True)
     try:
-        outcome = with_rank_errors(config["engine"]["timeout"], work, config)
+        result = with_rank_errors(timeout, work, job)
         if rank == 0:
-            results.put(outcome)
-    except (
-        UserError,
-        OSError,
-    ) as error:  # the user's to mend: a sentence, not this rank's traceback
+            results.put(result)
+    except (UserError, OSError) as error:  # reported in one sentence, without a traceback
         results.put(error)
         raise SystemExit(1) from None
     except Exception as error:
         traceback.print_exc()
-        results.put(
-            UserError(
-                f"rank {rank} failed with {type(error).__name__}: {error}; its traceback stands above"
-            )
-        )
+        name = type(error).__name__
+        results.put(UserError(f"rank {rank} failed with {name}: {error}; see its traceback above"))
         raise SystemExit(1) from None
-    _leave()
+    _exit()
 
 
-def _leave() -> None:
-    """Ends a rank that is done: a thread of torch that is still at work would abort an orderly end, now and then."""
+def _exit() -> None:
+    """Ends a rank that is done at once: a thread of torch may abort an orderly exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _explain(end: ProcessExitedException, passed_on: list[int]) -> NoReturn:
-    """A rank ended without a word: by a signal that came before it could listen, or by something from outside."""
+def _raise_silent_end(end: ProcessExitedException, forwarded: list[int]) -> NoReturn:
+    """Explains a rank that ended without a result: by a signal, or by something from outside."""
     ended_by = getattr(signal, end.signal_name or "", None)
-    if ended_by in passed_on:
-        signal.raise_signal(ended_by)  # means to this process what it meant before
+    if ended_by in forwarded:
+        signal.raise_signal(ended_by)  # has the effect that it had on the rank
     what = f"was ended by {end.signal_name}" if end.signal_name else f"exited with {end.exit_code}"
     memory = ", as the system does when memory runs out" if end.signal_name == "SIGKILL" else ""
     raise UserError(
-        f"rank {end.error_index} {what}{memory}: repeat the command to go on from the last checkpoint"
+        f"rank {end.error_index} {what}{memory}: repeat the command to resume from the last "
+        f"checkpoint"
     ) from None
 
 
 @contextmanager
-def _signals_go_to(pids: list[int]) -> Iterator[list[int]]:
-    """The ranks hear Ctrl-C themselves, as they share the terminal; what comes to this process alone is passed on, and noted."""
-    passed_on: list[int] = []
+def _forward_signals(pids: list[int]) -> Iterator[list[int]]:
+    """Forwards signals to the ranks; yields the list of those that were forwarded.
 
-    def pass_on(number: int, _: object) -> None:
-        passed_on.append(number)
+    Ctrl-C reaches the ranks without help, as they share the terminal.
+    """
+    forwarded: list[int] = []
+
+    def forward(number: int, _: object) -> None:
+        forwarded.append(number)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     previous = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
-        PREEMPTED: signal.signal(PREEMPTED, pass_on),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        PREEMPTED: signal.signal(PREEMPTED, forward),
     }
     try:
-        yield passed_on
+        yield forwarded
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
 from cosyexp.run.files import write_json
 from cosyexp.training.engines.base import StepReport
-from cosyexp.training.metrics import to_host
+from cosyexp.training.meters import to_host
 
 log = logging.getLogger(__name__)
 PATIENCE = 10  # the run stops at this many consecutive non-finite updates of a trainable

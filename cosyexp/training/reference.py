@@ -8,15 +8,15 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from cosyexp.config import TrainConfig
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.sampler import BatchSampler
@@ -35,9 +35,9 @@ NOTE, LOGPS = "meta.yaml", "logps.safetensors"
 
 def setup_reference(
     objective: ReferenceObjective,
-    config: Mapping[str, Any],
+    config: TrainConfig,
     run: RunDirectory,
-    datasets: Sequence[Dataset],
+    datasets: Sequence[Dataset | None],
     engine: Engine,
 ) -> None:
     """Gives an objective its reference model, if it needs one.
@@ -55,7 +55,7 @@ def setup_reference(
     """
     if not objective.needs_reference:
         return
-    source = config["reference"] or config["init_from"]
+    source = config.reference or config.init_from
     if source is None:
         raise UserError(
             "this objective needs a reference model: give reference=<an SFT run or a weights file>"
@@ -74,28 +74,28 @@ def setup_reference(
     if engine.rank == 0:
         network.to(engine.device)
         log.info("computing the log-probabilities of the reference (once for this run)")
-        seed, budget = config["seed"], config["data"]["max_frames"]
-        values = [logps(objective, network, dataset, engine, budget, seed) for dataset in datasets]
+        seed, budget = config.seed, config.data.max_frames
+        values = {
+            name: logps(objective, network, dataset, engine, budget, seed)
+            for name, dataset in zip(("train", "valid"), datasets, strict=True)
+            if dataset is not None
+        }
         part = run.reference / "logps.part"
-        save_tensors(part, dict(zip(("train", "valid"), values, strict=True)))
+        save_tensors(part, values)
         part.replace(run.reference / LOGPS)
         write_text(run.reference / NOTE, yaml.safe_dump({**read_note(run), "cached": key}))
     engine.all_gather(None)
     attach_logps(run, datasets)
 
 
-def cache_key(config: Mapping[str, Any], datasets: Sequence[Dataset]) -> str:
+def cache_key(config: TrainConfig, datasets: Sequence[Dataset | None]) -> str:
     """Returns a key of everything that the cached log-probabilities depend on, except the weights.
 
     The hash of the weights is recorded by `pin_reference`.
     """
-    settings = (
-        config["network"],
-        config["objective"],
-        config["trainer"]["precision"],
-        config["seed"],
-    )
-    sizes = [zlib.crc32(dataset.lengths.tobytes()) for dataset in datasets]
+    precision = config.trainer.precision.value
+    settings = (config.network, config.objective, precision, config.seed)
+    sizes = [zlib.crc32(dataset.lengths.tobytes()) for dataset in datasets if dataset is not None]
     return hashlib.blake2b(
         json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8
     ).hexdigest()
@@ -168,8 +168,9 @@ def logps(
     return table
 
 
-def attach_logps(run: RunDirectory, datasets: Sequence[Dataset]) -> None:
+def attach_logps(run: RunDirectory, datasets: Sequence[Dataset | None]) -> None:
     """Adds the cached log-probabilities to the rows of the data sets, as the field `reference`."""
     tables = read_tensors(run.reference / LOGPS)
     for dataset, name in zip(datasets, ("train", "valid"), strict=True):
-        dataset.extra = {"reference": tables[name].numpy()}
+        if dataset is not None:
+            dataset.extra = {"reference": tables[name].numpy()}

@@ -21,8 +21,8 @@ def save(
     trainables: Iterable[str],
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
-) -> None:
-    """Writes a checkpoint; all ranks call it.
+) -> Path:
+    """Writes a checkpoint and returns its folder; all ranks call it.
 
     Rank 0 writes the weights and the trainer's state, and each rank the state of its engine, if
     any.
@@ -58,6 +58,7 @@ def save(
     if engine.rank == 0:
         checkpoints.commit(folder, meta)
     engine.all_gather(None)
+    return folder.with_suffix("")
 
 
 def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:

@@ -5,12 +5,16 @@ learning rate, and returns the learning rate of the next update. Its other argum
 config. To add a schedule, write a function here and a YAML in `conf/scheduler/`.
 """
 
+from cosyexp.registry import register
 
+
+@register("scheduler")
 def constant(update: int, lr: float, *, warmup: int = 0) -> float:
     """Returns `lr`, after a linear rise over `warmup` updates."""
     return lr * min((update + 1) / (warmup + 1), 1.0)
 
 
+@register("scheduler")
 def warmup(update: int, lr: float, *, steps: int) -> float:
     """Rises linearly to `lr` over `steps` updates, then decays with the inverse square root.
 
@@ -23,6 +27,7 @@ def warmup(update: int, lr: float, *, steps: int) -> float:
     return float(lr * steps**0.5 * min(n**-0.5, n * steps**-1.5))
 
 
+@register("scheduler")
 def noam_hold(
     update: int,
     lr: float,

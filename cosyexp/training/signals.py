@@ -41,15 +41,22 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, total: Callable[[Sequence[float]], list[float]]) -> bool:
-        """Returns whether any rank was requested to stop; all ranks call it.
+    def agreed(
+        self, total: Callable[[Sequence[float]], list[float]], ended: bool = False
+    ) -> tuple[bool, bool]:
+        """Returns what holds on any rank; all ranks call it.
 
         Args:
             total: returns the sums of some values over all ranks.
+            ended: whether a callback of this rank ends the training.
+
+        Returns:
+            Whether the run was requested to stop, and whether a callback ends it.
         """
-        requested, preempted = total([float(bool(self)), float(self.preempted)])
+        own = [float(bool(self)), float(self.preempted), float(ended)]
+        requested, preempted, ends = total(own)
         self.preempted = preempted > 0
-        return requested > 0
+        return requested > 0, ends > 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.signal = signal.Signals(number)

@@ -1,14 +1,23 @@
-"""The training loop: the only one of the repository. It knows neither tasks nor engines.
+"""The training loop, the only one of cosyexp. It knows neither tasks nor engines.
 
-What happens at a step, in this order: log if due, validate if due, save if due; then the next step. A run that was killed, or
-stopped during any of these, does what is missing when it comes back, and goes on to the same weights.
+One step of the loop, and the events that callbacks see:
 
-    while not done:
-        log -> validate -> save
-        step:  units -> for each trainable: every micro-batch's turn -> engine.step
+    on_fit_start
+    while True:
+        log          if due                      loggers
+        validate     if due                      on_validation_end
+        save         if due                      on_save
+        stop         if done, or asked to
+        step         count units -> for each trainable: every micro-batch's loss and backward,
+                     then one update             on_step_end
+    on_fit_end
+
+A run that was killed or stopped at any of these points does what is missing when it is resumed,
+and ends with the same weights.
 """
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,13 +30,14 @@ from tqdm import tqdm
 from cosyexp.config import CheckpointConfig, TrainerConfig
 from cosyexp.data.batch import Batch
 from cosyexp.data.loader import Loader, LoaderState, MicroBatch, ValidationLoader
-from cosyexp.objectives.base import Loss, Objective
-from cosyexp.run.checkpoint import Checkpoint
+from cosyexp.objectives.base import Loss, Metric, Objective
+from cosyexp.run.checkpoint import BY_LOSS, Checkpoint, KeepBest
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import saving
+from cosyexp.training.callbacks.base import Callback, StepStats
 from cosyexp.training.engines.base import Engine, StepReport
-from cosyexp.training.loggers import Logger
-from cosyexp.training.metrics import TrainableMetrics, means, merged
+from cosyexp.training.loggers.base import Logger
+from cosyexp.training.meters import Meter, means, merged
 from cosyexp.training.nonfinite import NonFiniteGuard
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
@@ -38,10 +48,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is. step: updates of the model. samples: utterances seen. updates: of each trainable.
+    """How far a run is.
 
-    validated: the step of the newest validation, whose losses `losses` holds. best: the lowest validation loss so far.
-    seconds: spent in steps.
+    step: updates of the model. samples: utterances seen. updates: of each trainable. validated: the
+    step of the newest validation, whose losses `losses` holds. best: the lowest finite validation
+    loss so far. seconds: spent in steps.
     """
 
     step: int = 0
@@ -56,8 +67,18 @@ class Progress:
 class Trainer:
     """Takes a run from where it stands to its last step.
 
-    preview: a batch of validation utterances to look at after each validation, or None. fingerprint: of the training data;
-    a resume on other data is refused.
+    Args:
+        objective: the task: its networks, losses and validation.
+        engine: where and how a step is computed.
+        loader: this rank's micro-batches of each step.
+        validation: this rank's micro-batches of the validation data; None: no validation.
+        preview: validation utterances shown in the loggers after each validation, or None.
+        run: the run directory.
+        config: of the loop. retention: of the checkpoints.
+        seed: of everything random.
+        fingerprint: of the training data; a resume on other data is refused.
+        callbacks, metrics: by name.
+        loggers: empty on ranks other than 0.
     """
 
     def __init__(
@@ -66,65 +87,72 @@ class Trainer:
         objective: Objective,
         engine: Engine,
         loader: Loader,
-        validation: ValidationLoader,
+        validation: ValidationLoader | None,
         preview: Batch | None,
         run: RunDirectory,
-        options: TrainerConfig,
+        config: TrainerConfig,
         retention: CheckpointConfig,
         seed: int,
         fingerprint: str,
+        callbacks: Mapping[str, Callback],
+        metrics: Mapping[str, Metric],
+        loggers: Sequence[Logger],
     ) -> None:
-        self.objective, self.engine, self.loader, self.validation = (
-            objective,
-            engine,
-            loader,
-            validation,
-        )
-        self.preview, self.run, self.options, self.retention = preview, run, options, retention
-        self.seed, self.fingerprint = seed, fingerprint
-        self.loggers: Sequence[Logger] = ()
-        self.stop = StopRequest()
-        self.progress = Progress(updates=dict.fromkeys(objective.trainables, 0))
+        self.objective, self.engine, self.loader = objective, engine, loader
+        self.validation, self.preview, self.run = validation, preview, run
+        self.config, self.retention, self.seed = config, retention, seed
+        self.fingerprint, self.callbacks, self.metrics = fingerprint, callbacks, metrics
+        self.loggers = loggers
+        self.keep_best = [KeepBest(BY_LOSS, retention.keep_best)]
         self.model = list(objective.trainables)[-1]
-        self.saved = -1
+        self.progress = Progress(updates=dict.fromkeys(objective.trainables, 0))
+        self.stop = StopRequest()
         self.nonfinite_guard = NonFiniteGuard(
-            run.logs, engine.rank, options.precision, options.on_nonfinite
+            run.logs, engine.rank, config.precision, config.on_nonfinite
         )
-        self._forget()
+        self.saved = -1  # the step of the newest checkpoint that needs no renewal
+        self._ended_by_callback = False
+        self._reset_metrics()
 
-    # the loop -------------------------------------------------------------------------------------------------------
+    def setup(self) -> None:
+        """Moves the networks to the device and makes the optimizers; once, before all else."""
+        self.engine.setup(self.objective.trainables, self.objective.frozen_modules)
+
+    # the loop ------------------------------------------------------------------------------------
 
     def fit(self) -> Progress:
         """Trains until done, or until asked to stop."""
-        with (
-            self.stop,
-            tqdm(
-                total=self.options.steps,
-                initial=self.progress.step,
-                unit="step",
-                disable=self._quiet(),
-            ) as bar,
-        ):
+        total, start = self.config.steps, self.progress.step
+        with self.stop, tqdm(total=total, initial=start, unit="step", disable=self._quiet()) as bar:
+            self._call("on_fit_start")
             while True:
                 stopping = self._stop_requested()
-                if self._due(self.options.log_every):
-                    bar.set_postfix(self._log())
+                if self._due(self.config.log_every):
+                    bar.set_postfix(self._log_training())
                 if self._validation_due() and not stopping:
-                    stopping = not self.validate()
+                    stopping = not self.validate() or self._stop_requested()
                 if self._save_due(stopping):
                     self.save("stop" if stopping else "last" if self.done else "step")
                 if self.done or stopping:
-                    return self.progress
-                self.step(self.loader.next_step())
+                    break
+                began = time.perf_counter()
+                micro_batches = self.loader.next_step()
+                waited = time.perf_counter() - began
+                units = self.step(micro_batches)
+                self._call("on_step_end", StepStats(units, waited))
                 bar.update(self.progress.step - bar.n)
+            self._call("on_fit_end")
+        return self.progress
 
-    def step(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """One update of every trainable. A rank without micro-batches, or with idle ones, takes part all the same."""
+    def step(self, micro_batches: Sequence[MicroBatch]) -> Mapping[str, float]:
+        """Updates every trainable once, and returns the units of the step, over all ranks.
+
+        A rank without micro-batches, or with idle ones, takes part all the same.
+        """
         began, progress = time.perf_counter(), self.progress
         batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
-        counted = [
-            batch for micro, batch in zip(micro_batches, batches, strict=True) if not micro.idle
-        ]
+        pairs = zip(micro_batches, batches, strict=True)
+        counted = [batch for micro, batch in pairs if not micro.idle]
         totals = self._totals(counted)
         iterators = [self.objective.losses(batch) for batch in batches]
         for turn, name in enumerate(self.objective.trainables):
@@ -133,58 +161,79 @@ class Trainer:
                 seed_forward(self.seed, progress.step, micro.number, turn)
                 with self.engine.autocast():
                     loss = next(iterator)
-                self.engine.backward(
-                    name, loss.scaled(totals) * (not micro.idle), last=micro is micro_batches[-1]
-                )
+                share = loss.scaled(totals) * (not micro.idle)
+                self.engine.backward(name, share, last=micro is micro_batches[-1])
                 losses += [] if micro.idle else [loss.detach()]
             report = self.engine.step(name, progress.updates[name])
             self._record(name, counted, losses, totals, report)
         assert all(next(iterator, None) is None for iterator in iterators), (
-            "an objective yields once for each trainable"
+            "an objective yields one loss for each of its trainables"
         )
         progress.samples += int(totals["utterances"])
         progress.seconds += time.perf_counter() - began
+        return totals
 
     def validate(self) -> bool:
-        """Measures the loss on the validation data; False where a request to stop came in between."""
+        """Measures the losses and metrics on the validation data.
+
+        Returns False if a request to stop came in between.
+        """
+        assert self.validation is not None
         with eval_mode(self.objective):
             losses = validation_losses(
-                self.objective, self.engine, self.validation, self._stop_requested
+                self.objective,
+                self.engine,
+                self.validation,
+                metrics=self.metrics.values(),
+                stopped=self._stop_requested,
             )
             if losses is None:
                 return False
-            self._show()
+            self._log_preview()
         progress = self.progress
-        progress.validated, progress.losses, self.saved = (
-            progress.step,
-            losses,
-            -1,
-        )  # a checkpoint without them is to be renewed
-        progress.best = (
-            losses["loss"] if progress.best is None else min(progress.best, losses["loss"])
-        )
-        self._write({f"valid/{name}": value for name, value in losses.items()})
+        progress.validated, progress.losses = progress.step, losses
+        self.saved = -1  # a checkpoint without these losses is renewed
+        if math.isfinite(losses["loss"]):
+            known = [] if progress.best is None else [progress.best]
+            progress.best = min([losses["loss"], *known])
+        self.log({f"valid/{name}": value for name, value in losses.items()})
         log.info("step %d: validation loss %.4f", progress.step, losses["loss"])
+        self._call("on_validation_end", losses)
         return True
 
     @property
     def done(self) -> bool:
-        steps, epochs = self.options.steps, self.options.epochs
-        return (steps is not None and self.progress.step >= steps) or (
-            epochs is not None and self.loader.state.epoch >= epochs
-        )
+        """Whether this is the last step."""
+        steps, epochs = self.config.steps, self.config.epochs
+        if steps is not None and self.progress.step >= steps:
+            return True
+        if epochs is not None and self.loader.state.epoch >= epochs:
+            return True
+        return self._ended_by_callback
 
-    # checkpoints ----------------------------------------------------------------------------------------------------
+    def log(self, values: Mapping[str, float]) -> None:
+        """Sends values to the loggers, at the current step. A name has one value per step."""
+        for logger in self.loggers:
+            logger.log_metrics(self.progress.step, self.loader.state.epoch, values)
+
+    # checkpoints ---------------------------------------------------------------------------------
 
     def save(self, tag: str) -> None:
-        """Writes a checkpoint, and lets go of the ones that need not stay."""
+        """Writes a checkpoint and prunes older ones.
+
+        Args:
+            tag: why it is written: "step", "stop" or "last".
+        """
         self.nonfinite_guard.check(self.progress.step)
+        for logger in self.loggers:
+            logger.flush()
         progress = self.progress
         state = {
             "progress": asdict(progress),
             "loader": asdict(self.loader.state),
-            "metrics": self._gathered(),
+            "metrics": self._gather_metrics(),
             "fingerprint": self.fingerprint,
+            "callbacks": {name: c.state_dict() for name, c in self.callbacks.items()},
         }
         meta = {
             "step": progress.step,
@@ -194,13 +243,20 @@ class Trainer:
             "tag": tag,
             "threads": torch.get_num_threads(),
         }
-        saving.save(self.run.checkpoints, self.engine, self.objective.trainables, state, meta)
+        path = saving.save(
+            self.run.checkpoints, self.engine, self.objective.trainables, state, meta
+        )
+        self._call("on_save", path)
         if self.engine.rank == 0:
-            self.run.checkpoints.prune(self.retention.keep_last, self.retention.keep_best)
+            self.run.checkpoints.prune(self.retention.keep_last, self.keep_best)
         self.saved = progress.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint."""
+        """Goes on from a checkpoint.
+
+        Raises:
+            UserError: the training data, or the layout of the optimizer state, are other ones.
+        """
         state = saving.restore(checkpoint, self.engine, self.objective.trainables)
         saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
         self.progress = Progress(**state["progress"])
@@ -208,24 +264,36 @@ class Trainer:
         self.loader.seek(loader_state)
         if loader_state.batch and loader_state.block != self.loader.block:
             log.info(
-                "the epoch at hand goes on in steps of %d micro-batches, the next in steps of %d",
+                "the current epoch goes on in steps of %d micro-batches, the next in steps of %d",
                 loader_state.block,
                 self.loader.block,
             )
-        self._forget()
-        for name, metrics in self.metrics.items():
+        self._reset_metrics()
+        for name, sums in self.sums.items():
             own = state["metrics"][name]
-            metrics.load(
-                own if self.engine.rank == 0 else {**own, "loss": {}}
-            )  # rank 0 goes on with the sums of all
+            # rank 0 goes on with the sums of all ranks
+            sums.load(own if self.engine.rank == 0 else {**own, "loss": {}})
+        for name, callback in self.callbacks.items():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
         self.saved = self.progress.step
 
-    # details --------------------------------------------------------------------------------------------------------
+    # details -------------------------------------------------------------------------------------
+
+    def _call(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks.values():
+            getattr(callback, event)(self, *args)
+
+    def _stop_requested(self) -> bool:
+        """Whether any rank was asked to stop; all ranks agree, also on the end by a callback."""
+        ended = any(callback.should_stop for callback in self.callbacks.values())
+        stopping, self._ended_by_callback = self.stop.agreed(self.engine.all_reduce, ended)
+        return stopping
 
     def _totals(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """The units of the whole step, over micro-batches and ranks, and its utterances."""
-        weights = [self.objective.count_units(batch) for batch in batches]
-        own = [float(sum(w[unit] for w in weights)) for unit in self.objective.units]
+        """Returns the units of the step, over micro-batches and ranks, and its utterances."""
+        counts = [self.objective.count_units(batch) for batch in batches]
+        own = [float(sum(count[unit] for count in counts)) for unit in self.objective.units]
         sums = self.engine.all_reduce([*own, float(sum(len(batch) for batch in batches))])
         return dict(zip([*self.objective.units, "utterances"], sums, strict=True))
 
@@ -237,95 +305,74 @@ class Trainer:
         totals: Mapping[str, float],
         report: StepReport,
     ) -> None:
-        """Notes an update of a trainable. Where an update may be skipped, the host waits to know whether it was."""
+        """Records an update; where updates may be skipped, the host waits to know whether it was."""
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
-        self.nonfinite_guard.add(progress.step, name, utts, losses, report)
-        if self.nonfinite_guard.may_skip and not self.nonfinite_guard.check(progress.step + 1):
+        guard = self.nonfinite_guard
+        guard.add(progress.step, name, utts, losses, report)
+        if guard.may_skip and not guard.check(progress.step + 1):
             return
-        self.metrics[name].add(losses, totals, report)
+        self.sums[name].add(losses, totals, report)
         progress.updates[name] += 1
         progress.step += name == self.model
 
-    def _log(self) -> dict[str, float]:
-        """Writes the means since the last log; returns what the progress bar shows."""
+    def _log_training(self) -> dict[str, float]:
+        """Logs the means since the last log; returns what the progress bar shows."""
         self.nonfinite_guard.check(self.progress.step)
-        if not self.metrics[self.model].updates:
+        if not self.sums[self.model].updates:
             return {}
         values: dict[str, float] = {}
-        for name, state in self._gathered().items():
+        for name, state in self._gather_metrics().items():
             losses = means([state["loss"]], state["units"])
             prefix = "train/" if name == self.model else f"train/{name}_"
             values[f"{prefix}loss"] = losses.pop("loss")
             values[f"{prefix}lr"] = self.engine.learning_rate(name)
             values[f"{prefix}grad_norm"] = state["norm"] / state["updates"]
             values |= {f"train/{key}": value for key, value in losses.items()}
-        seconds, samples = (
-            self.progress.seconds - self._since.seconds,
-            self.progress.samples - self._since.samples,
-        )
-        values["time/samples_per_second"] = samples / max(seconds, 1e-9)
-        self._write(values)
-        told = (
-            logging.DEBUG if sys.stderr.isatty() else logging.INFO
-        )  # on a terminal the bar says it
-        speed = values["time/samples_per_second"]
-        log.log(
-            told,
-            "step %d: training loss %.4f, %.1f utterances/s",
-            self.progress.step,
-            values["train/loss"],
-            speed,
-        )
-        self._forget()
+        seconds = self.progress.seconds - self._since.seconds
+        samples = self.progress.samples - self._since.samples
+        values["time/samples_per_second"] = speed = samples / max(seconds, 1e-9)
+        self.log(values)
+        level = logging.DEBUG if sys.stderr.isatty() else logging.INFO  # a terminal has the bar
+        message = "step %d: training loss %.4f, %.1f utterances/s"
+        log.log(level, message, self.progress.step, values["train/loss"], speed)
+        self._reset_metrics()
         return {"loss": values["train/loss"]}
 
-    def _forget(self) -> None:
-        """Starts the means anew."""
-        self.metrics = {name: TrainableMetrics() for name in self.objective.trainables}
+    def _reset_metrics(self) -> None:
+        self.sums = {name: Meter() for name in self.objective.trainables}
         self._since = replace(self.progress)
 
-    def _gathered(self) -> dict[str, dict[str, Any]]:
-        """What each trainable measured since the last log, over all ranks."""
-        ranks = self.engine.all_gather(
-            {name: metrics.state_dict() for name, metrics in self.metrics.items()}
-        )
-        return {
-            name: merged([states[name] for states in ranks]) for name in self.objective.trainables
-        }
+    def _gather_metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns what each trainable measured since the last log, over all ranks."""
+        own = {name: sums.state_dict() for name, sums in self.sums.items()}
+        ranks = self.engine.all_gather(own)
+        return {name: merged([states[name] for states in ranks]) for name in own}
 
-    def _write(self, values: Mapping[str, float]) -> None:
-        for logger in self.loggers:
-            logger.scalars(self.progress.step, self.loader.state.epoch, values)
-
-    def _show(self) -> None:
-        """Gives the loggers something to look at and to listen to."""
+    def _log_preview(self) -> None:
+        """Shows some validation utterances in the loggers."""
         if self.preview is None:
             return
         with self.engine.autocast():
-            for name, thing in self.objective.preview(self.preview.to(self.engine.device)):
+            for name, media in self.objective.preview(self.preview.to(self.engine.device)):
                 for logger in self.loggers:
-                    logger.media(self.progress.step, name, thing)
+                    logger.log_media(self.progress.step, name, media)
 
     def _due(self, every: int) -> bool:
         return self.done or (every > 0 and self.progress.step % every == 0)
 
     def _epoch_due(self) -> bool:
-        every = self.options.valid_epochs
+        every = self.config.valid_epochs
         return every > 0 and self.loader.epoch_ends and self.loader.state.epoch % every == 0
 
     def _validation_due(self) -> bool:
-        return self.progress.validated != self.progress.step and (
-            self._due(self.options.valid_every) or self._epoch_due()
-        )
+        if self.validation is None or self.progress.validated == self.progress.step:
+            return False
+        return self._due(self.config.valid_every) or self._epoch_due()
 
     def _save_due(self, stopping: bool) -> bool:
         due = stopping or self._due(self.retention.every) or self._epoch_due()
         return due and self.saved != self.progress.step
 
-    def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks agree."""
-        return self.stop.agreed(self.engine.all_reduce)
-
     def _quiet(self) -> bool | None:
-        """No progress bar on other ranks, nor (None) where nobody looks."""
+        """Returns True on ranks without a progress bar, None for tqdm to decide by the terminal."""
         return True if self.engine.rank > 0 else None

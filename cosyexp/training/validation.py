@@ -1,14 +1,14 @@
 """Computes validation losses, during a training or of any weights of a run's network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from cosyexp.data.loader import ValidationLoader
-from cosyexp.objectives.base import Objective
+from cosyexp.objectives.base import Metric, Objective
 from cosyexp.training.engines.base import Engine
-from cosyexp.training.metrics import means, to_host
+from cosyexp.training.meters import means, to_host
 
 
 @contextmanager
@@ -29,6 +29,8 @@ def validation_losses(
     objective: Objective,
     engine: Engine,
     loader: ValidationLoader,
+    *,
+    metrics: Iterable[Metric] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Computes the mean validation losses; call it within `eval_mode`, on all ranks.
@@ -40,6 +42,7 @@ def validation_losses(
         objective: the objective.
         engine: the engine, for its device, precision and communication.
         loader: the micro-batches of this rank.
+        metrics: measured beside the losses; their names must differ from those of the losses.
         stopped: called on all ranks before each micro-batch; returns whether to stop.
 
     Returns:
@@ -53,6 +56,8 @@ def validation_losses(
             batch = micro.batch.to(engine.device)
             with engine.autocast():
                 loss = objective.validate(batch)
+                for metric in metrics:
+                    loss.update(metric(objective, batch))
             if not micro.idle:
                 parts.append((micro.number, to_host(loss.detach()), objective.count_units(batch)))
     gathered = sorted(part for rank in engine.all_gather(parts) for part in rank)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
-from cosyexp.run.targets import build
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from tests.support import MODELS, ROOT, config, environment
 
 NOT_THE_ENGINES = {
@@ -29,20 +29,20 @@ NOT_THE_ENGINES = {
     "threads",
 }  # they stand in its node, and are read by the launcher and the session
 ALL = sorted(
-    path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml")
+    path.relative_to(CONFIG_DIR).with_suffix("").as_posix() for path in CONFIG_DIR.rglob("*.yaml")
 )
 FILES = [file for file in ALL if not file.startswith("door/")]
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 @cache
 def composed(app: str, *words: str) -> dict[str, Any]:
     register()
     folder, _, name = app.rpartition("/")
-    with initialize_config_dir(version_base="1.3", config_dir=str((CONFIGS / folder).resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str((CONFIG_DIR / folder).resolve())):
         container = OmegaConf.to_container(compose(name, overrides=list(words)), enum_to_str=True)
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
@@ -82,7 +82,7 @@ def leaves(node: Any) -> Iterator[str]:
 
 
 def own_keys(file: str) -> set[str]:
-    own = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text()) or {}
+    own = yaml.safe_load((CONFIG_DIR / f"{file}.yaml").read_text()) or {}
     return set(
         leaves({key: value for key, value in own.items() if key not in ("defaults", "hydra")})
     )
@@ -101,9 +101,9 @@ def test_launchers_and_sweepers_compose_with_every_app(file, app):
     register()
     folder, _, name = app.rpartition("/")
     _, group, option = file.split("/")
-    with initialize_config_dir(version_base="1.3", config_dir=str((CONFIGS / folder).resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str((CONFIG_DIR / folder).resolve())):
         cfg = compose(name, overrides=[f"hydra/{group}={option}"], return_hydra_config=True)
-    own = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
+    own = yaml.safe_load((CONFIG_DIR / f"{file}.yaml").read_text())
     assert set(own) - {"defaults"} <= set(cfg.hydra[group])
 
 
@@ -133,7 +133,7 @@ def test_a_misspelled_option_is_answered_with_the_available_ones(group):
 def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_path):
     for optimizer, scheduler in product(options("optimizer"), options("scheduler")):
         cfg = config(model, tmp_path, f"optimizer={optimizer}", f"scheduler={scheduler}")
-        objective = build(cfg["objective"])(build(cfg["network"]))
+        objective = build(cfg.objective, "objective")(build(cfg.network, "network"))
         trainable = objective.trainables[model]
         rates = [trainable.scheduler(update, 1.0) for update in range(300)]
         assert max(rates) > 0 and all(0 <= rate <= 1 for rate in rates)
@@ -149,8 +149,8 @@ def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_p
 @pytest.mark.parametrize("model", MODELS)
 def test_views_components_and_engines_build(model, tmp_path):
     cfg = config(model, tmp_path)
-    assert build(cfg["model"]["collator"]).fields
-    network = build(cfg["network"])
+    assert build(cfg.model.collator, "collator").fields
+    network = build(cfg.network, "network")
     assert all(build(node, network).inputs for node in cfg["components"].values())
     for engine in options("engine"):
         node = {
@@ -192,7 +192,7 @@ def names_in_the_code() -> frozenset[str]:
 
 @cache
 def interpolations() -> str:
-    return "\n".join(path.read_text() for path in CONFIGS.rglob("*.yaml"))
+    return "\n".join(path.read_text() for path in CONFIG_DIR.rglob("*.yaml"))
 
 
 def is_read(key: str, path: str) -> bool:
@@ -285,7 +285,7 @@ def test_apps_of_the_wheel_run_from_any_folder(wheel, tmp_path):
         ).stdout
 
     assert (
-        said("-c", "from cosyexp.cli.hydra_app import CONFIGS; print(CONFIGS)")
+        said("-c", "from cosyexp.cli.hydra_app import CONFIG_DIR; print(CONFIG_DIR)")
         == f"{wheel}/cosyexp/conf\n"
     )
     assert yaml.safe_load(said("-m", "cosyexp.train", "--cfg", "job"))["model"]["name"] == "llm"

@@ -28,7 +28,7 @@ HEAVY = (
     "cosyexp.preferences.write",
     "cosyexp.synthesis.pipeline",
     "cosyexp.training.engines.ddp",
-    "cosyexp.training.session",
+    "cosyexp.training.build",
     "hydra._internal.hydra",
     "torch._dynamo",
     "torch.onnx",

@@ -20,7 +20,7 @@ from cosyexp.data.loader import MicroBatch
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import session
 from cosyexp.training.launch import launch
-from cosyexp.training.metrics import means
+from cosyexp.training.meters import means
 from cosyexp.training.trainer import Trainer
 from tests.support import config, no_dropout
 

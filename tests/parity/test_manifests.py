@@ -6,11 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIGS, register
-from cosyexp.run.targets import build
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.run.weights import our_name
 from tests.support import folder_from
 
@@ -20,7 +20,7 @@ FAMILIES = {"cosyvoice": "v1", "cosyvoice2": "v2", "cosyvoice3": "v3"}
 def built(family, model, part):
     """A node of the train config as it stands, nothing overridden, without memory behind its tensors."""
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         composed = compose("train", overrides=[f"family={family}", f"model={model}"])
     with torch.device("meta"):
         return build(OmegaConf.to_container(OmegaConf.select(composed, part), resolve=True))

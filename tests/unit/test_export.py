@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cosyexp.registry import build
 from torch.testing import assert_close
 
 from cosyexp.data.layout import Layout
@@ -15,7 +16,6 @@ from cosyexp.exporting.official import Official
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCE, eager
-from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
 from cosyexp.run.weights import find_weights
 from tests.support import MODELS, config

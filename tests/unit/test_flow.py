@@ -7,12 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.data.collators.flow import FlowCollator
 from cosyexp.data.draws import Draws
 from cosyexp.exporting.jit import Jit
@@ -22,7 +23,6 @@ from cosyexp.models.flow.generate import generate
 from cosyexp.models.flow.length_regulator import LengthRegulator, stretch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
-from cosyexp.run.targets import build
 
 VOCABULARY, SPEAKER, BINS = 20, 6, 8
 FRAMES = torch.tensor([16, 9, 1, 13])
@@ -85,7 +85,7 @@ def config(family, *words):
         f"family.speaker_dim={SPEAKER}",
         f"family.speech_vocabulary={VOCABULARY}",
     ]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         return compose(
             "train",
             overrides=["model=flow", f"family={family}", *sizes, *TINY[family], *chunk, *words],
@@ -94,7 +94,7 @@ def config(family, *words):
 
 def network(family, *words):
     torch.manual_seed(0)
-    net = build(config(family, *words).network)
+    net = build(config(family, *words).network, "network")
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("bias"):

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from cosyexp.registry import build
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.hydra_app import CONFIGS, register
+from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.data.collators.hifigan import VocoderBatch, VocoderCollator
 from cosyexp.data.draws import Draws
 from cosyexp.exporting.components import fold_parametrizations
@@ -29,7 +30,6 @@ from cosyexp.models.layers.spectrogram import (
     mel_filters,
     slaney_mel,
 )
-from cosyexp.run.targets import build
 
 RATE, HOP, BINS, HARMONICS = 16000, 256, 20, 5
 FAMILIES = ("demo", "cosyvoice", "cosyvoice2", "cosyvoice3")
@@ -48,7 +48,7 @@ TINY = [
 def config(family, *words):
     """The resolved config of `cosyexp.train` for a tiny vocoder of a family."""
     register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
         composed = compose(
             "train",
             overrides=[f"family={family}", "model=hifigan", "run_dir=unused", *TINY, *words],
@@ -58,7 +58,7 @@ def config(family, *words):
 
 def network(family):
     torch.manual_seed(0)
-    return build(config(family)["network"])
+    return build(config(family).network, "network")
 
 
 # spectrograms
@@ -303,7 +303,7 @@ def test_snake_has_its_formula():
 )
 def test_sizes_that_cannot_be_are_refused(word, reason):
     with pytest.raises(InstantiationException, match=reason):
-        build(config("demo", f"network.{word}")["network"])
+        build(config("demo", f"network.{word}").network, "network")
 
 
 def test_a_residual_block_keeps_the_length():
@@ -423,7 +423,7 @@ def losses_and_gradients(objective, batch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_of_a_batch_are_those_of_its_rows(family):
-    objective = build(config(family)["objective"])(network(family).double())
+    objective = build(config(family).objective, "objective")(network(family).double())
     objective.discriminator.module.double(), objective.mel.double()
     batch = batch_of(family)
     rows = [row_of(batch, row) for row in range(3)]
@@ -470,7 +470,7 @@ def test_an_excitation_that_was_heard_goes_on(family):
 )
 def test_segments_of(family, segment):
     settings = config(family)
-    collator = build(settings["model"]["collator"])
+    collator = build(settings.model.collator, "collator")
     assert (
         collator.frames * settings["family"]["mel"]["hop"] == segment
         and collator.frames <= settings["data"]["max_frames"]

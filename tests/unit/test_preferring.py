@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from cosyexp.registry import build
 
 from cosyexp.data.draws import keyed
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list, write_shard
@@ -16,7 +17,6 @@ from cosyexp.models.llm.sampling import drawn_from, greedy, nucleus
 from cosyexp.preferences import write
 from cosyexp.preferences.scores import edit, edit_distance, pair
 from cosyexp.preferences.write import BEGUN, PairOptions, write_pairs
-from cosyexp.run.targets import build
 from cosyexp.run.tensors import read_tensors
 from tests.support import config
 from tests.unit.runs import add, make_run
@@ -116,7 +116,7 @@ def run(data, tmp_path_factory):
     run_config = config("llm", data, "family.speech_per_text=[0.5,2]")
     torch.manual_seed(0)
     run = make_run(tmp_path_factory.mktemp("run"), run_config)
-    weights = build(run_config["network"]).state_dict()
+    weights = build(run_config.network, "network").state_dict()
     weights["llm_decoder.bias"][run_config["family"]["speech_vocabulary"]] += 3
     add(run, 1, {"loss": 1.0}, weights)
     return run

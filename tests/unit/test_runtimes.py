@@ -8,6 +8,7 @@ import onnx
 import openvino
 import pytest
 import torch
+from cosyexp.registry import build
 from onnx import TensorProto
 from torch.testing import assert_close
 from torch.utils import cpp_extension
@@ -21,7 +22,6 @@ from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
 from cosyexp.models.original import OriginalUpsampler
-from cosyexp.run.targets import build
 from tests.apps.test_families import NETWORKS
 from tests.unit.test_export import SMALL, components_of, run_of
 
@@ -283,7 +283,7 @@ def test_a_program_whose_sizes_hang_together(tmp_path):
     )
     torch.manual_seed(0)
     component = build(
-        config["components"]["flow.conditions"], build(config["network"]).requires_grad_(False)
+        config["components"]["flow.conditions"], build(config.network, "network").requires_grad_(False)
     ).eval()
     Pt2().write(component, tmp_path / "program.pt2")
     assert (

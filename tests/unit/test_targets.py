@@ -1,9 +1,9 @@
 """What a config may build."""
 
 import pytest
+from cosyexp.registry import build, check
 
 from cosyexp.errors import UserError
-from cosyexp.run.targets import build, check_targets
 
 ALLOWED = [
     "torch.optim.AdamW",

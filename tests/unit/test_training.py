@@ -15,7 +15,7 @@ from cosyexp.config import OnNonfinite, Precision
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
 from cosyexp.training.engines.base import StepReport
-from cosyexp.training.metrics import TrainableMetrics, means, merged, to_host
+from cosyexp.training.meters import Meter, means, merged, to_host
 from cosyexp.training.nonfinite import PATIENCE, NonFiniteGuard
 from cosyexp.training.schedules import constant, noam_hold, warmup
 from cosyexp.training.signals import StopRequest
@@ -167,7 +167,7 @@ def test_means_divide_each_term_by_its_own_units():
 
 
 def test_sums_are_kept_in_fp64():
-    metrics = TrainableMetrics()
+    metrics = Meter()
     report = StepReport(torch.tensor(1.0), torch.tensor(True))
     for _ in range(1000):
         metrics.add([loss(2.0**24).detach(), loss(1.0).detach()], {"frames": 1, "rows": 1}, report)
@@ -177,13 +177,13 @@ def test_sums_are_kept_in_fp64():
 def test_the_ranks_sums_are_merged():
     ranks = []
     for value in (1.0, 2.0):
-        ranks.append(TrainableMetrics())
+        ranks.append(Meter())
         ranks[-1].add(
             [loss(value)],
             {"frames": 6, "rows": 2},
             StepReport(torch.tensor(7.0), torch.tensor(True)),
         )
-    ranks.append(TrainableMetrics())  # a rank without micro-batches
+    ranks.append(Meter())  # a rank without micro-batches
     ranks[-1].add([], {"frames": 6, "rows": 2}, StepReport(torch.tensor(7.0), torch.tensor(True)))
     found = merged([rank.state_dict() for rank in ranks])
     assert found["loss"]["mse"] == (3.0, "frames", 2.0) and found["units"] == {
@@ -194,11 +194,11 @@ def test_the_ranks_sums_are_merged():
 
 
 def test_sums_go_on_after_a_resume():
-    straight, first = TrainableMetrics(), TrainableMetrics()
+    straight, first = Meter(), Meter()
     report = StepReport(torch.tensor(2.0), torch.tensor(True))
     for metrics in (straight, first):
         metrics.add([loss(1.0)], {"frames": 3, "rows": 1}, report)
-    second = TrainableMetrics()
+    second = Meter()
     second.load(first.state_dict())
     for metrics in (straight, second):
         metrics.add([loss(4.0)], {"frames": 5, "rows": 1}, report)

@@ -15,6 +15,7 @@ from cosyexp.data.batch import Batch, lengths, pad
 from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import AlignedTokens, Field, Mel, SpeakerEmbedding
+from cosyexp.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class FlowBatch(Batch):
     streaming_B: Tensor
 
 
+@register("collator")
 class FlowCollator:
     """Makes batches of the flow model; the cost of a row is its number of mel frames.
 

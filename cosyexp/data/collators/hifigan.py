@@ -16,6 +16,7 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
 from cosyexp.data.fields import F0, Field, Mel, Wave
+from cosyexp.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class VocoderBatch(Batch):
     noise_BHS: Tensor
 
 
+@register("collator")
 class VocoderCollator:
     """Makes batches of the vocoder: one random segment of each utterance in each epoch.
 

@@ -16,6 +16,7 @@ from cosyexp.data.draws import Draws
 from cosyexp.data.fields import Field, InstructTokens, SpeakerEmbedding, SpeechTokens, TextTokens
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Tokenizer
+from cosyexp.registry import register
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class LanguageBatch(Batch):
     label_lens_B: Tensor
 
 
+@register("collator")
 class LanguageCollator:
     """Makes batches of the language model, without reading audio.
 

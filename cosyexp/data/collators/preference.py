@@ -13,6 +13,7 @@ from cosyexp.data.draws import Draws
 from cosyexp.data.fields import RejectedTokens
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import Tokenizer
+from cosyexp.registry import register
 
 FIXED = -2  # the "epoch" of random numbers that are the same in all epochs
 
@@ -28,6 +29,7 @@ class PreferenceBatch(LanguageBatch):
     reference_B: Tensor
 
 
+@register("collator")
 class PreferenceCollator(LanguageCollator):
     """Makes batches of preference pairs; the cost of a pair is that of both rows.
 

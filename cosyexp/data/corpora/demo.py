@@ -12,6 +12,7 @@ from itertools import count, cycle, islice
 from cosyexp.data.corpora.base import Recording
 from cosyexp.data.draws import keyed
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 WORDS = {
     "who": [
@@ -81,6 +82,7 @@ def sentences(seed: int) -> Iterator[str]:
             yield sentence
 
 
+@register("corpus")
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """The demo corpus; no sentence occurs twice, so the held-out ones are not seen in training.

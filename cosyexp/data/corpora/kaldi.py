@@ -9,10 +9,12 @@ from pathlib import Path
 
 from cosyexp.data.corpora.base import Recording, held_out, text_lines
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 HINT = "give a folder with wav.scp, text and utt2spk as corpus.root="
 
 
+@register("corpus")
 @dataclass(frozen=True, kw_only=True)
 class Kaldi:
     """A corpus in Kaldi's layout.

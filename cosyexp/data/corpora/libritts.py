@@ -10,8 +10,10 @@ from pathlib import Path
 
 from cosyexp.data.corpora.base import Recording
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 
+@register("corpus")
 @dataclass(frozen=True, kw_only=True)
 class LibriTTS:
     """A corpus in the layout of LibriTTS.

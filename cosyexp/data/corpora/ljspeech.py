@@ -6,8 +6,10 @@ from pathlib import Path
 
 from cosyexp.data.corpora.base import Recording, text_lines
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 
+@register("corpus")
 @dataclass(frozen=True, kw_only=True)
 class LJSpeech:
     """A corpus in the layout of LJSpeech.

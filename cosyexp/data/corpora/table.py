@@ -9,11 +9,13 @@ from typing import Any
 
 from cosyexp.data.corpora.base import Recording, held_out, text_lines
 from cosyexp.errors import UserError
+from cosyexp.registry import register
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 HINT = "give the table as corpus.path="
 
 
+@register("corpus")
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A corpus in a table of recordings.

@@ -15,6 +15,7 @@ from torch import Tensor
 from cosyexp.data.draws import keyed
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
+from cosyexp.registry import register
 from cosyexp.run.files import replacement
 from cosyexp.run.tensors import TensorFile, save_tensors
 
@@ -114,6 +115,7 @@ class KMeansTokenizer(FrontEnd):
             return cls(file["codes"], int(file.metadata["rate"]))
 
 
+@register("front_end")
 @dataclass(frozen=True, kw_only=True)
 class KMeans:
     """Recipe of a `KMeansTokenizer`.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.models.layers.spectrogram import MelSpectrogram
+from cosyexp.registry import register
 from cosyexp.run.files import replacement
 from cosyexp.run.tensors import TensorFile, save_tensors
 
@@ -86,6 +87,7 @@ class MelSpeakerEncoder(FrontEnd):
             return cls(file["mean"], file["std"], file["projection"])
 
 
+@register("front_end")
 @dataclass(frozen=True, kw_only=True)
 class MelStatistics:
     """Recipe of a `MelSpeakerEncoder`, without settings."""

@@ -18,6 +18,7 @@ import torch
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import WhisperMel
+from cosyexp.registry import register
 
 BANDS, FRAME_RATE = 128, 100  # mel bands, and frames per second, that the speech tokenizers take
 PROBE = 4  # seconds of noise that a file is tried with
@@ -159,6 +160,7 @@ class OnnxFile(FrontEnd):
         return self.fit([], wanted)
 
 
+@register("front_end")
 @dataclass(frozen=True, kw_only=True)
 class OnnxTokenizer(OnnxFile):
     """The official speech tokenizers: speech_tokenizer_v1, v2 or v3.
@@ -213,6 +215,7 @@ class OnnxTokenizer(OnnxFile):
         return [row[: length // per_token] for row, length in zip(tokens, lengths, strict=True)]
 
 
+@register("front_end")
 @dataclass(frozen=True, kw_only=True)
 class OnnxSpeaker(OnnxFile):
     """The official speaker encoder, campplus (Wang et al. 2023, "CAM++").

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.flow.masked_diff import FlowNetwork
+from cosyexp.registry import register
 
 
+@register("component")
 class Conditions(nn.Module):
     """Computes the conditions of the velocity once per utterance (Du et al. 2024, "CosyVoice").
 
@@ -63,6 +65,7 @@ class Conditions(nn.Module):
         return tokens, speaker, noise
 
 
+@register("component")
 class UpsampledConditions(Conditions):
     """Conditions of a v2 flow, with two frames per token (Du et al. 2024, "CosyVoice 2").
 
@@ -73,6 +76,7 @@ class UpsampledConditions(Conditions):
     dynamic = {**Conditions.dynamic, "noise": {0: "B", 2: "2*N"}, "mu": {0: "B", 2: "2*N"}}
 
 
+@register("component")
 class Velocity(nn.Module):
     """The velocity estimator, with the inputs and the output of the original's ONNX file.
 
@@ -119,6 +123,7 @@ class Velocity(nn.Module):
         return x, torch.ones(batch, 1, size), mu, torch.rand(batch, generator=draw), spks, cond
 
 
+@register("component")
 class StreamingVelocity(Velocity):
     """The velocity estimator for streaming (Du et al. 2024, "CosyVoice 2", section 2.4)."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from cosyexp.models.flow.parts import PaddedConv, time_features
 from cosyexp.models.layers.attention import SelfAttention
 from cosyexp.models.layers.encoder import visible_keys
+from cosyexp.registry import register
 
 
 class TimeEmbedding(nn.Module):
@@ -201,6 +202,7 @@ class DiTBlock(nn.Module):
         return x_BTC + ff_gate * self.ff(modulated(x_BTC, ff_shift, ff_scale))
 
 
+@register("module")
 class DiT(nn.Module):
     """Diffusion transformer that estimates the velocity of the v3 flow (Peebles & Xie 2023).
 

@@ -14,6 +14,7 @@ from cosyexp.models.flow.matching import FlowMatching
 from cosyexp.models.flow.parts import LookAhead
 from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.models.layers.encoder import Encoder, valid_mask
+from cosyexp.registry import register
 
 
 class FlowNetwork(nn.Module):
@@ -137,6 +138,7 @@ class FlowNetwork(nn.Module):
         raise NotImplementedError
 
 
+@register("network")
 class MaskedDiffWithXvec(FlowNetwork):
     """The v1 flow model (Du et al. 2024, "CosyVoice", section 2.3).
 
@@ -206,6 +208,7 @@ class MaskedDiffWithXvec(FlowNetwork):
         return self.length_regulator(hidden, tokens_BP, frames_BP, frames).transpose(1, 2)
 
 
+@register("network")
 class CausalMaskedDiffWithXvec(FlowNetwork):
     """The v2 flow model (Du et al. 2024, "CosyVoice 2", section 2.4).
 
@@ -248,6 +251,7 @@ class CausalMaskedDiffWithXvec(FlowNetwork):
         return self.encoder_proj(hidden)
 
 
+@register("network")
 class CausalMaskedDiffWithDiT(FlowNetwork):
     """The v3 flow model (Du et al. 2025, "CosyVoice 3", section 2.3).
 

@@ -16,6 +16,7 @@ from cosyexp.models.flow.parts import PaddedConv, time_features
 from cosyexp.models.layers.attention import SelfAttention
 from cosyexp.models.layers.encoder import visible_keys
 from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
+from cosyexp.registry import register
 
 
 def convolution(channels: int, out_channels: int, causal: bool) -> nn.Conv1d:
@@ -257,6 +258,7 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(functional.silu(self.linear_1(time_features(time_B, self.width))))
 
 
+@register("module")
 class UNet(nn.Module):
     """U-Net that estimates the velocity of the v1 and v2 flows (Mehta et al. 2024, "Matcha-TTS").
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cosyexp.models.flow.parts import LookAhead, PaddedConv
 from cosyexp.models.layers.attention import distance_table
 from cosyexp.models.layers.encoder import ConformerLayer, InputEmbedding, valid_mask, visible_keys
+from cosyexp.registry import register
 
 
 class Upsample(nn.Module):
@@ -33,6 +34,7 @@ class Upsample(nn.Module):
         return self.conv(repeated_BCT).transpose(1, 2)
 
 
+@register("module")
 class UpsamplingEncoder(nn.Module):
     """The upsampling conformer encoder of CosyVoice 2 (Du et al. 2024, section 2.4).
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.hifigan.generator import HiFTGenerator
+from cosyexp.registry import register
 
 
+@register("component")
 class Vocoder(nn.Module):
     """Generates waveforms from mel spectrograms (Li et al. 2023, "HiFTNet").
 

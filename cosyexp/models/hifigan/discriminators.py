@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from cosyexp.models.layers.spectrogram import HALF_DTYPES
+from cosyexp.registry import register
 
 LEAK = 0.1  # slope of the leaky ReLUs
 
@@ -106,6 +107,7 @@ class Bank(nn.Module):
         return [discriminator(wave_BS) for discriminator in self.discriminators]
 
 
+@register("network")
 class Discriminators(nn.Module):
     """All discriminators of the vocoder, as `MultipleDiscriminator` of the original CosyVoice.
 

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import ConvolutionalSTFT
+from cosyexp.registry import register
 
 
 class Snake(nn.Module):
@@ -155,6 +156,7 @@ class ResBlock(nn.Module):
         return x
 
 
+@register("module")
 class F0Predictor(nn.Module):
     """Predicts F0 from a mel spectrogram by five convolutions and a linear layer.
 
@@ -196,6 +198,7 @@ class F0Predictor(nn.Module):
         return self.classifier(hidden_BTC).squeeze(2).abs()
 
 
+@register("network")
 class HiFTGenerator(nn.Module):
     """Generates waveforms from mel spectrograms (Li et al. 2023, "HiFTNet").
 

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cosyexp.registry import register
+
 GLIDES = ("running", "linear", "nearest")
 
 
+@register("module")
 class HarmonicSource(nn.Module):
     """Harmonic-plus-noise excitation from F0 (Wang et al. 2019, "neural source-filter").
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.layers.attention import RelativeAttention, distance_table
+from cosyexp.registry import register
 
 
 def valid_mask(lengths_B: Tensor, size: int) -> Tensor:
@@ -157,6 +158,7 @@ class InputEmbedding(nn.Module):
         return self.out(x)
 
 
+@register("module")
 class Encoder(nn.Module):
     """A stack of conformer or transformer layers with relative positions.
 

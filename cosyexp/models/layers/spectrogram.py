@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cosyexp.registry import register
+
 SILENCE = math.log(1e-5)  # the smallest value of a log-mel spectrogram
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -47,6 +49,7 @@ def mel_filters(sample_rate: int, n_fft: int, bins: int, fmin: float, fmax: floa
     return (triangles * (2.0 / (edges[2:] - edges[:-2]))[:, None]).float()
 
 
+@register("module")
 class MelSpectrogram(nn.Module):
     """Log-mel spectrogram of the flow and the vocoder.
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.llm.transformer_lm import TransformerLM
+from cosyexp.registry import register
 
 if TYPE_CHECKING:  # importing transformers takes a second
     from cosyexp.models.llm.qwen_lm import QwenLM
 
-# No "jit": TorchScript cannot compile Qwen2.
-TRACED = {"onnx": ("fp32", "fp16", "int8"), "pt2": ("fp32",)}
+EXCLUDED = {"jit": "TorchScript cannot compile Qwen2"}
 
 
+@register("component")
 class Prefill(nn.Module):
     """Runs the prompt of a v1 LM and predicts the first speech token.
 
@@ -52,6 +53,7 @@ class Prefill(nn.Module):
         return torch.randint(vocabulary, (batch, size), generator=draw), speaker
 
 
+@register("component")
 class TextPrefill(nn.Module):
     """Runs the prompt of a v2 or v3 LM, which has no speaker, and predicts the first speech token.
 
@@ -62,7 +64,7 @@ class TextPrefill(nn.Module):
     inputs: tuple[str, ...] = ("text",)
     outputs = ("logp", "cache")
     dynamic = {"text": {0: "B", 1: "L"}, "logp": {0: "B"}, "cache": {1: "B", 3: "S"}}
-    formats = TRACED
+    excluded_formats = EXCLUDED
 
     def __init__(self, network: "QwenLM") -> None:
         super().__init__()
@@ -79,6 +81,7 @@ class TextPrefill(nn.Module):
         return (torch.randint(vocabulary, (batch, size), generator=draw),)
 
 
+@register("component")
 class Decode(nn.Module):
     """One step of decoding with a v1 LM (Du et al. 2024, "CosyVoice").
 
@@ -120,7 +123,8 @@ class Decode(nn.Module):
         return torch.randint(classes, (batch,), generator=draw), cache
 
 
+@register("component")
 class TextDecode(Decode):
     """One step of decoding with a v2 or v3 LM (Du et al. 2024, "CosyVoice 2")."""
 
-    formats = TRACED
+    excluded_formats = EXCLUDED

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from cosyexp.models.llm.sequence import take
+from cosyexp.registry import register
 
 
 class Backbone(nn.Module):
@@ -29,6 +30,7 @@ class Backbone(nn.Module):
         self.model = Qwen2ForCausalLM(config)
 
 
+@register("network")
 class QwenLM(nn.Module):
     """Qwen2 that predicts speech tokens from text (Du et al. 2024, "CosyVoice 2", section 2.3).
 

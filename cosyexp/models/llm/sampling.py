@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cosyexp.registry import register
+
 # Draws an index from non-negative weights, which need not add up to one.
 Draw = Callable[[Tensor], int]
 
@@ -14,11 +16,13 @@ def drawn_from(generator: torch.Generator) -> Draw:
     return lambda weights: int(torch.multinomial(weights, 1, generator=generator))
 
 
+@register("token_sampler")
 def greedy(logp_V: Tensor, history: Sequence[int], draw: Draw) -> int:
     """Returns the most likely token; `history` and `draw` are not used."""
     return int(logp_V.argmax())
 
 
+@register("token_sampler")
 def nucleus(
     logp_V: Tensor, history: Sequence[int], draw: Draw, *, top_p: float = 0.8, top_k: int = 25
 ) -> int:
@@ -41,6 +45,7 @@ def nucleus(
     return int(tokens[draw(probabilities[kept])])
 
 
+@register("token_sampler")
 def ras(
     logp_V: Tensor,
     history: Sequence[int],

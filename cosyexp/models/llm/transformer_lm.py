@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from cosyexp.models.layers.encoder import Encoder
 from cosyexp.models.llm.sequence import take
+from cosyexp.registry import register
 
 
+@register("network")
 class TransformerLM(nn.Module):
     """Predicts speech tokens from text and speaker (Du et al. 2024, "CosyVoice", section 2.2).
 

@@ -59,6 +59,7 @@ class Engine(Protocol):
         optimizer_layout: describes how the optimizer state is laid out in a checkpoint. An engine
             can only resume checkpoints of the same layout; "whole" is the one that most engines
             share.
+        optimizers: of each trainable, after `setup`.
     """
 
     rank: int
@@ -66,6 +67,7 @@ class Engine(Protocol):
     device: torch.device
     equal_batches: bool
     optimizer_layout: str
+    optimizers: dict[str, torch.optim.Optimizer]
 
     def setup(
         self, trainables: Mapping[str, Trainable], frozen_modules: Sequence[nn.Module]

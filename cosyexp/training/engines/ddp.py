@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from cosyexp.objectives.base import Trainable
+from cosyexp.registry import register
 from cosyexp.training.engines.common import BaseEngine
 from cosyexp.training.engines.reducer import Reducer
 
 
+@register("engine")
 class DDP(BaseEngine):
     """Sums gradients once a step, during the backward pass of the last micro-batch.
 

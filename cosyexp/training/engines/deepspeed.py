@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
+from cosyexp.registry import register
 from cosyexp.run.directory import flat
 from cosyexp.training.engines.common import BaseEngine
 
@@ -33,6 +34,7 @@ OURS = {
 }
 
 
+@register("engine")
 class DeepSpeed(BaseEngine):
     """Sharding with DeepSpeed (Rajbhandari et al. 2020, "ZeRO"), with one engine per trainable.
 

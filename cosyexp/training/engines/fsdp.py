@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
+from cosyexp.registry import register
 from cosyexp.training.engines.blocks import repeated_blocks
 from cosyexp.training.engines.common import DTYPES, BaseEngine
 from cosyexp.training.engines.shards import save_shards
 
 
+@register("engine")
 class FSDP(BaseEngine):
     """Fully sharded data parallelism (Zhao et al. 2023, "PyTorch FSDP"), for one trainable.
 

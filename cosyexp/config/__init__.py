@@ -1,0 +1,62 @@
+"""The typed config of every app: names, types, defaults and ranges of all keys, once.
+
+Hydra composes a config from `conf/` and checks it against these dataclasses; `parse` makes the
+dataclass of it, with its ranges checked. A node with a `_target_` (a network, an optimizer, ...)
+stays a plain dict: its class declares its own arguments, see `cosyexp.registry`.
+
+To add a key, add a field in `groups.py` or `apps.py`; `setting` gives it a range. No torch here.
+"""
+
+from cosyexp.config.apps import (
+    AverageConfig,
+    ExportConfig,
+    ExportedConfig,
+    ExportPrecision,
+    Mode,
+    PreferConfig,
+    PrepareConfig,
+    Select,
+    SynthesizeConfig,
+    TrainConfig,
+)
+from cosyexp.config.fields import parse, setting, to_dict
+from cosyexp.config.groups import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    FamilyConfig,
+    MelConfig,
+    ModeConfig,
+    ModelConfig,
+    OnNonfinite,
+    Precision,
+    TrainerConfig,
+    engine_config,
+)
+
+__all__ = [
+    "AverageConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "EngineConfig",
+    "ExportConfig",
+    "ExportPrecision",
+    "ExportedConfig",
+    "FamilyConfig",
+    "MelConfig",
+    "Mode",
+    "ModeConfig",
+    "ModelConfig",
+    "OnNonfinite",
+    "Precision",
+    "PreferConfig",
+    "PrepareConfig",
+    "Select",
+    "SynthesizeConfig",
+    "TrainConfig",
+    "TrainerConfig",
+    "engine_config",
+    "parse",
+    "setting",
+    "to_dict",
+]

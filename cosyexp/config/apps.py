@@ -1,0 +1,207 @@
+"""The config of each app."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from cosyexp.config.fields import Node, setting
+from cosyexp.config.groups import (
+    CheckpointConfig,
+    DataConfig,
+    FamilyConfig,
+    ModeConfig,
+    ModelConfig,
+    TrainerConfig,
+    engine_config,
+)
+from cosyexp.errors import UserError
+
+
+class Select(Enum):
+    """Which checkpoints are averaged."""
+
+    best = "best"
+    last = "last"
+    window = "window"
+    ema = "ema"
+
+
+class Mode(Enum):
+    """Which values of a metric are better."""
+
+    min = "min"
+    max = "max"
+
+
+class ExportPrecision(Enum):
+    """Of an exported file."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+@dataclass
+class AppConfig:
+    """Keys of every app. trusted: packages whose classes a config may build; never read from a run.
+
+    experiment, debug, hparams_search select overlay files; they have no value of their own.
+    """
+
+    trusted: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ExportedConfig:
+    """What an export keeps of a run's config, enough for synthesis."""
+
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    components: Node = field(default_factory=dict)
+
+
+@dataclass
+class TrainConfig(ExportedConfig, AppConfig):
+    """Training. init_from: a run or a file of weights to start from. init_strict: all of them must
+    fit. reference: of mode=dpo, a run or a file of weights."""
+
+    mode: ModeConfig = field(default_factory=ModeConfig)
+    network: Node = field(default_factory=dict)
+    objective: Node = field(default_factory=dict)
+    optimizer: Node = field(default_factory=dict)
+    scheduler: Node = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: Node = field(default_factory=dict)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    run_dir: str = "???"
+    init_from: str | None = None
+    init_strict: bool = True
+    reference: str | None = None
+
+    def check(self) -> None:
+        """Checks what concerns several keys.
+
+        Raises:
+            UserError: the run would have no end, no name, or no data.
+        """
+        engine_config(self.engine)
+        if not self.run_dir:
+            raise UserError("run_dir= is empty: name the folder of the run")
+        if self.trainer.steps is None and self.trainer.epochs is None:
+            raise UserError(
+                "trainer.steps and trainer.epochs are both null, so the run would never end: give "
+                "one of them"
+            )
+        if "steps" in self.scheduler and self.scheduler["steps"] is None:
+            raise UserError(
+                "scheduler.steps is null, but this schedule follows the length of the run: give "
+                "trainer.steps="
+            )
+        if not self.data.train:
+            raise UserError("data.train= is empty: name a data list or a parquet file")
+
+
+@dataclass
+class AverageConfig(AppConfig):
+    """num: checkpoints; null: 5, 1 of ema, all of a window. metric: of the validation. mode:
+    whether its lowest or its highest value is best. window: [from, to], in steps. method: how the
+    checkpoints are combined. output: a file instead of a folder in the run. strict: refuse fewer
+    checkpoints than num."""
+
+    run_dir: str = "???"
+    select: Select = Select.best
+    num: int | None = setting(None, ge=1)
+    metric: str = "loss"
+    mode: Mode = Mode.min
+    window: list[int] | None = None
+    method: Node = field(default_factory=dict)
+    output: str | None = None
+    strict: bool = True
+
+
+@dataclass
+class ExportConfig(AppConfig):
+    """weights: which weights of the run, or a file. official: the family of an official file of
+    weights, exported without a run; settings: overrides of `train` that describe its network.
+    latency: measure it. tag: appended to the output folder in a sweep."""
+
+    run_dir: str | None = None
+    official: str | None = None
+    settings: list[str] = field(default_factory=list)
+    format: Node = field(default_factory=dict)
+    weights: str = "best"
+    metric: str = "loss"
+    mode: Mode = Mode.min
+    precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
+    components: list[str] = field(default_factory=lambda: ["all"])
+    latency: bool = True
+    out: str | None = None
+    tag: str = "${cosyexp.swept:}"
+
+
+@dataclass
+class SynthesizeConfig(AppConfig):
+    """llm, flow, hifigan: runs. exports: folders instead of runs. backend: torch, or a format."""
+
+    text: str = "???"
+    llm: str | None = None
+    flow: str | None = None
+    hifigan: str | None = None
+    exports: list[str] = field(default_factory=list)
+    speaker: str | None = None
+    backend: str = "torch"
+    precision: ExportPrecision = ExportPrecision.fp32
+    weights: str = "best"
+    out: str = "out${cosyexp.swept:}.wav"
+    seed: int = 0
+
+
+@dataclass
+class PrepareConfig(AppConfig):
+    """out: the folder to write. shard_size: utterances per parquet file. fit_on: recordings that
+    the front ends are fitted on. max_seconds: of a recording. processes: run in parallel. max_bad:
+    share of unusable recordings that is tolerated. cache: fields of audio that are computed too, of
+    mel, f0 and wave. inspect: data to describe, instead of preparing."""
+
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    corpus: Node = field(default_factory=dict)
+    speech_tokenizer: Node = field(default_factory=dict)
+    speaker_encoder: Node = field(default_factory=dict)
+    out: str = "???"
+    shard_size: int = setting(200, ge=1)
+    fit_on: int = setting(2000, ge=1)
+    max_seconds: float = setting(30.0, gt=0)
+    processes: int = setting(2, ge=1)
+    max_bad: float = setting(0.05, ge=0, le=1)
+    cache: list[str] = field(default_factory=list)
+    inspect: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class PreferConfig(AppConfig):
+    """candidates: answers generated per text. score: ranks them; null: the ground truth is chosen,
+    an answer rejected. batch_size: answers generated at once. limit: utterances of the training and
+    of the validation data. flow, hifigan: runs that make an answer audible. asr: the folder of a
+    Whisper model; language: such as en."""
+
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run_dir: str = "???"
+    out: str = "???"
+    candidates: int = setting(1, ge=1)
+    score: Any = None
+    weights: str = "best"
+    batch_size: int = setting(16, ge=1)
+    limit: int | None = setting(None, ge=1)
+    seed: int = 0
+    flow: str | None = None
+    hifigan: str | None = None
+    asr: str | None = None
+    language: str | None = None

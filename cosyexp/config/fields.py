@@ -1,0 +1,94 @@
+"""Typed configs: fields with a range, and how a dataclass is made of a composed config."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from cosyexp.errors import UserError
+
+Config = TypeVar("Config")
+Node = dict[str, Any]  # a config node with a _target_, or one of free keys
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    words: tuple[str, ...] = (),
+    hint: str = "",
+) -> Any:
+    """A dataclass field with a range: >= ge, > gt, <= le, < lt.
+
+    Args:
+        default: the default value; the field is required if it is missing.
+        words: strings that are allowed besides numbers in a field of type Any.
+        hint: what to do about a value outside the range.
+    """
+    bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
+    metadata = {"bounds": {sign: b for sign, b in bounds.items() if b is not None}}
+    return field(default=default, metadata={**metadata, "words": words, "hint": hint})
+
+
+def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
+    """Makes a dataclass of a resolved config.
+
+    Args:
+        schema: the dataclass.
+        values: its keys, nested, without interpolations.
+        prefix: of the keys in messages, such as "engine.".
+
+    Raises:
+        UserError: a value is outside its range.
+        omegaconf.errors.OmegaConfBaseException: a key is unknown, or a value has another type.
+    """
+    from omegaconf import OmegaConf
+
+    parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    assert isinstance(parsed, schema)
+    for path, value, metadata in _leaves(parsed, prefix):
+        _check_range(path, value, metadata)
+    if check := getattr(parsed, "check", None):
+        check()
+    return parsed
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a config as plain dicts, lists, numbers and strings."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    for f in fields(config):
+        value, path = getattr(config, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value, f.metadata
+
+
+def _check_range(path: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    bounds = metadata.get("bounds", {})
+    if value is None or (isinstance(value, str) and value in metadata.get("words", ())):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}={value} must be a finite number")
+    wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
+    hint = f": {metadata['hint']}" if metadata.get("hint") else ""
+    if bounds and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{path}={value} must be a number {wanted}{hint}")
+    holds = {
+        ">=": lambda bound: value >= bound,
+        ">": lambda bound: value > bound,
+        "<=": lambda bound: value <= bound,
+        "<": lambda bound: value < bound,
+    }
+    if not all(holds[sign](bound) for sign, bound in bounds.items()):
+        raise UserError(f"{path}={value} must be {wanted}{hint}")

@@ -1,0 +1,237 @@
+"""What a config may build: classes by role, found by their `_target_`.
+
+A config can come from a run directory that someone else wrote, so a `_target_` is looked up here
+before anything is called. Each class of cosyexp registers itself for one role; torch's optimizers
+and activations are listed by name; packages that the user trusts may define anything:
+
+    trusted=[mylab]                         on the command line or in the user's own config folder
+    [project.entry-points."cosyexp.plugins"]     in an installed package's pyproject.toml
+    mylab = "mylab"
+
+A list of trusted packages is never read from a run directory.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cosyexp.errors import UserError
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+ROLES = (
+    "network",
+    "module",
+    "component",
+    "objective",
+    "collator",
+    "layout",
+    "tokenizer",
+    "token_sampler",
+    "engine",
+    "optimizer",
+    "scheduler",
+    "logger",
+    "callback",
+    "metric",
+    "method",
+    "format",
+    "corpus",
+    "front_end",
+    "score",
+)
+# what may stand inside another node: it computes, and touches neither files nor processes
+NESTED = ("network", "module", "layout", "tokenizer", "optimizer", "scheduler")
+TORCH = {
+    "optimizer": ("Adam", "AdamW", "Adagrad", "NAdam", "RAdam", "RMSprop", "SGD"),
+    "module": ("ELU", "GELU", "Identity", "LeakyReLU", "Mish", "ReLU", "SiLU", "Tanh"),
+}
+LISTED = {
+    "optimizer": {f"torch.optim.{name}" for name in TORCH["optimizer"]},
+    "module": {f"torch.nn.{name}" for name in TORCH["module"]},
+}
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+PLUGINS = "cosyexp.plugins"  # the entry-point group
+
+_registered: dict[str, set[Callable[..., Any]]] = {role: set() for role in ROLES}
+_trusted: set[str] = set()
+
+
+def register(role: str) -> Callable[[Builder], Builder]:
+    """Class decorator: configs may build this class, or call this function, in a role."""
+    assert role in ROLES, role
+
+    def add(builder: Builder) -> Builder:
+        _registered[role].add(builder)
+        return builder
+
+    return add
+
+
+def trust(packages: Iterable[str]) -> None:
+    """Lets configs of this process build what these packages define.
+
+    The current folder is added to the import path, so that a package in it is found by the console
+    scripts too.
+
+    Raises:
+        UserError: a package cannot be imported.
+    """
+    for package in packages:
+        if package in _trusted:
+            continue
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"trusted=[{package}]: the package cannot be imported ({error}): install it, or "
+                f"run from the folder that holds it"
+            ) from None
+        _trusted.add(package)
+
+
+@cache
+def plugins() -> dict[str, str]:
+    """Returns the installed packages that declare the entry point `cosyexp.plugins`, by name."""
+    return {entry.name: entry.value for entry in entry_points(group=PLUGINS)}
+
+
+def plugin_config_dirs() -> Iterator[Path]:
+    """Yields the `conf/` folder of each plugin package that has one."""
+    for package in plugins().values():
+        spec = importlib.util.find_spec(package)
+        for place in spec.submodule_search_locations or () if spec else ():
+            if (folder := Path(place) / "conf").is_dir():
+                yield folder
+
+
+def build(node: Any, role: str, *args: Any, **kwargs: Any) -> Any:
+    """Checks a config node and instantiates it with Hydra.
+
+    Args:
+        node: a mapping with `_target_`, the arguments, and perhaps `_partial_: true`.
+        role: one of ROLES; the target must be registered for it.
+        args, kwargs: more arguments of the call.
+
+    Raises:
+        UserError: the target is not registered for the role, an argument is unknown, or the
+            constructor refuses a value.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    check(node, role)
+    try:
+        return hydra.utils.instantiate(node, *args, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = _innermost(error)
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, ValueError | TypeError):
+            name = str(node["_target_"]).rsplit(".", 1)[-1]
+            raise UserError(f"{name} cannot be built with these settings: {cause}") from None
+        raise
+
+
+def get_class(node: Any, role: str) -> Any:
+    """Checks a config node and returns the class of its target without building it."""
+    check(node, role)
+    return _find(str(node["_target_"]))
+
+
+def check(node: Any, role: str) -> None:
+    """Checks a config node with all nodes inside it; nothing is built.
+
+    Raises:
+        UserError: a target is not registered for its role, or an argument is unknown.
+    """
+    _check(node, (role,), role)
+
+
+def _check(node: Any, roles: tuple[str, ...], path: str) -> None:
+    if isinstance(node, str) and "${" in node:
+        # a run's config is resolved; an interpolation could bring in anything
+        raise UserError(f"{path} holds the interpolation {node!r}, in which a _target_ could hide")
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_target(node, roles, path)
+        elif roles != NESTED:
+            raise UserError(f"{path} has no _target_: name the class that it builds")
+        for key, value in node.items():
+            if key != "_target_":
+                _check(value, NESTED, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            _check(value, NESTED, f"{path}[{i}]")
+    elif roles != NESTED:
+        raise UserError(f"{path}={node!r} is not a mapping with a _target_")
+
+
+def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) -> None:
+    target = node["_target_"]
+    kind = roles[0] if len(roles) == 1 else "part of a network or an objective"
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+        raise UserError(f"{path}._target_={target!r} is not the dotted name of a class")
+    listed = any(target in LISTED.get(role, ()) for role in roles)
+    packages = {"cosyexp", *_trusted, *plugins().values()}
+    package = next((name for name in packages if target.startswith(f"{name}.")), None)
+    if not listed and package is None:
+        raise UserError(
+            f"{path}._target_={target} is not a registered {kind}; if you trust the package, add "
+            f"trusted=[{target.split('.', 1)[0]}] to the command"
+        )
+    found = _find(target)
+    if package == "cosyexp" and not any(found in _registered[role] for role in roles):
+        raise UserError(f"{path}._target_={target} is not a registered {kind}")
+    if package not in ("cosyexp", None):
+        module = str(getattr(found, "__module__", ""))
+        whole = inspect.isclass(found) or inspect.isfunction(found)
+        if not whole or not f"{module}.".startswith(f"{package}."):
+            raise UserError(f"{path}._target_={target} is not defined in the package {package}")
+    known = _parameters(found)
+    for key in node:
+        if key in ("_target_", "_partial_"):
+            continue
+        if not isinstance(key, str) or key.startswith("_") or (known and key not in known):
+            near = get_close_matches(str(key), known)
+            hint = f": did you mean {near[0]}?" if near else f": it takes {', '.join(known)}"
+            raise UserError(f"{path}.{key} is not an argument of {target.split('.')[-1]}{hint}")
+
+
+def _find(target: str) -> Any:
+    """Imports the module of a dotted name that was checked, and returns what it names."""
+    module, _, name = target.rpartition(".")
+    try:
+        return vars(importlib.import_module(module))[name]
+    except (ImportError, KeyError):
+        raise UserError(f"_target_={target} does not exist: correct its name") from None
+
+
+def _parameters(found: Any) -> list[str]:
+    """Returns the names of all arguments; empty if it takes any.
+
+    A class that passes **options to its base takes those of its base too.
+    """
+    parameters = inspect.signature(found).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+        return names
+    base = found.__base__ if inspect.isclass(found) else object
+    inherited = _parameters(base) if base is not object else []
+    return [*names, *inherited] if inherited else []
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,318 @@
+"""Builds a trainer from a config: `build_trainer` reads as the list of what a run is made of."""
+
+import logging
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cosyexp.config import TrainConfig, engine_config, to_dict
+from cosyexp.data.dataset import Dataset
+from cosyexp.data.draws import VALIDATION, Draws
+from cosyexp.data.loader import Loader, ValidationLoader
+from cosyexp.data.preparation import check_family, prepare_corpus
+from cosyexp.data.sampler import BatchSampler
+from cosyexp.errors import UserError
+from cosyexp.objectives.base import Objective, ReferenceObjective
+from cosyexp.registry import build, trust
+from cosyexp.run.checkpoint import Checkpoint
+from cosyexp.run.directory import RunDirectory, flat
+from cosyexp.run.environment import describe
+from cosyexp.run.files import replace_file, write_json
+from cosyexp.run.logs import console, log_file
+from cosyexp.run.weights import init_weights, weights_of
+from cosyexp.training.engines.base import Engine
+from cosyexp.training.loggers.base import Logger, RunInfo
+from cosyexp.training.reference import setup_reference
+from cosyexp.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    best: the lowest validation loss. step: the last step. stopped: on request, before the end;
+    preempted: to be started again.
+    """
+
+    best: float | None
+    step: int
+    stopped: bool
+    preempted: bool
+
+
+class Job(NamedTuple):
+    """What every rank is given: the config, and the overrides of the command line, for the record."""
+
+    config: TrainConfig
+    overrides: Sequence[str] = ()
+
+
+def train(job: Job) -> Outcome:
+    """Trains one rank of a run, from where its run directory stands."""
+    with build_trainer(job.config, job.overrides) as trainer:
+        progress = trainer.fit()
+        best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
+        ended = "done" if trainer.done else "stopped"
+        log.info("%s at step %d%s: %s", ended, progress.step, best, trainer.run)
+        stopped = not trainer.done
+        return Outcome(progress.best, progress.step, stopped, trainer.stop.preempted and stopped)
+
+
+@contextmanager
+def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterator[Trainer]:
+    """Builds the trainer of a run, ready to `fit`; on exit, closes what it opened.
+
+    A run starts from its own newest checkpoint; else from `init_from`; else from the network's
+    `pretrained` weights; else from scratch.
+
+    Raises:
+        UserError: a setting, a file or the run directory does not allow it.
+    """
+    trust(config.trusted)
+    run = RunDirectory(config.run_dir)
+    with ExitStack() as stack:
+        previous = _previous_config(run, config)
+        engine = build_engine(config)
+        stack.callback(engine.close)
+        stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
+        stack.enter_context(log_file(run.logs / f"rank_{engine.rank}.log"))
+        if engine.rank == 0:  # before the newest checkpoint is read: a running training writes more
+            stack.enter_context(run.lock())
+        engine.all_gather(None)
+        checkpoint = run.checkpoints.latest() if previous else None
+        _set_threads(engine_config(config.engine).threads, checkpoint)
+
+        trainer = assemble(config, run, engine)
+        stack.callback(trainer.loader.close)
+        source = None if checkpoint else _load_initial_weights(config, trainer)
+        trainer.setup()
+        if checkpoint:
+            trainer.resume(checkpoint)
+            log.info("%s: resuming at step %d", run, trainer.progress.step)
+            if previous and previous.init_from != config.init_from:
+                log.warning("init_from=%s is ignored: the run has weights", config.init_from)
+        else:
+            log.info("%s: starting from %s", run, source or "scratch")
+
+        if engine.rank == 0:  # from here on the directory holds a run
+            _describe(run, config, overrides)
+        engine.all_gather(None)
+        step = trainer.progress.step if checkpoint else -1
+        for logger in trainer.loggers:
+            logger.start(RunInfo(run, hparams(config, overrides), step))
+            stack.callback(logger.close)
+        yield trainer
+
+
+def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
+    """Builds the objective, the data and all else that a trainer is made of.
+
+    Raises:
+        UserError: a setting or a file does not allow it.
+    """
+    objective = build_objective(config)
+    train_data, valid_data = build_datasets(config, engine)
+    if isinstance(objective, ReferenceObjective):
+        setup_reference(objective, config, run, (train_data, valid_data), engine)
+    return Trainer(
+        objective=objective,
+        engine=engine,
+        loader=build_loader(config, train_data, engine),
+        validation=build_validation(config, valid_data, engine) if valid_data else None,
+        preview=_preview(config, valid_data) if valid_data else None,
+        run=run,
+        config=config.trainer,
+        retention=config.checkpoint,
+        seed=config.seed,
+        fingerprint=_fingerprint(train_data),
+        callbacks={name: build(node, "callback") for name, node in config.callbacks.items()},
+        metrics={name: build(node, "metric") for name, node in config.metrics.items()},
+        loggers=build_loggers(config) if engine.rank == 0 else (),
+    )
+
+
+# the parts ---------------------------------------------------------------------------------------
+
+
+def build_engine(config: TrainConfig) -> Engine:
+    """Builds the engine, which joins the process group."""
+    node = {k: v for k, v in config.engine.items() if k not in ("nproc_per_node", "threads")}
+    trainer = config.trainer
+    engine: Engine = build(node, "engine")(
+        precision=trainer.precision.value,
+        max_grad_norm=trainer.max_grad_norm,
+        ema=trainer.ema,
+        running_sum=trainer.running_sum,
+    )
+    if trainer.deterministic:
+        torch.use_deterministic_algorithms(True)
+    return engine
+
+
+def build_objective(config: TrainConfig) -> Objective:
+    """Builds the objective around the network, with the initial weights that the seed gives.
+
+    Raises:
+        UserError: a setting of the network, the objective or an optimizer is refused.
+    """
+    torch.manual_seed(config.seed)
+    network = build(config.network, "network")
+    try:
+        objective: Objective = build(config.objective, "objective")(network)
+        for trainable in objective.trainables.values():
+            trainable.optimizer([torch.nn.Parameter(torch.zeros(1))])  # checks its settings
+    except (ValueError, TypeError) as error:  # of a partial, which Hydra does not call
+        raise UserError(f"objective cannot be built with these settings: {error}") from None
+    return objective
+
+
+def build_datasets(config: TrainConfig, engine: Engine) -> tuple[Dataset, Dataset | None]:
+    """Opens the training and the validation data.
+
+    Rank 0 first computes what is missing on disk.
+    """
+    data = config.data
+    collator = build(config.model.collator, "collator")
+
+    def open_list(lists: Any, repeats: Sequence[float] | None = None) -> Dataset:
+        return Dataset(
+            [lists] if isinstance(lists, str) else lists,
+            collator,
+            repeats=repeats,
+            max_bad=data.max_bad,
+            processes=data.processes,
+            longest=data.longest,
+            limit=data.limit,
+        )
+
+    def open_both() -> tuple[Dataset, Dataset | None]:
+        return open_list(data.train, data.repeats), open_list(data.valid) if data.valid else None
+
+    datasets = None
+    if engine.rank == 0:
+        if data.corpus:
+            assert data.dir is not None
+            prepare_corpus(data.corpus, config.family, Path(data.dir))
+        if data.dir:
+            check_family(Path(data.dir), config.family)
+        datasets = open_both()
+    engine.all_gather(None)
+    return datasets or open_both()
+
+
+def build_loader(config: TrainConfig, dataset: Dataset, engine: Engine) -> Loader:
+    """Builds this rank's loader of training micro-batches."""
+    sampler, options = _loader_options(config, dataset, engine)
+    padding = 100 * sampler.padding()
+    log.info("%d training utterances, %.1f %% padding", len(dataset), padding)
+    return Loader(dataset, sampler, accumulate=config.trainer.accumulate, **options)
+
+
+def build_validation(config: TrainConfig, dataset: Dataset, engine: Engine) -> ValidationLoader:
+    """Builds this rank's loader of validation micro-batches."""
+    sampler, options = _loader_options(config, dataset, engine)
+    log.info("%d validation utterances", len(dataset))
+    return ValidationLoader(dataset, sampler, **options)
+
+
+def build_loggers(config: TrainConfig) -> list[Logger]:
+    """Builds the loggers, not started yet."""
+    return [build(node, "logger") for node in config.logger.values()]
+
+
+def _loader_options(
+    config: TrainConfig, dataset: Dataset, engine: Engine
+) -> tuple[BatchSampler, dict[str, Any]]:
+    sampler = BatchSampler(
+        lengths=dataset.lengths,
+        repeats=dataset.repeats,
+        budget=config.data.max_frames,
+        seed=config.seed,
+    )
+    options = {
+        "seed": config.seed,
+        "workers": config.data.workers,
+        "pin": engine.device.type == "cuda",
+        "rank": engine.rank,
+        "world": engine.world,
+        "equal_batches": engine.equal_batches,
+    }
+    return sampler, options
+
+
+def _preview(config: TrainConfig, valid: Dataset) -> Any:
+    """Returns a batch of utterances spread over the validation data, or None."""
+    count = min(config.trainer.previews, len(valid))
+    if not count:
+        return None
+    rows = np.unique(np.linspace(0, len(valid) - 1, count, dtype=int)).tolist()
+    return valid.batch(rows, Draws(config.seed, VALIDATION))
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    return f"{len(dataset)} utterances, {zlib.crc32(dataset.lengths.tobytes()):08x}"
+
+
+def _previous_config(run: RunDirectory, config: TrainConfig) -> TrainConfig | None:
+    """Returns the config of the run to resume, which `config` may continue; None for a new run."""
+    if run.exists and run.checkpoints.all():
+        run.refuse_other(config)
+        return run.config()
+    if config.init_from:
+        weights_of(config.init_from)  # reports a missing file before the data are prepared
+    return None
+
+
+def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
+    """Sets torch's threads; on CPU they are part of the arithmetic, so a resume keeps them."""
+    stored = None
+    if checkpoint and not torch.cuda.is_available():
+        stored = checkpoint.meta.get("threads")
+    if (threads := wanted or stored) and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _load_initial_weights(config: TrainConfig, trainer: Trainer) -> Path | None:
+    """Loads `init_from`, else the network's `pretrained`; returns where the weights are from."""
+    trainables = trainer.objective.trainables
+    networks: dict[str, Any] = {name: trainable.module for name, trainable in trainables.items()}
+    if config.init_from:
+        return init_weights(networks, trainer.model, config.init_from, config.init_strict)
+    if not (folder := config.network.get("pretrained")):
+        return None
+    try:
+        networks[trainer.model].load_pretrained(Path(folder))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"network.pretrained={folder} cannot be loaded: {reason}") from None
+    return Path(folder)
+
+
+def hparams(config: TrainConfig, overrides: Sequence[str]) -> dict[str, str | float | bool]:
+    """Returns what the command line sets, but for paths: {"model": "llm", "optimizer.lr": 0.001}."""
+    typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
+    resolved: Mapping[str, Any] = {k: v for k, v in flat(to_dict(config)) if k in typed}
+    values = {**typed, **resolved}
+    return {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in values.items()
+        if "/" not in str(value)
+    }
+
+
+def _describe(run: RunDirectory, config: TrainConfig, overrides: Sequence[str]) -> None:
+    """Writes what describes the run, before its first checkpoint."""
+    speakers = config.data.speakers
+    if speakers and not run.speakers.exists():
+        content = Path(speakers).read_bytes()
+        with replace_file(run.speakers) as file:
+            file.write(content)
+    run.write_config(config, overrides)
+    write_json(run.path / "environment.json", describe())
+    run.checkpoints.remove_partial()

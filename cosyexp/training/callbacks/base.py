@@ -1,0 +1,78 @@
+"""What a callback is. To add one, subclass `Callback` and name it in a YAML of `conf/callbacks/`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosyexp.errors import UserError
+
+if TYPE_CHECKING:
+    from cosyexp.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one step was made of, summed over ranks.
+
+    units: counts of the objective's units (tokens, frames, segments, pairs) and of utterances.
+    data_seconds: time that this rank waited for its micro-batches.
+    """
+
+    units: Mapping[str, float]
+    data_seconds: float
+
+
+class Callback:
+    """Base of all callbacks; override the events that you need.
+
+    Events come in this order, on every rank:
+
+        on_fit_start
+        each step:    on_step_end
+                      on_validation_end    if a validation is due
+                      on_save              after a checkpoint is written
+        on_fit_end                         also if the run is stopped; not after an error
+
+    What `state_dict` returns is part of each checkpoint, and a resumed run gives it back before
+    `on_fit_start`: with it, a callback goes on as if the run had never stopped. The state of rank 0
+    is saved. It holds tensors, numbers, strings, and containers of them, nothing else.
+    """
+
+    should_stop = False  # True ends the training after this step, as if it were the last one
+
+    def on_fit_start(self, trainer: "Trainer") -> None:
+        """Runs before the first step of this process."""
+
+    def on_step_end(self, trainer: "Trainer", stats: StepStats) -> None:
+        """Runs after each step; `trainer.progress.step` counts it."""
+
+    def on_validation_end(self, trainer: "Trainer", losses: Mapping[str, float]) -> None:
+        """Runs after each validation, with its losses and metrics by name."""
+
+    def on_save(self, trainer: "Trainer", checkpoint: Path) -> None:
+        """Runs after a checkpoint is written, before older ones are pruned."""
+
+    def on_fit_end(self, trainer: "Trainer") -> None:
+        """Runs after the last step of this process."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to go on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+def monitored(losses: Mapping[str, float], name: str) -> float:
+    """Returns a validation loss or metric.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in losses:
+        raise UserError(
+            f"a callback monitors {name}, which the validation does not measure: it has "
+            f"{', '.join(losses)}"
+        )
+    return losses[name]

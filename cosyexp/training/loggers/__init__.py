@@ -1,0 +1,1 @@
+"""Loggers: where a run sends its metrics, spectrograms and audio."""

@@ -1,0 +1,116 @@
+"""What a logger is. To add one, write a class like those here and a YAML in `conf/logger/`.
+
+Loggers run on rank 0 alone. The trainer calls `start` once, `log_metrics` and `log_media` as it
+goes, `flush` before each checkpoint, and `close` at the end.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cosyexp.objectives.base import Audio, SpectrogramImage
+from cosyexp.run.directory import RunDirectory
+from cosyexp.run.files import write_json
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a logger may want to know of a run.
+
+    hparams: what the command line sets, but for paths. resumed_step: the step that the run goes on
+    from; -1 for a new run. Whatever was logged after that step will be logged again.
+    """
+
+    directory: RunDirectory
+    hparams: Mapping[str, str | float | bool]
+    resumed_step: int
+
+    @property
+    def name(self) -> str:
+        """The run directory's last two parts, such as `demo-llm`."""
+        return "-".join(self.directory.path.absolute().parts[-2:])
+
+
+class Logger(Protocol):
+    """A destination of metrics. Every step must be there once, also if a run was killed."""
+
+    def start(self, info: RunInfo) -> None:
+        """Opens the destination."""
+        ...
+
+    def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Logs values by name; it may be called several times in a step, with other names."""
+        ...
+
+    def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
+        """Logs a picture or a sound."""
+        ...
+
+    def flush(self) -> None:
+        """Sends what is buffered."""
+        ...
+
+    def close(self) -> None:
+        """Sends what is buffered and closes the destination."""
+        ...
+
+
+class BufferedLogger:
+    """Base of loggers that send one record per step to a service that cannot be rewound.
+
+    A resumed run logs the steps after its checkpoint again. As they come out the same to the last
+    bit, those that were sent before are skipped: `<run_dir>/loggers/<name>.json` holds the last
+    step that was sent, and what a subclass needs to go on, such as the id of its run.
+    """
+
+    name: str
+
+    def start(self, info: RunInfo) -> None:
+        """Reads how far an earlier process came, and connects."""
+        self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
+        self._sent: dict[str, Any] = {"step": -1}
+        if self._path.exists():
+            self._sent |= json.loads(self._path.read_text())
+        self._step, self._values = -1, dict[str, float]()
+        self._sent["id"] = self.connect(info, self._sent.get("id"))
+        write_json(self._path, self._sent)
+
+    def connect(self, info: RunInfo, run_id: str | None) -> str:
+        """Opens a new run, or the one with an id, and returns its id."""
+        raise NotImplementedError
+
+    def send(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends the record of a step."""
+        raise NotImplementedError
+
+    def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Adds values to the record of a step; the records of earlier steps are sent."""
+        self.at_step(step)
+        self._values |= {"epoch": epoch, **values}
+
+    def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
+        """Ignores media."""
+
+    def at_step(self, step: int) -> None:
+        """Sends the record of an earlier step."""
+        if step != self._step:
+            self.flush()
+        self._step = step
+
+    def is_new(self, step: int) -> bool:
+        """Whether a step was not sent by an earlier process."""
+        return step > int(self._sent["step"])
+
+    def flush(self) -> None:
+        """Sends the record at hand."""
+        if self._values and self.is_new(self._step):
+            self.send(self._step, self._values)
+            self._sent["step"] = self._step
+            write_json(self._path, self._sent)
+        self._values = {}
+
+    def close(self) -> None:
+        """Sends the record at hand."""
+        self.flush()

@@ -1,0 +1,49 @@
+"""metrics.csv: one row per step."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from cosyexp.objectives.base import Audio, SpectrogramImage
+from cosyexp.registry import register
+from cosyexp.run.files import write_text
+from cosyexp.training.loggers.base import RunInfo
+
+
+@register("logger")
+class Csv:
+    """A table with a column for every name; it is rewritten at each checkpoint and at the end.
+
+    On resume the rows after the step of the checkpoint are dropped, as they will come again.
+    """
+
+    def start(self, info: RunInfo) -> None:
+        """Reads the rows up to the resumed step."""
+        self._path: Path = info.directory.path / "metrics.csv"
+        self._rows: dict[int, dict[str, float | str]] = {}
+        if self._path.exists():
+            with open(self._path, newline="") as file:
+                for row in csv.DictReader(file):
+                    if int(row["step"]) <= info.resumed_step:
+                        self._rows[int(row["step"])] = {k: v for k, v in row.items() if v}
+
+    def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Adds values to the row of a step."""
+        self._rows.setdefault(step, {"step": step, "epoch": epoch}).update(values)
+
+    def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
+        """Ignores media."""
+
+    def flush(self) -> None:
+        """Writes the file."""
+        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        content = io.StringIO()
+        writer = csv.DictWriter(content, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        write_text(self._path, content.getvalue())
+
+    def close(self) -> None:
+        """Writes the file."""
+        self.flush()

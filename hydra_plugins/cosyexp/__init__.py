@@ -1,0 +1,1 @@
+"""Hydra plugins of cosyexp: search path, launchers, sweeper. Hydra finds them by this folder."""
