@@ -4,7 +4,8 @@
   select=best|last|window|ema
                          the best by a validation metric, the newest, all of window=, the newest EMA
   num=5                  how many; 1 of ema, all of a window
-  metric=loss mode=min   what is best: the lowest or the highest (mode=max) of a validation metric
+  metric=loss            the validation loss or metric that says which are best
+  metric_mode=min|max    whether its lowest or its highest value is best
   window=[1000,2000]     only checkpoints from one step to another
   method=uniform|weighted|greedy|running
                          the mean; weights of softmax(-metric / method.temperature); a greedy soup,
@@ -43,7 +44,7 @@ def main(config: AverageConfig) -> str:
     folder, rule = Path(config.run_dir), config.select.value
     output = None if config.output is None else output_file(config.output)
     method: Method = build(config.method, "method")
-    criterion = Criterion(config.metric, config.mode.value)
+    criterion = Criterion(config.metric, config.metric_mode.value)
     selection = Selection(rule, config.num, criterion, config.window, config.strict)
 
     def evaluate(weights: Path) -> "Mapping[str, float]":
@@ -63,7 +64,7 @@ def main(config: AverageConfig) -> str:
             about = {
                 "select": rule,
                 "metric": config.metric,
-                "mode": config.mode.value,
+                "metric_mode": config.metric_mode.value,
                 "method": config.method,
             }
             path = write_folder(average, source, folder_name(selection, method), about)

@@ -5,7 +5,8 @@
   format=official        the weights, for the original's own runtime: llm.pt, flow.pt or hift.pt
   run_dir=...            the run; default: the newest one under runs/
   weights=best|last|average|<a name under averages/>|<path>
-  metric=loss mode=min   what best means: the lowest or the highest (mode=max) of a metric
+  metric=loss metric_mode=min|max
+                         what best means: the lowest or the highest value of a validation metric
   precision=fp32,fp16    several at once; int8 too for onnx
   components=a,b         only these; default: all
   latency=false          do not measure it
@@ -72,7 +73,9 @@ def find_source(config: ExportConfig) -> "ExportSource":
         run = newest_run() if config.run_dir is None else RunDirectory(config.run_dir)
         if config.run_dir is None:
             print(f"no run_dir was given: the newest run, {run}")
-        return source_from_run(run, config.weights, Criterion(config.metric, config.mode.value))
+        return source_from_run(
+            run, config.weights, Criterion(config.metric, config.metric_mode.value)
+        )
     if config.run_dir is not None:
         raise UserError(f"run_dir={config.run_dir} and official= exclude each other: give one")
     if config.out is None:

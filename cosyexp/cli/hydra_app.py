@@ -71,12 +71,12 @@ def _run_hydra(task: Task, config: str, free: Collection[str], lists: Collection
     """Composes the config from the command line and runs the task with it, or a sweep."""
     import hydra
 
-    from cosyexp.cli.overrides import check_flags, normalize_overrides
+    from cosyexp.cli.overrides import add_config_dir, check_flags, normalize_overrides
 
     register()
     check_flags(sys.argv[1:])
-    sys.argv[1:] = normalize_overrides(sys.argv[1:], free, lists)
     folder, _, name = config.rpartition("/")
+    sys.argv[1:] = add_config_dir(list(normalize_overrides(sys.argv[1:], free, lists)), folder)
     path = str((CONFIG_DIR / folder).resolve())
     hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
 

@@ -13,6 +13,7 @@ from cosyexp.errors import UserError
 
 ALIASES = {"trainer.clip": "trainer.max_grad_norm"}
 OVERLAYS = ("experiment", "debug", "hparams_search")  # null by default: + changes nothing
+CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
 MULTIRUN = {"-m", "--multirun"}
 SHOW = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "-r", "--run"}
 
@@ -56,6 +57,26 @@ def _needs_quotes(word: str, free: bool) -> bool:
     except HydraException:
         return free or "/" in word
     return free and not isinstance(override._value, QuotedString)
+
+
+def add_config_dir(words: Sequence[str], inside: str) -> list[str]:
+    """Lets `--config-dir` hold the groups of an app whose primary config is in a subfolder.
+
+    `--config-dir mine` finds `mine/export/format/x.yaml` for the export app, as in conf/.
+
+    Args:
+        words: the arguments of the command.
+        inside: the subfolder of conf/ with the app's primary config; empty for most apps.
+    """
+    added = list(words)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if inside and flag in CONFIG_DIR_FLAGS:
+            folder = value if equals else (words[i + 1] if i + 1 < len(words) else "")
+            nested = os.path.abspath(os.path.join(folder, inside))
+            if folder and os.path.isdir(nested):
+                added.append(f"hydra.searchpath=[{quote(f'file://{nested}')}]")
+    return added
 
 
 def quote(value: str) -> str:

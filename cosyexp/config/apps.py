@@ -26,7 +26,7 @@ class Select(Enum):
     ema = "ema"
 
 
-class Mode(Enum):
+class MetricMode(Enum):
     """Which values of a metric are better."""
 
     min = "min"
@@ -108,8 +108,8 @@ class TrainConfig(ExportedConfig, AppConfig):
 
 @dataclass
 class AverageConfig(AppConfig):
-    """num: checkpoints; null: 5, 1 of ema, all of a window. metric: of the validation. mode:
-    whether its lowest or its highest value is best. window: [from, to], in steps. method: how the
+    """num: checkpoints; null: 5, 1 of ema, all of a window. metric: of the validation.
+    metric_mode: whether its lowest or its highest value is best. window: [from, to], in steps. method: how the
     checkpoints are combined. output: a file instead of a folder in the run. strict: refuse fewer
     checkpoints than num."""
 
@@ -117,7 +117,7 @@ class AverageConfig(AppConfig):
     select: Select = Select.best
     num: int | None = setting(None, ge=1)
     metric: str = "loss"
-    mode: Mode = Mode.min
+    metric_mode: MetricMode = MetricMode.min
     window: list[int] | None = None
     method: Node = field(default_factory=dict)
     output: str | None = None
@@ -136,7 +136,7 @@ class ExportConfig(AppConfig):
     format: Node = field(default_factory=dict)
     weights: str = "best"
     metric: str = "loss"
-    mode: Mode = Mode.min
+    metric_mode: MetricMode = MetricMode.min
     precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
     components: list[str] = field(default_factory=lambda: ["all"])
     latency: bool = True

@@ -96,7 +96,7 @@ class ComponentFormat:
         with staged(out, job) as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
-                self.write(component, path, precision)
+                self._write(component, path, name, precision)
                 report[name] = {
                     "file": path.name,
                     "weights": str(source.weights),
@@ -118,6 +118,18 @@ class ComponentFormat:
     def file(self, name: str, precision: str) -> str:
         """Returns the file name of a component."""
         return f"{name}.{precision}.{self.suffix}"
+
+    def _write(self, component: Component, path: Path, name: str, precision: str) -> None:
+        try:
+            self.write(component, path, precision)
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # each exporter raises its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{name} cannot be exported as format={self.name} ({reason}): choose another "
+                f"format or components=, or see the whole error with HYDRA_FULL_ERROR=1"
+            ) from error
 
     def _verify(
         self, component: Component, path: Path, name: str, precision: str

@@ -10,6 +10,7 @@ from cosyexp.registry import plugin_config_dirs
 class CosyexpSearchPath(SearchPathPlugin):
     """Lets every app of cosyexp see all groups of conf/, and those of installed plugin packages.
 
+    The export app, whose primary config is in conf/export, sees conf/export of each package too.
     Other Hydra apps of the same environment keep their search path.
     """
 
@@ -20,5 +21,8 @@ class CosyexpSearchPath(SearchPathPlugin):
         if primary is None or primary.removeprefix("file://") not in map(str, folders):
             return
         search_path.append("cosyexp", f"file://{CONFIG_DIR.resolve()}")
+        inside = primary.removeprefix("file://").removeprefix(str(CONFIG_DIR.resolve())).strip("/")
         for folder in plugin_config_dirs():
-            search_path.append("cosyexp.plugins", f"file://{folder.resolve()}")
+            for path in dict.fromkeys([folder / inside, folder]):
+                if path.is_dir():
+                    search_path.append("cosyexp.plugins", f"file://{path.resolve()}")

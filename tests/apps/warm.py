@@ -1,6 +1,6 @@
 """Runs modules in forks of a process that has imported the heavy packages already, which takes most of a cold start.
 
-`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err} and answers each with an exit status. What a
+`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err, env} and answers each with an exit status. What a
 fork runs is what `python -m <module> <words>` runs, in a process of its own.
 """
 
@@ -43,15 +43,15 @@ class Warm:
         self.server = server
 
     def __call__(
-        self, app: str, *words: str, cwd: Path, check: bool = True
+        self, app: str, *words: str, cwd: Path, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        result = self.module(f"cosyexp.{app}", *words, cwd=cwd)
+        result = self.module(f"cosyexp.{app}", *words, cwd=cwd, **env)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
 
     def module(
-        self, name: str, *words: object, cwd: Path, seconds: int = 300
+        self, name: str, *words: object, cwd: Path, seconds: int = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
         assert self.server.stdin and self.server.stdout
         with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +63,7 @@ class Warm:
                 "seconds": seconds,
                 "out": str(out),
                 "err": str(err),
+                "env": env,
             }
             self.server.stdin.write(json.dumps(order) + "\n")
             self.server.stdin.flush()
@@ -90,6 +91,7 @@ def run(order: dict[str, Any]) -> None:
     """Never returns to the server's loop: what the module raises ends this fork."""
     signal.alarm(order["seconds"])
     os.chdir(order["cwd"])
+    os.environ |= order["env"]
     for number, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, order["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),

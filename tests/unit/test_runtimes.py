@@ -283,7 +283,8 @@ def test_a_program_whose_sizes_hang_together(tmp_path):
     )
     torch.manual_seed(0)
     component = build(
-        config["components"]["flow.conditions"], build(config.network, "network").requires_grad_(False)
+        config["components"]["flow.conditions"],
+        build(config.network, "network").requires_grad_(False),
     ).eval()
     Pt2().write(component, tmp_path / "program.pt2")
     assert (

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class BestCheckpoint(Callback):
     """Adds a rule to the pruning of checkpoints: the best `keep` by `monitor` stay.
 
-    They are found later by `average select=best metric=<monitor> mode=<mode>` and by
-    `export weights=best metric=<monitor> mode=<mode>`.
+    They are found later by `average select=best metric=<monitor> metric_mode=<mode>` and by
+    `export weights=best metric=<monitor> metric_mode=<mode>`.
 
     Args:
         monitor: name of a validation loss or metric.

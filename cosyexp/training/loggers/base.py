@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cosyexp.errors import UserError
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import write_json
@@ -62,19 +63,27 @@ class BufferedLogger:
 
     A resumed run logs the steps after its checkpoint again. As they come out the same to the last
     bit, those that were sent before are skipped: `<run_dir>/loggers/<name>.json` holds the last
-    step that was sent, and what a subclass needs to go on, such as the id of its run.
+    step that was sent and the id of the service's run. Services that write in the background may
+    lack the last seconds before a process was killed outright; metrics.jsonl has them.
     """
 
     name: str
 
     def start(self, info: RunInfo) -> None:
-        """Reads how far an earlier process came, and connects."""
+        """Reads how far an earlier process came, and connects.
+
+        Raises:
+            UserError: the service refuses.
+        """
         self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
         self._sent: dict[str, Any] = {"step": -1}
         if self._path.exists():
             self._sent |= json.loads(self._path.read_text())
         self._step, self._values = -1, dict[str, float]()
-        self._sent["id"] = self.connect(info, self._sent.get("id"))
+        try:
+            self._sent["id"] = self.connect(info, self._sent.get("id"))
+        except Exception as error:
+            raise UserError(f"logger={self.name} cannot start: {error}") from error
         write_json(self._path, self._sent)
 
     def connect(self, info: RunInfo, run_id: str | None) -> str:

@@ -1,5 +1,6 @@
 """trackio: a local dashboard with the API of Weights & Biases."""
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,21 +25,26 @@ class Trackio(BufferedLogger):
     def __init__(self, *, project: str = "cosyexp") -> None:
         try:
             import trackio
+            from trackio.sqlite_storage import SQLiteStorage
         except ModuleNotFoundError:
             raise UserError(
                 "logger=trackio needs a package that is not installed: pip install "
                 "'cosyexp[trackio]'"
             ) from None
         self._trackio: Any = trackio
+        self._storage: Any = SQLiteStorage
         self._project = project
 
     def connect(self, info: RunInfo, run_id: str | None) -> str:
         """Starts a run, or resumes the one of this name."""
-        name = run_id or info.name
+        name = run_id or f"{info.name}-{secrets.token_hex(3)}"  # trackio resumes runs by name
         self._run = self._trackio.init(
             project=self._project, name=name, config=dict(info.hparams), resume="allow"
         )
-        return str(name)
+        # trackio writes in the background, so a killed run may have sent more than was stored
+        stored = self._storage.get_max_step_for_run(self._project, name)
+        self._sent["step"] = -1 if stored is None else stored
+        return name
 
     def send(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the record of a step."""

@@ -1,5 +1,6 @@
 """Weights & Biases."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ class WandB(BufferedLogger):
 
     Args:
         project, entity, group, tags: as in `wandb.init`.
-        mode: "online"; "offline" writes to `<run_dir>/wandb/`, for `wandb sync`.
+        mode: "online", or "offline" to write to `<run_dir>/wandb/` for `wandb sync`; None: what
+            WANDB_MODE says.
 
     Raises:
         UserError: wandb is not installed.
@@ -28,7 +30,7 @@ class WandB(BufferedLogger):
         self,
         *,
         project: str = "cosyexp",
-        mode: str = "online",
+        mode: str | None = None,
         entity: str | None = None,
         group: str | None = None,
         tags: Sequence[str] = (),
@@ -45,7 +47,7 @@ class WandB(BufferedLogger):
 
     def connect(self, info: RunInfo, run_id: str | None) -> str:
         """Starts a W&B run, or resumes the one with an id."""
-        run_id = run_id or self._wandb.util.generate_id()
+        run_id = run_id or secrets.token_hex(4)
         self._run = self._wandb.init(
             id=run_id,
             name=info.name,
@@ -56,7 +58,7 @@ class WandB(BufferedLogger):
             **self._options,
         )
         self._media: dict[str, Any] = {}
-        return str(run_id)
+        return run_id
 
     def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
         """Adds a picture or a sound to the record of a step."""
@@ -79,4 +81,4 @@ class WandB(BufferedLogger):
     def close(self) -> None:
         """Sends the record at hand and finishes the run."""
         super().close()
-        self._run.finish(quiet=True)
+        self._run.finish()
