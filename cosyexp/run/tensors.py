@@ -1,10 +1,10 @@
 """Reads and writes safetensors files tensor by tensor or in pieces, so that memory stays small.
 
-The safetensors library reads by mapping the file, which counts as memory of the process, and writes
-only tensors that are all in memory; averaging and ZeRO need neither. The files are the same as the
-library's. Format: the length of the header in 8 bytes, the header in JSON, then the numbers. A
-tensor with several names is written once; the metadata map its additional names to the first, as
-the library's `save_model` does.
+The safetensors library validates a file here, but it reads by mapping the file, which counts as
+memory of the process, and writes only tensors that are all in memory; averaging and ZeRO need
+neither. The files are the same as the library's. Format: the length of the header in 8 bytes, the
+header in JSON, then the numbers. A tensor with several names is written once; the metadata map its
+additional names to the first, as the library's `save_model` does.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cosyexp.errors import UserError
@@ -57,39 +58,30 @@ class TensorFile:
         self.metadata: dict[str, str] = {}
         self._handle = os.open(path, os.O_RDONLY)
         try:
+            with safe_open(path, "pt"):  # checks the header: sizes, shapes, offsets
+                pass
             self._entries = self._index()
-            if (
-                max((entry.end for entry in self._entries.values()), default=0)
-                > os.fstat(self._handle).st_size
-            ):
-                raise UserError(f"{path} is truncated: restore it, or create it again")
-        except BaseException:
+        except (SafetensorError, KeyError) as error:
             self.close()
-            raise
+            raise UserError(
+                f"{path} is not a valid safetensors file, or is truncated ({error}): restore it, or "
+                f"create it again"
+            ) from None
 
     def _index(self) -> dict[str, Entry]:
-        try:
-            (length,) = struct.unpack("<Q", os.pread(self._handle, 8, 0))
-            header = json.loads(
-                os.pread(self._handle, min(length, os.fstat(self._handle).st_size), 8)
+        (length,) = struct.unpack("<Q", os.pread(self._handle, 8, 0))
+        header = json.loads(os.pread(self._handle, length, 8))
+        self.metadata = header.pop("__metadata__", {})
+        entries = {
+            name: Entry(
+                TYPES[entry["dtype"]],
+                tuple(entry["shape"]),
+                *(8 + length + offset for offset in entry["data_offsets"]),
             )
-            self.metadata = header.pop("__metadata__", {})
-            begin = 8 + length
-            entries = {
-                name: Entry(
-                    TYPES[e["dtype"]],
-                    tuple(e["shape"]),
-                    *(begin + offset for offset in e["data_offsets"]),
-                )
-                for name, e in header.items()
-            }
-            return entries | {
-                name: entries[same] for name, same in self.metadata.items() if same in entries
-            }
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{self.path} is not a valid safetensors file: restore it, or create it again"
-            ) from None
+            for name, entry in header.items()
+        }
+        aliases = {name: same for name, same in self.metadata.items() if same in entries}
+        return entries | {name: entries[same] for name, same in aliases.items()}
 
     def keys(self) -> list[str]:
         """Returns the names of all tensors."""
