@@ -39,9 +39,9 @@ CHANGEABLE = (
     "trainer.on_nonfinite",
     "checkpoint.*",
     "engine.*",
-    "logger.*",
-    "callbacks.*",
-    "metrics.*",
+    "logger*",
+    "callbacks*",
+    "metrics*",
     "data.workers",
     "data.processes",
 )

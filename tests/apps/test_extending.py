@@ -99,6 +99,15 @@ def test_a_callback_ends_the_run_and_stays_ended(lab):
     assert metrics(lab / "short")[-1]["step"] == 6
 
 
+def test_a_run_may_go_on_without_its_callbacks_loggers_and_metrics(lab):
+    words = [*TRAIN, "run_dir=bare"]
+    command("train", *FLAGS, *words, "trainer.steps=1", cwd=lab)
+    bare = ["callbacks=none", "logger=jsonl", "metrics=none", "trainer.steps=2"]
+    command("train", *FLAGS, *words, *bare, cwd=lab)
+    assert metrics(lab / "bare")[-1]["step"] == 2
+    assert "| 2 |" not in (lab / "bare/losses.md").read_text()
+
+
 def test_the_method_averages_and_the_format_exports(run, lab):
     said = command("average", *FLAGS, "run_dir=run", "num=3", "method=ramp", cwd=lab).stdout
     assert [line.split()[-1] for line in said.splitlines()[1:4]] == ["0.167", "0.333", "0.500"]
