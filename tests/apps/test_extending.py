@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from cosyexp.data.draws import keyed
+from tests.apps.warm import Warm
 from tests.golden.test_golden import tone
-from tests.support import ROOT, command, environment, metrics, sentence
+from tests.support import ROOT, environment, metrics, sentence
 
 EXAMPLE = ROOT / "examples" / "mylab"
 FLAGS = ["--config-dir", "mylab/conf", "trusted=[mylab]"]
@@ -48,23 +49,23 @@ def write_wavs(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lab(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
     """A folder with recordings, and mylab copied into it; prepared by mylab's corpus."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(EXAMPLE / "mylab", folder / "mylab")
     write_wavs(folder / "wavs")
     corpus = ["corpus=text_beside", "corpus.root=wavs", "speech_tokenizer.codes=64"]
-    said = command("prepare", *FLAGS, *corpus, "processes=1", "out=data/mine", cwd=folder).stdout
+    said = warm("prepare", *FLAGS, *corpus, "processes=1", "out=data/mine", cwd=folder).stdout
     assert "data/mine: 24 utterances" in said and "2 speakers" in said
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(lab: Path) -> Path:
+def run(lab: Path, warm: Warm) -> Path:
     """A run that uses one of each, stopped after three steps and resumed to six."""
     for steps in (3, 6):
         words = [*TRAIN, f"trainer.steps={steps}", "run_dir=run"]
-        said = command("train", *FLAGS, *words, cwd=lab)
+        said = warm("train", *FLAGS, *words, cwd=lab)
         assert "mylab: 3 updates on rank 0" in said.stdout
     return lab / "run"
 
@@ -76,8 +77,8 @@ def test_network_objective_engine_schedule_and_metric_train(run):
     assert len(rates) == 6 and rates[-1] < rates[2]  # the cosine goes down
 
 
-def test_callback_and_logger_survive_a_resume(run, lab):
-    command("train", *FLAGS, *TRAIN, "trainer.steps=6", "run_dir=straight", cwd=lab)
+def test_callback_and_logger_survive_a_resume(run, lab, warm):
+    warm("train", *FLAGS, *TRAIN, "trainer.steps=6", "run_dir=straight", cwd=lab)
     counted = [
         [line["mylab/tokens"] for line in metrics(folder) if "mylab/tokens" in line]
         for folder in (run, lab / "straight")
@@ -87,48 +88,48 @@ def test_callback_and_logger_survive_a_resume(run, lab):
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {i}" for i in range(1, 7)]
 
 
-def test_a_callback_ends_the_run_and_stays_ended(lab):
+def test_a_callback_ends_the_run_and_stays_ended(lab, warm):
     words = [*TRAIN, "trainer.steps=6", "callbacks.token_budget.tokens=200", "run_dir=short"]
-    assert "done at step" in command("train", *FLAGS, *words, cwd=lab).stdout
+    assert "done at step" in warm("train", *FLAGS, *words, cwd=lab).stdout
     ended = metrics(lab / "short")[-1]
     assert ended["step"] < 6 and "valid/loss" in ended
-    command("train", *FLAGS, *words, cwd=lab)
+    warm("train", *FLAGS, *words, cwd=lab)
     assert metrics(lab / "short")[-1] == ended
     more = [word.replace("=200", "=1e9") for word in words]
-    command("train", *FLAGS, *more, cwd=lab)
+    warm("train", *FLAGS, *more, cwd=lab)
     assert metrics(lab / "short")[-1]["step"] == 6
 
 
-def test_a_run_may_go_on_without_its_callbacks_loggers_and_metrics(lab):
+def test_a_run_may_go_on_without_its_callbacks_loggers_and_metrics(lab, warm):
     words = [*TRAIN, "run_dir=bare"]
-    command("train", *FLAGS, *words, "trainer.steps=1", cwd=lab)
+    warm("train", *FLAGS, *words, "trainer.steps=1", cwd=lab)
     bare = ["callbacks=none", "logger=jsonl", "metrics=none", "trainer.steps=2"]
-    command("train", *FLAGS, *words, *bare, cwd=lab)
+    warm("train", *FLAGS, *words, *bare, cwd=lab)
     assert metrics(lab / "bare")[-1]["step"] == 2
     assert "| 2 |" not in (lab / "bare/losses.md").read_text()
 
 
-def test_the_method_averages_and_the_format_exports(run, lab):
-    said = command("average", *FLAGS, "run_dir=run", "num=3", "method=ramp", cwd=lab).stdout
+def test_the_method_averages_and_the_format_exports(run, lab, warm):
+    said = warm("average", *FLAGS, "run_dir=run", "num=3", "method=ramp", cwd=lab).stdout
     assert [line.split()[-1] for line in said.splitlines()[1:4]] == ["0.167", "0.333", "0.500"]
     words = ["run_dir=run", "format=traced", "weights=average", "latency=false"]
-    command("export", *FLAGS, *words, cwd=lab)
+    warm("export", *FLAGS, *words, cwd=lab)
     report = json.loads((run / "exports/traced/report.fp32.json").read_text())
     assert report["components"]["llm.next_token"]["passed"]
     excerpt = yaml.safe_load((run / "exports/traced/llm.yaml").read_text())
     assert excerpt["format"] == {"_target_": "mylab.export.Traced"}
 
 
-def test_a_run_does_not_say_what_is_trusted(run, lab):
+def test_a_run_does_not_say_what_is_trusted(run, lab, warm):
     assert "trusted" not in (run / "config.yaml").read_text()
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "trusted": ["mylab"]}))
-    refused = command("export", "run_dir=run", "format=onnx", cwd=lab, check=False)
+    refused = warm("export", "run_dir=run", "format=onnx", cwd=lab, check=False)
     sentence(refused, "mylab.network.NextToken is not a registered component", "trusted=[mylab]")
 
 
-def test_a_package_that_is_not_there_is_named(lab):
-    refused = command("train", "trusted=[yourlab]", cwd=lab, check=False)
+def test_a_package_that_is_not_there_is_named(lab, warm):
+    refused = warm("train", "trusted=[yourlab]", cwd=lab, check=False)
     sentence(refused, "trusted=[yourlab]", "cannot be imported")
 
 
