@@ -95,3 +95,24 @@ def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, (value, unit, factor) in state["loss"].items():
             losses[name] = (losses[name][0] + value if name in losses else value, unit, factor)
     return {**states[0], "loss": losses}
+
+
+def training_metrics(
+    states: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float], model: str
+) -> dict[str, float]:
+    """Returns what is logged of all trainables: mean losses and terms, learning rate, norm.
+
+    Args:
+        states: the merged state of each trainable's meter.
+        rates: learning rates.
+        model: the trainable whose names get no prefix.
+    """
+    values: dict[str, float] = {}
+    for name, state in states.items():
+        losses = means([state["loss"]], state["units"])
+        prefix = "train/" if name == model else f"train/{name}_"
+        values[f"{prefix}loss"] = losses.pop("loss")
+        values[f"{prefix}lr"] = rates[name]
+        values[f"{prefix}grad_norm"] = state["norm"] / state["updates"]
+        values |= {f"train/{key}": value for key, value in losses.items()}
+    return values

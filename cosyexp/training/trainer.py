@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -37,31 +37,14 @@ from cosyexp.training import saving
 from cosyexp.training.callbacks.base import Callback, StepStats
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers.base import Logger
-from cosyexp.training.meters import Meter, means, merged
+from cosyexp.training.meters import Meter, merged, training_metrics
 from cosyexp.training.nonfinite import NonFiniteGuard
+from cosyexp.training.progress import Progress
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
 from cosyexp.training.validation import eval_mode, validation_losses
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    step: updates of the model. samples: utterances seen. updates: of each trainable. validated: the
-    step of the newest validation, whose losses `losses` holds. best: the lowest finite validation
-    loss so far. seconds: spent in steps.
-    """
-
-    step: int = 0
-    samples: int = 0
-    updates: dict[str, int] = field(default_factory=dict)
-    validated: int = -1
-    losses: dict[str, float] = field(default_factory=dict)
-    best: float | None = None
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -123,7 +106,8 @@ class Trainer:
     def fit(self) -> Progress:
         """Trains until done, or until asked to stop."""
         total, start = self.config.steps, self.progress.step
-        with self.stop, tqdm(total=total, initial=start, unit="step", disable=self._quiet()) as bar:
+        hidden = self.engine.rank > 0 or None  # None: tqdm decides by the terminal
+        with self.stop, tqdm(total=total, initial=start, unit="step", disable=hidden) as bar:
             self._call("on_fit_start")
             while True:
                 stopping = self._stop_requested()
@@ -174,10 +158,7 @@ class Trainer:
         return totals
 
     def validate(self) -> bool:
-        """Measures the losses and metrics on the validation data.
-
-        Returns False if a request to stop came in between.
-        """
+        """Measures losses and metrics on the validation data; False if asked to stop meanwhile."""
         assert self.validation is not None
         with eval_mode(self.objective):
             losses = validation_losses(
@@ -320,14 +301,8 @@ class Trainer:
         self.nonfinite_guard.check(self.progress.step)
         if not self.sums[self.model].updates:
             return {}
-        values: dict[str, float] = {}
-        for name, state in self._gather_metrics().items():
-            losses = means([state["loss"]], state["units"])
-            prefix = "train/" if name == self.model else f"train/{name}_"
-            values[f"{prefix}loss"] = losses.pop("loss")
-            values[f"{prefix}lr"] = self.engine.learning_rate(name)
-            values[f"{prefix}grad_norm"] = state["norm"] / state["updates"]
-            values |= {f"train/{key}": value for key, value in losses.items()}
+        rates = {name: self.engine.learning_rate(name) for name in self.sums}
+        values = training_metrics(self._gather_metrics(), rates, self.model)
         seconds = self.progress.seconds - self._since.seconds
         samples = self.progress.samples - self._since.samples
         values["time/samples_per_second"] = speed = samples / max(seconds, 1e-9)
@@ -372,7 +347,3 @@ class Trainer:
     def _save_due(self, stopping: bool) -> bool:
         due = stopping or self._due(self.retention.every) or self._epoch_due()
         return due and self.saved != self.progress.step
-
-    def _quiet(self) -> bool | None:
-        """Returns True on ranks without a progress bar, None for tqdm to decide by the terminal."""
-        return True if self.engine.rank > 0 else None
