@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN := runs/demo
 TEXT ?= hello, the red lamp behind the house is old.
 
@@ -34,10 +35,18 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/%.stamp: pyproject.toml constraints.txt
+# the small runtime, unless the large one is there already: both own one folder
+$(VENV)/demo.stamp: requirements-cpu.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$*]"
-	$(if $(filter dev,$*),$(BIN)/pip install --quiet --constraint constraints.txt --no-deps openai-whisper)   # for its vocabulary alone
+	$(BIN)/python -c "import deepspeed, onnxruntime" 2>/dev/null || $(PIP) --requirement requirements-cpu.txt
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip uninstall --quiet --yes onnxruntime 2>/dev/null
+	$(PIP) --editable ".[dev]"
+	$(PIP) --no-deps openai-whisper   # for its vocabulary alone
 	@touch $@
 
 clean:

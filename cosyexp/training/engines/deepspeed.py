@@ -215,8 +215,7 @@ def import_deepspeed() -> Any:
         import deepspeed
     except ModuleNotFoundError:
         raise UserError(
-            "engine=deepspeed needs a package that is not installed: "
-            "pip install 'cosyexp[deepspeed]'"
+            "engine=deepspeed needs a package that is not installed: pip install deepspeed"
         ) from None
     # DeepSpeed calls functions of torch.distributed that have newer names.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
