@@ -68,7 +68,7 @@ class OptunaSweeper(Sweeper):
         """Runs the trials and writes the best one.
 
         Raises:
-            UserError: Optuna is not installed, or every trial failed.
+            UserError: Optuna is not installed, the sampler is unknown, or every trial failed.
         """
         try:
             import optuna
@@ -85,11 +85,11 @@ class OptunaSweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             direction=self.direction,  # type: ignore[arg-type]
-            sampler=getattr(optuna.samplers, self.sampler)(seed=self.seed),
             storage=self.storage,
             study_name=self.study_name,
             load_if_exists=True,
         )
+        study.sampler = self._sampler(len(study.trials))
         for first in range(0, self.n_trials, self.n_jobs):
             count = min(self.n_jobs, self.n_trials - first)
             trials = [study.ask(space) for _ in range(count)]
@@ -110,6 +110,16 @@ class OptunaSweeper(Sweeper):
         )
         print(f"best of {len(done)} trials: {study.best_value:.6g} with {found}")
 
+    def _sampler(self, trials: int) -> Any:
+        """Returns the sampler; a study that goes on draws other numbers than it began with."""
+        from optuna import samplers
+
+        kind = getattr(samplers, self.sampler, None)
+        if kind is None:
+            known = ", ".join(name for name in samplers.__all__ if name.endswith("Sampler"))
+            raise UserError(f"hydra.sweeper.sampler={self.sampler} is not one of {known}")
+        return kind(seed=None if self.seed is None else self.seed + trials)
+
 
 def _distribution(override: Override) -> Any:
     """Returns the Optuna distribution of a sweep in Hydra's syntax."""
@@ -123,7 +133,9 @@ def _distribution(override: Override) -> Any:
     if override.is_range_sweep() and not value.shuffle:
         whole = all(isinstance(x, int) for x in (value.start, value.stop, value.step))
         kind = distributions.IntDistribution if whole else distributions.FloatDistribution
-        return kind(value.start, value.stop, step=value.step)
+        count = len(range(value.start, value.stop, value.step)) if whole else None
+        last = value.stop if count is None else value.start + (count - 1) * value.step
+        return kind(value.start, last, step=value.step)
     choices: Sequence[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     return distributions.CategoricalDistribution(choices)
 

@@ -7,7 +7,7 @@ import sqlite3
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,9 @@ import pytest
 from cosyexp.cli.compose import compose_train
 from cosyexp.errors import UserError
 from cosyexp.registry import build
+from cosyexp.run.directory import RunDirectory
+from cosyexp.training.loggers.base import BufferedLogger, RunInfo
+from cosyexp.training.loggers.jsonl import JsonLines
 from tests.apps.warm import Warm
 from tests.support import metrics, train_words
 
@@ -146,13 +149,34 @@ def test_a_package_that_is_not_installed_is_named(name, monkeypatch):
 
 
 def test_values_that_are_not_finite_are_null_in_json(tmp_path):
-    from cosyexp.run.directory import RunDirectory
-    from cosyexp.training.loggers.base import RunInfo
-    from cosyexp.training.loggers.jsonl import JsonLines
-
     logger = JsonLines()
     logger.start(RunInfo(RunDirectory(tmp_path), {}, -1))
     logger.log_metrics(1, 0, {"train/loss": float("nan"), "train/lr": 1.0})
     logger.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line == {"step": 1, "epoch": 0, "train/loss": None, "train/lr": 1.0}
+
+
+class Recorder(BufferedLogger):
+    """A service that keeps what it is sent."""
+
+    name = "recorder"
+
+    def connect(self, info: RunInfo, run_id: str | None) -> str:
+        self.sent: list[tuple[int, dict[str, float]]] = []
+        return run_id or "1"
+
+    def send(self, step: int, values: Mapping[str, float]) -> None:
+        self.sent.append((step, dict(values)))
+
+
+def test_a_value_of_a_step_that_was_sent_before_is_sent_once(tmp_path):
+    """A run that stopped before its validation measures it when it goes on, at the same step."""
+    logger = Recorder()
+    for resumed_step, values in ((-1, {"train/loss": 1.0}), (3, {"valid/loss": 2.0})):
+        logger.start(RunInfo(RunDirectory(tmp_path), {}, resumed_step))
+        for _ in range(2):
+            logger.log_metrics(3, 0, values)
+            logger.flush()
+        (record,) = logger.sent
+        assert record[0] == 3 and values.items() <= record[1].items()

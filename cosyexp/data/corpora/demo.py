@@ -127,7 +127,7 @@ def speak(orders: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
         UserError: if espeak-ng is not installed, or its process ends early.
     """
     if importlib.util.find_spec("espeakng_loader") is None:
-        raise UserError("the demo corpus needs espeak-ng: pip install 'cosyexp[demo]'")
+        raise UserError("the demo corpus needs espeak-ng: pip install espeakng-loader")
     command = [sys.executable, "-m", "cosyexp.data.corpora.espeak"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin and child.stdout

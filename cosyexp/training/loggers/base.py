@@ -62,8 +62,8 @@ class BufferedLogger:
     """Base of loggers that send one record per step to a service that cannot be rewound.
 
     A resumed run logs the steps after its checkpoint again. As they come out the same to the last
-    bit, those that were sent before are skipped: `<run_dir>/loggers/<name>.json` holds the last
-    step that was sent and the id of the service's run. Services that write in the background may
+    bit, what was sent before is skipped: `<run_dir>/loggers/<name>.json` holds the last step that
+    was sent, with the names of its values, and the id of the service's run. Services that write in the background may
     lack the last seconds before a process was killed outright; metrics.jsonl has them.
     """
 
@@ -76,7 +76,7 @@ class BufferedLogger:
             UserError: the service refuses.
         """
         self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
-        self._sent: dict[str, Any] = {"step": -1}
+        self._sent: dict[str, Any] = {"step": -1, "names": []}
         if self._path.exists():
             self._sent |= json.loads(self._path.read_text())
         self._step, self._values = -1, dict[str, float]()
@@ -108,15 +108,13 @@ class BufferedLogger:
             self.flush()
         self._step = step
 
-    def is_new(self, step: int) -> bool:
-        """Whether a step was not sent by an earlier process."""
-        return step > int(self._sent["step"])
-
     def flush(self) -> None:
-        """Sends the record at hand."""
-        if self._values and self.is_new(self._step):
-            self.send(self._step, self._values)
-            self._sent["step"] = self._step
+        """Sends the record at hand, without what was sent of its step before."""
+        known = self._sent["names"] if self._step == self._sent["step"] else []
+        values = {name: value for name, value in self._values.items() if name not in known}
+        if values.keys() - {"epoch"} and self._step >= self._sent["step"]:
+            self.send(self._step, values)
+            self._sent |= {"step": self._step, "names": [*known, *values]}
             write_json(self._path, self._sent)
         self._values = {}
 

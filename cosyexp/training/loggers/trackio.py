@@ -43,7 +43,8 @@ class Trackio(BufferedLogger):
         )
         # trackio writes in the background, so a killed run may have sent more than was stored
         stored = self._storage.get_max_step_for_run(self._project, name)
-        self._sent["step"] = -1 if stored is None else stored
+        if stored != self._sent["step"]:
+            self._sent |= {"step": -1 if stored is None else stored, "names": []}
         return name
 
     def send(self, step: int, values: Mapping[str, float]) -> None:
