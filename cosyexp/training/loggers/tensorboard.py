@@ -10,14 +10,21 @@ from cosyexp.training.loggers.image import mel_image
 
 @register("logger")
 class TensorBoard:
-    """Events in `<run_dir>/tensorboard/`; on resume, later ones are purged by TensorBoard."""
+    """Writes event files; on resume, TensorBoard purges what comes after the resumed step.
+
+    Args:
+        folder: None for `<run_dir>/tensorboard/`.
+    """
+
+    def __init__(self, *, folder: str | None = None) -> None:
+        self.folder = folder
 
     def start(self, info: RunInfo) -> None:
         """Opens the event file and adds the run to the HParams page."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        folder = str(info.directory.tensorboard)
+        folder = self.folder or str(info.directory.tensorboard)
         self._writer = SummaryWriter(folder, purge_step=info.resumed_step + 1)
         # of the metric the name alone is kept; its values are the scalars of that name
         for summary in hparams(dict(info.hparams), {"valid/loss": 0.0}):
