@@ -1,17 +1,19 @@
-"""Averages checkpoints of a run into <run_dir>/averages/<name>; the command may be repeated.
+"""Averages checkpoints of a run, and writes the weights to <run_dir>/averages/<name>.
 
   run_dir=...            the run, or a model directory of the original (epoch_*.pt with YAMLs)
   select=best|last|window|ema
-                         the best by a validation metric, the newest, all of window=, the newest EMA
-  num=5                  how many; 1 of ema, all of a window
-  metric=loss            the validation loss or metric that says which are best
+                         the best by a validation metric, the newest, all of window=, or the newest
+                         exponential moving average
+  num=5                  how many; default 1 for ema, all for window
+  metric=loss            validation loss or metric that defines the best
   metric_mode=min|max    whether its lowest or its highest value is best
-  window=[1000,2000]     only checkpoints from one step to another
+  window=[1000,2000]     only checkpoints of these steps, both included
   method=uniform|weighted|greedy|running
-                         the mean; weights of softmax(-metric / method.temperature); a greedy soup,
-                         validated; or the mean of all steps between two checkpoints
-  output=...             a file instead: .safetensors, or .pt for the original's runtime
-  strict=false           average fewer than num if there are no more
+                         the mean; weights of softmax(-metric / method.temperature); a greedy soup
+                         that keeps what improves the validation; or the mean of all steps between
+                         two checkpoints
+  output=...             a file instead: .safetensors, or .pt for the runtime of the original
+  strict=false           average fewer checkpoints if there are not num
 
 Examples
   python -m cosyexp.average run_dir=runs/demo/flow
@@ -48,7 +50,8 @@ def main(config: AverageConfig) -> str:
     selection = Selection(rule, config.num, criterion, config.window, config.strict)
 
     def evaluate(weights: Path) -> "Mapping[str, float]":
-        from cosyexp.training.evaluate import evaluator  # averaging knows neither data nor networks
+        # Imported here, as cosyexp.averaging depends on neither data nor networks.
+        from cosyexp.training.evaluate import evaluator
 
         return evaluator(folder)(weights)
 

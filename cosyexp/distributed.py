@@ -82,7 +82,7 @@ def first_node(nodes: str) -> str:
 
 
 class ProcessInfo(NamedTuple):
-    """What a process knows of its place among the others.
+    """Rank, world size and device of a process.
 
     owns_group: this process created the process group and has to destroy it.
     """
@@ -96,10 +96,11 @@ class ProcessInfo(NamedTuple):
 def init_distributed(timeout: float, needs_group: bool = False) -> ProcessInfo:
     """Joins the process group described by the environment: NCCL between GPUs, Gloo on hosts.
 
-    timeout: seconds after which a collective that does not return fails.
-    needs_group: create a process group for a single rank too.
+    If a launcher shows each rank only one GPU, that one is used.
 
-    A launcher may show each rank only its own GPU; then that one is used.
+    Args:
+        timeout: seconds after which a collective that does not return fails.
+        needs_group: create a process group for a single rank too.
     """
     import torch
     import torch.distributed as dist

@@ -1,9 +1,13 @@
-"""What is the user's to mend, in one sentence."""
+"""The errors that the user can correct."""
 
 
 class UserError(ValueError):
-    """One sentence that names the thing and the remedy; the apps print it and exit with 1, without a traceback."""
+    """An error that the user can correct, described in one sentence.
+
+    The message names what is wrong, where, and what to do. The apps print it and exit with 1,
+    without a traceback.
+    """
 
 
 class PeerRankError(UserError):
-    """A rank ends because another one did, whose own words matter more."""
+    """A peer rank failed; its error is the one to report."""

@@ -1,19 +1,23 @@
-"""Exports the components of a model to <run_dir>/exports/<format>; each is proved against PyTorch.
+"""Exports the components of a model to <run_dir>/exports/<format>, and verifies them.
 
   format=onnx|jit|pt2    components for ONNX Runtime, for libtorch, or as torch.export programs
                          (format.compile=true: compiled for this machine)
-  format=official        the weights, for the original's own runtime: llm.pt, flow.pt or hift.pt
+  format=official        weights for the runtime of the original: llm.pt, flow.pt or hift.pt
   run_dir=...            the run; default: the newest one under runs/
   weights=best|last|average|<a name under averages/>|<path>
   metric=loss metric_mode=min|max
-                         what best means: the lowest or the highest value of a validation metric
-  precision=fp32,fp16    several at once; int8 too for onnx
+                         validation metric that defines the best, and whether it is its lowest or
+                         its highest value
+  precision=fp32,fp16    one or several; int8 too for onnx
   components=a,b         only these; default: all
-  latency=false          do not measure it
+  latency=false          do not measure the latency
   out=...                another folder
   official=cosyvoice2 weights=flow.pt out=...
-                         without a run: a file of that family's official release; its model is known
-                         by its name, else settings=model=flow; settings= takes overrides of train
+                         instead of a run, a file of the official release of this family. Its name
+                         tells the model; otherwise give settings=model=flow. settings= takes
+                         overrides of train
+
+Each file is compared with PyTorch on random inputs of many sizes.
 
 Examples
   python -m cosyexp.export
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
 @hydra_app("export/config", ExportConfig, lists=("components", "precision", "settings"))
 def main(config: ExportConfig) -> str:
-    """Exports in each precision, and returns the folder."""
+    """Exports the model in each precision, and returns the path of the folder."""
     from pathlib import Path
 
     from cosyexp.registry import build
@@ -59,10 +63,10 @@ def main(config: ExportConfig) -> str:
 
 
 def find_source(config: ExportConfig) -> "ExportSource":
-    """Returns the run and its weights, or an official file.
+    """Returns the model to export: of a run, or of an official file.
 
     Raises:
-        UserError: there is none, or the settings exclude each other.
+        UserError: there is none, or the settings contradict each other.
     """
     from cosyexp.errors import UserError
     from cosyexp.exporting.source import source_from_file, source_from_run
@@ -84,10 +88,10 @@ def find_source(config: ExportConfig) -> "ExportSource":
 
 
 def official_config(config: ExportConfig) -> "TrainConfig":
-    """Returns the config that a training of an official file's model would have.
+    """Returns the config that a training of the model in an official file would have.
 
     Raises:
-        UserError: the name of the file does not tell which model it is.
+        UserError: the model is not known from the name of the file.
     """
     from pathlib import Path
 

@@ -1,19 +1,21 @@
-"""Makes preference pairs for mode=dpo: answers of a trained llm, next to the ground truth.
+"""Generates preference pairs for mode=dpo: answers of a trained llm, and the ground truth.
 
-  run_dir=...                    the run of an llm, required
-  data=demo|prepared|parquet     the texts
-  out=...                        the folder to write; default data/<family>_pairs
+  run_dir=...                    run of an llm, required
+  data=demo|prepared|parquet     data set of the texts
+  out=...                        folder to write; default data/<family>_pairs
   candidates=1                   answers generated per text
-  score=none|edit|wer            none: chosen is the ground truth, rejected an answer; else the best
-                                 and the worst answer, by edit distance of the speech tokens to the
-                                 ground truth, or by the word error rate of a speech recognizer
-  flow=... hifigan=...           for wer: the runs that make answers audible
-  asr=... language=...           for wer: folder of a Whisper model (CTranslate2)
+  score=none|edit|wer            none: the ground truth is chosen, an answer rejected
+                                 edit, wer: the best answer is chosen, the worst rejected, by the
+                                 edit distance of the speech tokens to the ground truth, or by the
+                                 word error rate of a speech recognizer
+  flow=... hifigan=...           wer: runs that synthesize the answers
+  asr=... language=...           wer: folder of a Whisper model (CTranslate2), and the language
   weights=best|last|average|...  which weights of the run, or a file
-  limit=...                      only so many utterances of the training and of the validation data
-  seed=0 batch_size=16           other answers; how many are generated at once
+  limit=...                      maximum number of training and of validation utterances
+  batch_size=16                  answers that are generated at once
+  seed=0                         of all random draws
 
-A repeated command goes on where it was stopped. Train with data=prepared data.dir=<out>.
+The same command resumes where it stopped. Train with data=prepared data.dir=<out>.
 
 Examples
   python -m cosyexp.prefer run_dir=runs/demo/llm
@@ -28,7 +30,7 @@ from cosyexp.config import PreferConfig
 
 
 def take_family(cfg: Any) -> None:
-    """Fills in the family of the run, which the data are prepared for."""
+    """Fills in the family of the run, for which the data are prepared."""
     from omegaconf import OmegaConf
 
     from cosyexp.config import FamilyConfig
@@ -41,7 +43,7 @@ def take_family(cfg: Any) -> None:
 
 @hydra_app("prefer", PreferConfig, complete=take_family)
 def main(config: PreferConfig) -> str:
-    """Writes the pairs, and returns the folder."""
+    """Writes the pairs, and returns the path of the folder."""
     from cosyexp.preferences.write import write_pairs
     from cosyexp.run.logs import console
 

@@ -1,17 +1,18 @@
 """Prepares recordings and texts as parquet shards, with speech tokens and speaker embeddings.
 
   corpus=demo|ljspeech|libritts|kaldi|table
-                         where the recordings are from: WAV, FLAC, MP3 or OGG, at 16 kHz or more
+                         source of the recordings: WAV, FLAC, MP3 or OGG, at 16 kHz or more
   speech_tokenizer=kmeans|onnx
                          onnx: speech_tokenizer.path=speech_tokenizer_v2.onnx
   speaker_encoder=mel|onnx
                          onnx: speaker_encoder.path=campplus.onnx
-  family=demo            whose token rate is used; families of one rate can share a data set
-  out=...                the folder to write; default data/<corpus>_<rate>hz
+  family=demo            family of models, which defines the token rate; families of the same rate
+                         can share a data set
+  out=...                folder to write; default data/<corpus>_<rate>hz
   cache=[mel,f0,wave]    compute now what flow (mel) and hifigan (all three) will read
-  inspect=...            describe a data list, a parquet file or a prepared folder; prepare nothing
+  inspect=...            describe a data list, a parquet file or a prepared folder instead
 
-A repeated command goes on where it was stopped.
+The same command resumes an interrupted preparation.
 
 Examples
   python -m cosyexp.prepare corpus=ljspeech corpus.root=/data/LJSpeech-1.1 processes=8
@@ -25,11 +26,12 @@ from cosyexp.config import PrepareConfig
 
 @hydra_app("prepare", PrepareConfig, lists=("cache",))
 def main(config: PrepareConfig) -> None:
-    """Prepares, and prints a summary."""
+    """Prepares a corpus or describes data, and prints a summary."""
     from pathlib import Path
 
     from cosyexp.data.inspection import inspect
-    from cosyexp.data.preparation import audio_fields, fill_cache, prepare_corpus
+    from cosyexp.data.preparation import prepare_corpus
+    from cosyexp.data.prepared import audio_fields, fill_cache
     from cosyexp.data.report import lines
     from cosyexp.registry import build
     from cosyexp.run.logs import console

@@ -1,4 +1,4 @@
-"""What a config may build: classes by role, found by their `_target_`.
+"""The classes that a config may build, by role, and how they are built from a `_target_`.
 
 A config can come from a run directory that someone else wrote, so a `_target_` is looked up here
 before anything is called. Each class of cosyexp registers itself for one role; torch's optimizers

@@ -1,14 +1,14 @@
 """Synthesizes a text with three trained models, and writes a WAV file.
 
   text=...                     what to say, required
-  llm= flow= hifigan=          the three runs
-  exports=a,b,c                or, without runs, the folders that they were exported to
-  out=out.wav                  the file to write; in a sweep, named by what varies
-  speaker=...                  a speaker of the training data; default: the first
-  backend=torch|onnx|jit|pt2   the trained weights, or what was exported from them
-  precision=fp32|fp16|int8     of what was exported
+  llm=... flow=... hifigan=... the three runs
+  exports=a,b,c                instead of runs, the folders that they were exported to
+  out=out.wav                  file to write; in a sweep, its name tells the jobs apart
+  speaker=...                  speaker of the training data; default: the first
+  backend=torch|onnx|jit|pt2   PyTorch, or files that were exported in this format
+  precision=fp32|fp16|int8     precision of the exported files
   weights=best|last|average    which weights of each run (torch)
-  seed=0                       another seed, another reading
+  seed=0                       another seed gives another rendition
 
 Examples
   python -m cosyexp.synthesize text="hello, you." llm=runs/demo/llm flow=... hifigan=...
@@ -56,10 +56,10 @@ def main(config: SynthesizeConfig) -> str:
 
 
 def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
-    """Loads the three models: from their runs, or from what was exported.
+    """Loads the three models by name, from their runs or from exported files.
 
     Raises:
-        UserError: a model is missing, or the settings exclude each other.
+        UserError: a model is missing, or the settings contradict each other.
     """
     from pathlib import Path
 
@@ -72,8 +72,8 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
     if config.exports and (runs or backend == "torch"):
         raise UserError(
-            "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, and give "
-            "the backend= that the exports are of, such as onnx"
+            "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, and "
+            "give the format of the exports as backend=, such as onnx"
         )
     if not config.exports and (missing := [name for name in MODELS if name not in runs]):
         raise UserError(

@@ -1,4 +1,7 @@
-"""The checkpoints of a folder that may be averaged: a run directory of ours, or a model directory of the original."""
+"""Finds the checkpoints that can be averaged.
+
+The folder is a run directory, or a model directory of the original CosyVoice (`epoch_*.pt`).
+"""
 
 import logging
 import re
@@ -17,13 +20,22 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.pickles import PickleFile
 
 log = logging.getLogger(__name__)
-SUMS = "sum.safetensors"  # of all weights so far, beside those of a checkpoint
+# Sum of the weights after every step so far, in the folder of a checkpoint.
+SUMS = "sum.safetensors"
 OPTIONS = {"ema.safetensors": "trainer.ema=0.999", SUMS: "trainer.running_sum=true"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file of weights, and what is known of it. damage: reads it, and says what is wrong with it."""
+    """A file of weights, with its step, epoch and validation.
+
+    Attributes:
+        path: file of weights.
+        step: number of optimizer steps.
+        epoch: number of epochs.
+        losses: validation losses and metrics by name.
+        corruption: reads the file, and returns what is wrong with it; None if it is intact.
+    """
 
     path: Path
     step: int
@@ -33,25 +45,30 @@ class Candidate:
 
     @property
     def age(self) -> tuple[int, int, str]:
-        return (
-            self.epoch,
-            self.step,
-            self.path.name,
-        )  # the original's epoch_0_whole.pt comes after epoch_0_step_100.pt
+        """Sort key from the oldest to the newest checkpoint."""
+        # By name, epoch_0_whole.pt of the original comes after epoch_0_step_100.pt.
+        return (self.epoch, self.step, self.path.name)
 
     @property
     def checkpoint(self) -> Path:
-        """A folder of ours, or a file of the original."""
+        """The folder of a checkpoint, or the file of the original."""
         return self.path.parent if self.path.suffix == ".safetensors" else self.path
 
     @property
     def sums(self) -> Path:
+        """File of the running sums of the checkpoint."""
         return self.path.with_name(SUMS)
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """oldest first. file: what an average of them is called."""
+    """The checkpoints of a folder.
+
+    Attributes:
+        folder: the run directory, or the model directory of the original.
+        file: file name of an average of them.
+        found: the checkpoints, oldest first.
+    """
 
     folder: Path
     file: str
@@ -59,24 +76,32 @@ class CheckpointFolder:
 
 
 def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> CheckpointFolder:
-    """All checkpoints of a folder; UserError where it is neither a run nor a model directory of the original.
+    """Returns all checkpoints of a folder.
 
-    ema: their running means instead of their weights. sums: with their running sums.
+    Args:
+        folder: the run directory, or the model directory of the original.
+        ema: take the exponential moving average of each checkpoint instead of its weights.
+        sums: take only checkpoints that have running sums.
+
+    Raises:
+        UserError: the folder is neither of the two, no checkpoint has the files that are asked
+            for, or both are asked for.
     """
     if ema and sums:
         raise UserError(
-            "select=ema and method=running are two means of their own: give one of them"
+            "select=ema and method=running are two different averages: give one of them"
         )
     if (run := RunDirectory(folder)).exists:
         return _of_run(run, ema, sums)
     if not any(folder.glob("epoch_*.pt")):
         raise UserError(
-            f"{folder} is no run directory (it has no config.yaml), nor has it checkpoints of the original (epoch_*.pt): "
-            f"name one that cosyexp.train wrote"
+            f"{folder} is not a run directory (it has no config.yaml) and has no checkpoints of "
+            f"the original (epoch_*.pt): name one that cosyexp.train wrote"
         )
     if ema or sums:
         raise UserError(
-            f"{folder} is a model directory of the original, which keeps weights alone: give another select= or method="
+            f"{folder} is a model directory of the original, which keeps weights alone: give "
+            f"another select= or method="
         )
     return _of_original(folder)
 
@@ -85,17 +110,17 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
     model = f"{run.config().model.name}.safetensors"
     needed = ["ema.safetensors" if ema else model, *([SUMS] if sums else [])]
     found = run.checkpoints.all()
-    able = [
+    complete = [
         checkpoint
         for checkpoint in found
         if all(name in checkpoint.meta["sha256"] for name in needed)
     ]
-    if found and not able:
+    if found and not complete:
         name = needed[-1]
         remedy = (
-            f"train with {OPTIONS[name]}, or choose otherwise"
+            f"train with {OPTIONS[name]}, or give another select= or method="
             if name in OPTIONS
-            else "restore them"
+            else "restore the file"
         )
         raise UserError(f"{run} has no checkpoint with {name}: {remedy}")
     candidates = [
@@ -106,68 +131,63 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
             c.losses,
             partial(c.corruption, *needed),
         )
-        for c in able
+        for c in complete
     ]
     return CheckpointFolder(run.path, model, candidates)
 
 
 def _of_original(folder: Path) -> CheckpointFolder:
-    """`epoch_E_whole.pt` and `epoch_E_step_S.pt`, each with the scores of the YAML of its own name; `init` and `train` are none."""
+    """Finds `epoch_E_whole.pt` and `epoch_E_step_S.pt`, with the losses in the YAML of that name.
+
+    Other files, such as `init.pt`, are ignored.
+    """
     found = []
     for path in folder.glob("epoch_*.pt"):
         if not (match := re.fullmatch(r"epoch_(\d+)_(?:whole|step_(\d+))\.pt", path.name)):
             continue
         try:
-            known = _noted(path)
-            step = int(known.get("step", match[2]))
+            info = _info(path)
+            step = int(info.get("step", match[2]))
             found.append(
-                Candidate(path, step, int(match[1]), _scores(known), partial(_damage, path))
+                Candidate(path, step, int(match[1]), _losses(info), partial(_corruption, path))
             )
         except (UserError, TypeError, ValueError):
-            log.warning(
-                "%s is passed over: neither it nor a YAML beside it says of what step it is", path
-            )
-    for note in sorted(folder.glob("epoch_*.yaml")):
-        if not note.with_suffix(".pt").exists():
-            log.warning("%s is passed over: there is no %s", note, note.with_suffix(".pt").name)
+            log.warning("%s is skipped: its step is neither in the file nor in a YAML", path)
+    for path in sorted(folder.glob("epoch_*.yaml")):
+        if not path.with_suffix(".pt").exists():
+            log.warning("%s is skipped: there is no %s", path, path.with_suffix(".pt").name)
     return CheckpointFolder(folder, "model.pt", sorted(found, key=lambda candidate: candidate.age))
 
 
-def _noted(path: Path) -> Mapping[str, Any]:
-    """What the YAML of a checkpoint says; without one, its own step."""
+def _info(path: Path) -> Mapping[str, Any]:
+    """Returns the content of a checkpoint's YAML; without one, the step in the checkpoint."""
     try:
-        noted = yaml.safe_load(path.with_suffix(".yaml").read_text())
-        if isinstance(noted, Mapping):
-            return noted
-        log.warning("%s is no mapping: its scores are not known", path.with_suffix(".yaml"))
+        info = yaml.safe_load(path.with_suffix(".yaml").read_text())
+        if isinstance(info, Mapping):
+            return info
+        log.warning("%s is not a mapping: its losses are not known", path.with_suffix(".yaml"))
     except FileNotFoundError:
         pass
     except (yaml.YAMLError, UnicodeDecodeError):
-        log.warning("%s cannot be read: its scores are not known", path.with_suffix(".yaml"))
+        log.warning("%s cannot be read: its losses are not known", path.with_suffix(".yaml"))
     with PickleFile(path) as file:
         return file.progress
 
 
-def _scores(noted: Mapping[str, Any]) -> dict[str, float]:
-    scores = noted.get("loss_dict")
+def _losses(info: Mapping[str, Any]) -> dict[str, float]:
+    losses = info.get("loss_dict")
     return (
-        {str(k): float(v) for k, v in scores.items() if isinstance(v, int | float)}
-        if isinstance(scores, Mapping)
+        {str(k): float(v) for k, v in losses.items() if isinstance(v, int | float)}
+        if isinstance(losses, Mapping)
         else {}
     )
 
 
-def _damage(path: Path) -> str | None:
-    """torch itself does not look at the checksums of what it reads."""
+def _corruption(path: Path) -> str | None:
+    """Checks the checksums of a zip archive, which torch does not, and returns what is wrong."""
     try:
         with ZipFile(path) as archive:
             return "it is not what was written" if archive.testzip() else None
-    except (
-        BadZipFile,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        zlib.error,
-    ):  # whatever a flipped bit may lead to
+    # A flipped bit can lead to any of these.
+    except (BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error):
         return "it is cut short, or not the zip archive that torch.save writes"

@@ -1,4 +1,4 @@
-"""Weighted sums of files of weights, one piece of a tensor at a time."""
+"""Computes a weighted mean of files of weights, one piece of a tensor at a time."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,27 +12,34 @@ from cosyexp.errors import UserError
 from cosyexp.run.pickles import open_weights, write_pickle
 from cosyexp.run.tensors import Shapes, TensorFile, write_tensors
 
-PIECE = (
-    2**15
-)  # numbers that are added at once: they stay in the processor's cache, and torch starts no threads for so few
-Part = tuple[Path, float]  # a file, and what it is multiplied by
+# Numbers that are added at once. They fit in the CPU cache, and torch starts no threads for so few.
+PIECE = 2**15
+Part = tuple[Path, float]  # a file, and the factor of its weights
 
 
 def combine(
     parts: Sequence[Part], divisor: float, newest: Path, out: Path, pickled: bool = False
 ) -> None:
-    """Writes sum(factor * weights) / divisor of each floating-point tensor, added in fp32 (fp64 where a part is fp64).
+    """Writes sum(factor * weights) / divisor for each floating-point tensor.
 
-    newest: a file whose names, types, integers and booleans are kept. pickled: as torch.save writes it, else safetensors. What is
-    one tensor under two names in all files is written once. Memory: a megabyte.
+    Sums are in fp32, or in fp64 for tensors that are fp64 in some file. A tensor that has two names
+    in all files is written once. Takes about a megabyte of memory.
+
+    Args:
+        parts: the files, each with its factor.
+        divisor: what the sum is divided by.
+        newest: file that the names, the types, and the integer and boolean tensors are taken from.
+        out: file to write.
+        pickled: write it as torch.save does, instead of as safetensors.
     """
     with ExitStack() as stack:
         like = stack.enter_context(open_weights(newest))
         sources = [(stack.enter_context(open_weights(path)), factor) for path, factor in parts]
         for source, _ in sources:
             _refuse_other(source, like)
-        same = _second_names([like, *(source for source, _ in sources)])
-        shapes = {name: like.shape(name) for name in like.keys() if name not in same}  # noqa: SIM118
+        same = _aliases([like, *(source for source, _ in sources)])
+        names = like.keys()
+        shapes = {name: like.shape(name) for name in names if name not in same}
         pieces = _pieces(sources, divisor, like, shapes)
         if pickled:
             write_pickle(out, shapes, pieces, same)
@@ -41,47 +48,52 @@ def combine(
 
 
 def _floats(file: TensorFile) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
-    return {name: file.shape(name) for name in file.keys() if file.shape(name)[0].is_floating_point}  # noqa: SIM118
+    names = file.keys()
+    return {name: file.shape(name) for name in names if file.shape(name)[0].is_floating_point}
 
 
 def _refuse_other(source: TensorFile, like: TensorFile) -> None:
-    """UserError where a file has other tensors, or of a narrower type."""
+    """Checks that a file has the same tensors as `like`, in the same or wider types.
+
+    Raises:
+        UserError: it does not.
+    """
     found, wanted = _floats(source), _floats(like)
     for name in sorted({*found, *wanted}):
         fits = name in found and name in wanted and found[name][1] == wanted[name][1]
         if not fits or torch.promote_types(found[name][0], wanted[name][0]) != found[name][0]:
             raise UserError(
-                f"{source.path} holds other tensors than {like.path} (such as {name}): they cannot be averaged"
+                f"{source.path} holds other tensors than {like.path} (such as {name}): average "
+                f"checkpoints of one model"
             )
 
 
-def _second_names(files: Sequence[TensorFile]) -> dict[str, str]:
-    """The names of tensors that have another one before, in all files, with that one."""
+def _aliases(files: Sequence[TensorFile]) -> dict[str, str]:
+    """Returns second names of tensors that share storage in all files, with the first name."""
     first: dict[object, str] = {}
     names = files[0].keys()
-    places = {
-        name: tuple(file.storage_key(name) for file in files if name in file) for name in names
-    }
+    keys = {name: tuple(file.storage_key(name) for file in files if name in file) for name in names}
     return {
-        name: before for name in names if (before := first.setdefault(places[name], name)) != name
+        name: before for name in names if (before := first.setdefault(keys[name], name)) != name
     }
 
 
 def _pieces(
     sources: Sequence[tuple[TensorFile, float]], divisor: float, like: TensorFile, shapes: Shapes
 ) -> Iterator[Tensor]:
+    """Yields the averaged tensors in the order of `shapes`, as consecutive flat pieces."""
     buffer, totals = bytearray(PIECE * 8), torch.empty(PIECE, dtype=torch.float64)
     for name, (dtype, shape) in shapes.items():
         count = math.prod(shape)
-        wide = torch.float32
+        sum_dtype = torch.float32
         for source, _ in sources if dtype.is_floating_point else ():
-            wide = torch.promote_types(wide, source.shape(name)[0])
+            sum_dtype = torch.promote_types(sum_dtype, source.shape(name)[0])
         for begin in range(0, max(count, 1), PIECE):
             size = min(PIECE, count - begin)
             if not dtype.is_floating_point:
                 yield like.piece(name, begin, size, buffer)
                 continue
-            total = totals.view(wide)[:size]
+            total = totals.view(sum_dtype)[:size]
             for i, (source, factor) in enumerate(sources):
                 piece = source.piece(name, begin, size, buffer)
                 if i == 0:

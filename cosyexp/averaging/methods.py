@@ -1,6 +1,6 @@
-"""How checkpoints are combined into an average.
+"""Methods that combine checkpoints into an average.
 
-To add a method, write a class like those here and name it in a YAML of `conf/method/`.
+To add a method, write a class as those here, and a YAML in `conf/method/`.
 """
 
 import logging
@@ -25,7 +25,11 @@ Evaluate = Callable[[Path], Mapping[str, float]]  # validation losses of a file 
 class WeightedSum:
     """The average sum(factor * weights) / divisor over checkpoints.
 
-    running_sums: the files of running sums are added, instead of the weights.
+    Attributes:
+        sources: the checkpoints.
+        factors: a factor for each.
+        divisor: what the sum is divided by.
+        running_sums: add the files of running sums, instead of the weights.
     """
 
     sources: Sequence[Candidate]
@@ -47,11 +51,12 @@ class WeightedSum:
 
 
 class Method(Protocol):
-    """Combines the selected checkpoints.
+    """Protocol of methods, which combine the selected checkpoints.
 
-    suffix: of the average's folder name, such as "greedy"; empty for the plain mean.
-    uses_metric: the result depends on the metric, whatever the checkpoints were selected by.
-    running_sums: it needs the running sums that `trainer.running_sum=true` keeps.
+    Attributes:
+        suffix: of the average's folder name, such as "greedy"; empty for the plain mean.
+        uses_metric: whether the result depends on the metric, apart from the selection.
+        running_sums: whether it needs the running sums that `trainer.running_sum=true` keeps.
     """
 
     suffix: str
@@ -61,7 +66,7 @@ class Method(Protocol):
     def __call__(
         self, sources: Sequence[Candidate], criterion: Criterion, evaluate: Evaluate
     ) -> WeightedSum:
-        """Returns how the checkpoints are added up.
+        """Returns the weighted sum that is the average.
 
         Args:
             sources: the selected checkpoints.
@@ -145,9 +150,10 @@ class Running:
 
 @register("method")
 class Greedy:
-    """From the best on, each checkpoint that improves the validation of the mean.
+    """A greedy soup of checkpoints (Wortsman et al. 2022, "Model soups", recipe 1).
 
-    (Wortsman et al. 2022, "Model soups", recipe 1.)
+    Starts from the best checkpoint, and adds each of the others, from the better to the worse, if
+    it improves the validation of the mean.
     """
 
     suffix, uses_metric, running_sums = "greedy", True, False

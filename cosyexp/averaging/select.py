@@ -1,4 +1,4 @@
-"""Which checkpoints are averaged."""
+"""Selects the checkpoints that are averaged."""
 
 import logging
 import math
@@ -18,9 +18,13 @@ DEFAULT_NUM = {"best": 5, "last": 5, "ema": 1, "window": None}  # None: all
 class Selection:
     """A rule that selects checkpoints.
 
-    rule: "best" by the criterion, "last", "ema" (the newest averages kept in training), or
-    "window", all of the window. num: how many; None: the default of the rule. window: only
-    checkpoints from one step to another, both included. strict: fewer than `num` are an error.
+    Attributes:
+        rule: "best" by the criterion, "last", "ema" (the newest moving averages of training), or
+            "window" (all of the window).
+        num: how many; None: the default of the rule.
+        criterion: validation metric that defines the best.
+        window: first and last step of the checkpoints to select from; None: no limits.
+        strict: whether fewer than `num` are an error.
     """
 
     rule: str
@@ -31,7 +35,7 @@ class Selection:
 
     @property
     def count(self) -> int | None:
-        """How many checkpoints are wanted; None: all."""
+        """Number of checkpoints to select; None: all."""
         return DEFAULT_NUM[self.rule] if self.num is None else self.num
 
     @property

@@ -1,4 +1,4 @@
-"""Writes an average: into its run, or to a file; whole or not at all."""
+"""Writes an average into its run or to a file, atomically."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Turns exceptions into the one sentence that an app prints."""
+"""Converts exceptions to the one-sentence messages that the apps print."""
 
 import errno
 from dataclasses import fields, is_dataclass
@@ -21,7 +21,7 @@ from cosyexp.errors import UserError
 
 
 def user_message(error: BaseException) -> str | None:
-    """Returns one sentence for what the user can mend, None for a bug.
+    """Returns one sentence about an error that the user can correct; None for a bug.
 
     Args:
         error: an exception; its causes are looked through too.
@@ -47,7 +47,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _hydra_message(causes: list[BaseException]) -> str:
-    """Returns what Hydra or OmegaConf found wrong, in one line."""
+    """Returns the message of an error of Hydra or OmegaConf, in one line."""
     for error in causes:
         if isinstance(error, OverrideParseException):
             return _unreadable_override(error)

@@ -1,4 +1,4 @@
-"""The decorator that makes an app of a function: help, config, and one sentence per user error."""
+"""The decorator of the apps' entry points: help, typed config, and one-line user errors."""
 
 import os
 import re
@@ -144,7 +144,7 @@ def register() -> None:
 
 
 def swept() -> str:
-    """Returns what tells this job of a sweep from the others, such as `+optimizer.lr-0.0001`.
+    """Returns the part of a job's name that identifies it in a sweep, as `+optimizer.lr-0.0001`.
 
     Outside of a sweep it is empty.
     """

@@ -1,4 +1,4 @@
-"""What is done to the command line before Hydra parses it."""
+"""Normalizes the command line before Hydra parses it."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def normalize_overrides(
 
 
 def _needs_quotes(word: str, free: bool) -> bool:
-    """Whether Hydra would read free text, or a path, as something else."""
+    """Returns whether Hydra would misread free text or a path without quotes."""
     try:
         override: Override = OverridesParser.create().parse_override(word)
     except HydraException:
@@ -84,18 +84,18 @@ def add_config_dir(words: Sequence[str], inside: str) -> list[str]:
 
 
 def quote(value: str) -> str:
-    """Quotes a value for Hydra's grammar: commas, equal signs, quotes, ${ lose their meaning."""
+    """Quotes a value, so that Hydra takes commas, equal signs, quotes and ${ literally."""
     value = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return "'" + value.replace("${", "\\${") + "'"
 
 
 def is_sweep(words: Sequence[str]) -> bool:
-    """Whether the command line asks for a sweep."""
+    """Returns whether the command line asks for a sweep."""
     return bool(MULTIRUN & set(words))
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Checks what Hydra's flags exclude.
+    """Checks that a sweep is not combined with flags or launchers that exclude it.
 
     Raises:
         UserError: a sweep is also asked to show its config, or is started by a launcher of ranks,

@@ -1,4 +1,4 @@
-"""Sweeps: a folder for the jobs of a sweep, and one table of them, failed ones included.
+"""Sweeps: a folder for the jobs of a sweep, and a table of all of them, failed ones included.
 
 Each job writes `<sweep>/jobs/N.json` when it starts and when it ends, so that nothing is lost with
 the process that waits for them. `<sweep>/sweep.csv` holds the table.
@@ -34,7 +34,7 @@ class SweepCallback(Callback):
     """Hydra callback that names a sweep's folder after its overrides and records its jobs."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Gives the same sweep the same folder; a job's name holds only what varies."""
+        """Names the folder by a hash of the overrides, and each job by those that vary."""
         task, hydra = list(config.hydra.overrides.task), config.hydra.overrides.hydra
         overrides = OverridesParser.create().parse_overrides(task)
         fixed = [o.get_key_element() for o in overrides if not o.is_sweep_override()]
@@ -72,7 +72,7 @@ class SweepCallback(Callback):
 
 
 def _is_recorded(config: DictConfig) -> bool:
-    """Whether this is a job of a sweep, on its rank 0."""
+    """Returns whether this process is rank 0 of a job of a sweep."""
     rank = rank_environment(os.environ).get("RANK", "0")
     return config.hydra.mode.name == "MULTIRUN" and rank == "0"
 
@@ -96,7 +96,7 @@ def record_job(sweep_dir: str, job: int, **values: Any) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what ended a job, in one line."""
+    """Returns the message of an error, in one line."""
     return " ".join((user_message(error) or f"{type(error).__name__}: {error}").splitlines())
 
 

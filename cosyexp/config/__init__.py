@@ -1,10 +1,11 @@
-"""The typed config of every app: names, types, defaults and ranges of all keys, once.
+"""The typed config of every app: names, types, defaults and ranges of all keys.
 
-Hydra composes a config from `conf/` and checks it against these dataclasses; `parse` makes the
-dataclass of it, with its ranges checked. A node with a `_target_` (a network, an optimizer, ...)
-stays a plain dict: its class declares its own arguments, see `cosyexp.registry`.
+Hydra composes a config from `conf/` and checks it against these dataclasses; `parse` converts it to
+the dataclass and checks its ranges. A node with a `_target_` (a network, an optimizer, ...) stays a
+plain dict, as its class declares its arguments, see `cosyexp.registry`.
 
-To add a key, add a field in `groups.py` or `apps.py`; `setting` gives it a range. No torch here.
+To add a key, add a field in `groups.py` or `apps.py`; `setting` gives it a range. This package does
+not import torch.
 """
 
 from cosyexp.config.apps import (

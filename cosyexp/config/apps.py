@@ -1,4 +1,4 @@
-"""The config of each app."""
+"""The config of each app, as a dataclass."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,7 +34,7 @@ class MetricMode(Enum):
 
 
 class ExportPrecision(Enum):
-    """Of an exported file."""
+    """Precision of an exported file."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -43,9 +43,12 @@ class ExportPrecision(Enum):
 
 @dataclass
 class AppConfig:
-    """Keys of every app. trusted: packages whose classes a config may build; never read from a run.
+    """Keys of every app.
 
-    experiment, debug, hparams_search select overlay files; they have no value of their own.
+    The groups experiment, debug and hparams_search are not keys: they select overlay files.
+
+    Attributes:
+        trusted: packages whose classes a config may build; never read from a run.
     """
 
     trusted: list[str] = field(default_factory=list)
@@ -53,7 +56,7 @@ class AppConfig:
 
 @dataclass
 class ExportedConfig:
-    """What an export keeps of a run's config, enough for synthesis."""
+    """The part of a run's config that an export keeps for synthesis."""
 
     family: FamilyConfig = field(default_factory=FamilyConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -62,8 +65,14 @@ class ExportedConfig:
 
 @dataclass
 class TrainConfig(ExportedConfig, AppConfig):
-    """Training. init_from: a run or a file of weights to start from. init_strict: all of them must
-    fit. reference: of mode=dpo, a run or a file of weights."""
+    """Config of `train`.
+
+    Attributes:
+        run_dir: folder of the run.
+        init_from: a run or a file of weights to start from.
+        init_strict: whether all of these weights must fit.
+        reference: reference model of mode=dpo, a run or a file of weights.
+    """
 
     mode: ModeConfig = field(default_factory=ModeConfig)
     network: Node = field(default_factory=dict)
@@ -84,7 +93,7 @@ class TrainConfig(ExportedConfig, AppConfig):
     reference: str | None = None
 
     def check(self) -> None:
-        """Checks what concerns several keys.
+        """Checks the keys whose valid values depend on other keys.
 
         Raises:
             UserError: the run would have no end, no name, or no data.
@@ -108,10 +117,19 @@ class TrainConfig(ExportedConfig, AppConfig):
 
 @dataclass
 class AverageConfig(AppConfig):
-    """num: checkpoints; null: 5, 1 of ema, all of a window. metric: of the validation.
-    metric_mode: whether its lowest or its highest value is best. window: [from, to], in steps. method: how the
-    checkpoints are combined. output: a file instead of a folder in the run. strict: refuse fewer
-    checkpoints than num."""
+    """Config of `average`.
+
+    Attributes:
+        run_dir: the run, or a model directory of the original.
+        select: which checkpoints are averaged.
+        num: number of checkpoints; null: 5, or 1 of ema, or all of a window.
+        metric: validation loss or metric that defines the best.
+        metric_mode: whether its lowest or its highest value is best.
+        window: first and last step of the checkpoints to average.
+        method: how the checkpoints are combined.
+        output: file to write, instead of a folder in the run.
+        strict: refuse to average fewer checkpoints than num.
+    """
 
     run_dir: str = "???"
     select: Select = Select.best
@@ -126,9 +144,19 @@ class AverageConfig(AppConfig):
 
 @dataclass
 class ExportConfig(AppConfig):
-    """weights: which weights of the run, or a file. official: the family of an official file of
-    weights, exported without a run; settings: overrides of `train` that describe its network.
-    latency: measure it. tag: appended to the output folder in a sweep."""
+    """Config of `export`.
+
+    Attributes:
+        run_dir: the run; null: the newest one.
+        official: family of an official file of weights, which is exported without a run.
+        settings: overrides of `train` that describe the network of an official file.
+        weights: which weights of the run, or a file.
+        metric: validation loss or metric that defines the best weights.
+        metric_mode: whether its lowest or its highest value is best.
+        latency: whether to measure the latency.
+        out: folder to write; null: in the run.
+        tag: appended to the default folder in a sweep.
+    """
 
     run_dir: str | None = None
     official: str | None = None
@@ -146,7 +174,20 @@ class ExportConfig(AppConfig):
 
 @dataclass
 class SynthesizeConfig(AppConfig):
-    """llm, flow, hifigan: runs. exports: folders instead of runs. backend: torch, or a format."""
+    """Config of `synthesize`.
+
+    Attributes:
+        text: what to say.
+        llm: run of the llm.
+        flow: run of the flow.
+        hifigan: run of the vocoder.
+        exports: folders of exports, instead of runs.
+        speaker: name of a speaker; null: the first.
+        backend: torch, or the format of the exports.
+        precision: of the exports.
+        weights: which weights of the runs.
+        out: WAV file to write.
+    """
 
     text: str = "???"
     llm: str | None = None
@@ -163,10 +204,18 @@ class SynthesizeConfig(AppConfig):
 
 @dataclass
 class PrepareConfig(AppConfig):
-    """out: the folder to write. shard_size: utterances per parquet file. fit_on: recordings that
-    the front ends are fitted on. max_seconds: of a recording. processes: run in parallel. max_bad:
-    share of unusable recordings that is tolerated. cache: fields of audio that are computed too, of
-    mel, f0 and wave. inspect: data to describe, instead of preparing."""
+    """Config of `prepare`.
+
+    Attributes:
+        out: folder to write.
+        shard_size: utterances per parquet file.
+        fit_on: maximum number of recordings that the front ends are fitted on.
+        max_seconds: maximum length of a recording in seconds.
+        processes: number of parallel processes.
+        max_bad: share of the recordings that may be unusable.
+        cache: fields of the audio to compute now: mel, f0, wave.
+        inspect: data to describe, instead of preparing.
+    """
 
     family: FamilyConfig = field(default_factory=FamilyConfig)
     corpus: Node = field(default_factory=dict)
@@ -185,10 +234,21 @@ class PrepareConfig(AppConfig):
 
 @dataclass
 class PreferConfig(AppConfig):
-    """candidates: answers generated per text. score: ranks them; null: the ground truth is chosen,
-    an answer rejected. batch_size: answers generated at once. limit: utterances of the training and
-    of the validation data. flow, hifigan: runs that make an answer audible. asr: the folder of a
-    Whisper model; language: such as en."""
+    """Config of `prefer`.
+
+    Attributes:
+        run_dir: run of the llm.
+        out: folder to write.
+        candidates: number of answers per text.
+        score: ranks the answers; null: the ground truth is chosen, an answer rejected.
+        weights: which weights of the run, or a file.
+        batch_size: maximum number of answers that are generated at once.
+        limit: maximum number of training and of validation utterances.
+        flow: run of the flow that synthesizes the answers.
+        hifigan: run of the vocoder that synthesizes the answers.
+        asr: folder of a Whisper model; null: whisper-base.
+        language: of the recognizer, such as en; null: detected.
+    """
 
     family: FamilyConfig = field(default_factory=FamilyConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

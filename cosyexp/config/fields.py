@@ -1,4 +1,4 @@
-"""Typed configs: fields with a range, and how a dataclass is made of a composed config."""
+"""Typed configs: dataclass fields with a range, and the conversion of a composed config."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def setting(
     words: tuple[str, ...] = (),
     hint: str = "",
 ) -> Any:
-    """A dataclass field with a range: >= ge, > gt, <= le, < lt.
+    """Returns a dataclass field with a range: >= ge, > gt, <= le, < lt.
 
     Args:
         default: the default value; the field is required if it is missing.
@@ -34,7 +34,7 @@ def setting(
 
 
 def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
-    """Makes a dataclass of a resolved config.
+    """Converts a resolved config to a dataclass, and checks it.
 
     Args:
         schema: the dataclass.

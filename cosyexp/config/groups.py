@@ -1,4 +1,4 @@
-"""The config groups: what the files of `conf/family/`, `conf/data/`, ... may hold."""
+"""The keys of the config groups in `conf/family/`, `conf/data/`, ..., as dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,7 +9,7 @@ from cosyexp.config.fields import Node, parse, setting
 
 
 class Precision(Enum):
-    """Of a forward and backward pass; bf16 and fp16 keep fp32 weights."""
+    """Precision of the forward and backward pass; bf16 and fp16 keep fp32 weights."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -17,7 +17,7 @@ class Precision(Enum):
 
 
 class OnNonfinite(Enum):
-    """What an update whose gradients are not finite does to the run."""
+    """What happens at an update whose gradients are not finite."""
 
     stop = "stop"
     skip = "skip"
@@ -25,10 +25,19 @@ class OnNonfinite(Enum):
 
 @dataclass
 class MelConfig:
-    """Log-mel spectrogram: n_fft, hop, win in samples, fmin and fmax in Hz (null: Nyquist).
+    """Settings of the log-mel spectrogram.
 
-    mean, std: the spectrogram is normalized by them. align: pad the wave to a multiple of this
-    many samples, so that frames come in whole speech tokens.
+    Attributes:
+        n_fft: size of the FFT, in samples.
+        hop: samples per frame.
+        win: size of the window, in samples.
+        bins: number of mel bands.
+        fmin: lowest frequency, in Hz.
+        fmax: highest frequency, in Hz; null: half the sample rate.
+        mean: subtracted from the spectrogram.
+        std: divides the spectrogram.
+        align: the waveform is padded to a multiple of so many samples, so that the frames cover
+            whole speech tokens.
     """
 
     n_fft: int = setting(1024, ge=2)
@@ -44,12 +53,21 @@ class MelConfig:
 
 @dataclass
 class FamilyConfig:
-    """What llm, flow and vocoder of one family share.
+    """Settings that llm, flow and vocoder of a family share.
 
-    token_rate: speech tokens per second. frames_per_token: mel frames of a speech token; null: the
-    flow stretches each utterance to its own length. speech_per_text: fewest and most speech tokens
-    per text token in synthesis. instruct: instruction of a text that has none; null: the llm takes
-    no instructions. sampler: draws speech tokens. guidance: strength of classifier-free guidance.
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        pitch: method of the F0 estimation, harvest or dio.
+        token_rate: speech tokens per second.
+        frames_per_token: mel frames per speech token; null: the flow stretches the tokens of each
+            utterance to the length of its mel.
+        speech_vocabulary: number of different speech tokens.
+        text_vocabulary: number of different text tokens.
+        speaker_dim: size of a speaker embedding.
+        speech_per_text: minimum and maximum number of speech tokens per text token in synthesis.
+        instruct: instruction for texts that have none; null: the llm takes no instructions.
+        sampler: draws speech tokens.
+        guidance: strength of classifier-free guidance.
     """
 
     name: str = ""
@@ -72,9 +90,12 @@ class FamilyConfig:
 class ModelConfig:
     """Which of the three models is trained, and how its data become batches.
 
-    official: name of its file in the official releases. warmup: updates, if the schedule has a
-    warm-up. max_frames: size of a padded micro-batch, in tokens (llm) or mel frames. discriminator:
-    optimizer and scheduler of a GAN's discriminator.
+    Attributes:
+        official: name of the model's file in the official releases.
+        warmup: updates of the warm-up, if the schedule has one.
+        max_frames: size of a padded micro-batch, in tokens (llm) or mel frames.
+        collator: makes batches.
+        discriminator: optimizer and scheduler of the discriminator of a GAN.
     """
 
     name: str = ""
@@ -87,7 +108,11 @@ class ModelConfig:
 
 @dataclass
 class ModeConfig:
-    """What a model learns from. suffix: of the run directory's default name."""
+    """The kind of training, sft or dpo.
+
+    Attributes:
+        suffix: of the default run directory.
+    """
 
     name: str = ""
     suffix: str = ""
@@ -97,12 +122,20 @@ class ModeConfig:
 class DataConfig:
     """Training and validation data.
 
-    train, valid: a data list or a parquet file, or several; valid may be null. speakers:
-    safetensors with an embedding of each speaker, kept in the run for synthesis. repeats: for each
-    list in train, how often a row occurs in an epoch. longest: leave out longer utterances. limit:
-    use only so many utterances. max_bad: share of unusable utterances that is tolerated. workers:
-    processes that make batches; processes: that compute features, the first time. dir: a folder
-    that `prepare` wrote. corpus: prepared into dir if it is not there.
+    Attributes:
+        train: a data list or a parquet file, or several.
+        valid: the same for validation; null: no validation.
+        speakers: safetensors with an embedding of each speaker, copied into the run for synthesis.
+        use_spk_embedding: read the mean embedding of the speaker, instead of the utterance's.
+        max_frames: size of a padded micro-batch, see `ModelConfig`.
+        repeats: for each list in train, how often a row occurs in an epoch; null: once.
+        longest: longer utterances are left out, in the unit of max_frames; null: none.
+        limit: maximum number of training and of validation utterances; null: all.
+        max_bad: share of the utterances that may be unusable.
+        workers: processes that make batches; 0: the trainer itself.
+        processes: processes that compute features, the first time.
+        dir: a folder that `prepare` wrote.
+        corpus: prepared into dir if it is missing; null: dir must exist.
     """
 
     train: Any = None
@@ -122,12 +155,16 @@ class DataConfig:
 
 @dataclass
 class EngineConfig:
-    """Keys that every engine has (`conf/engine/base.yaml`); an engine's class declares its others.
+    """Keys that every engine has, see `conf/engine/base.yaml`.
 
-    nproc_per_node: processes on this machine; auto: one per GPU. threads: of a process on CPU;
-    null: as the run began. timeout: seconds that a rank waits for another. compile:
-    torch.compile the repeated blocks. activation_checkpointing: recompute the activations of
-    those blocks in the backward.
+    The class of an engine declares its other keys.
+
+    Attributes:
+        nproc_per_node: processes on this machine; auto: one per GPU.
+        threads: CPU threads per process; null: as the run began, or the default of torch.
+        timeout: seconds that a rank waits for another.
+        compile: apply torch.compile to the repeated blocks of the networks.
+        activation_checkpointing: recompute the activations of those blocks in the backward pass.
     """
 
     nproc_per_node: Any = setting("auto", ge=1, words=("auto",))
@@ -139,15 +176,22 @@ class EngineConfig:
 
 @dataclass
 class TrainerConfig:
-    """The training loop.
+    """Settings of the training loop.
 
-    steps, epochs: training ends at whichever comes first. accumulate: micro-batches per rank and
-    step. max_grad_norm: gradients are clipped to this norm; null: not clipped. ema: decay of an
-    exponential moving average of the weights, such as 0.999. running_sum: keep the sum of the
-    weights of all steps in fp64, for `average method=running`. log_every, valid_every: steps; 0:
-    never but at the end. valid_epochs: epochs between validations with a checkpoint; 0: none.
-    previews: validation utterances shown in the loggers. on_nonfinite: stop at, or skip, an update
-    whose gradients are not finite. deterministic: on CUDA, at a cost in speed.
+    Attributes:
+        steps: training ends after so many steps, or after `epochs`, whichever comes first.
+        epochs: maximum number of epochs; null: no limit.
+        accumulate: micro-batches per rank and step.
+        precision: of the forward and backward pass.
+        max_grad_norm: gradients are clipped to this norm; null: not clipped.
+        ema: decay of an exponential moving average of the weights, such as 0.999; null: none.
+        running_sum: keep the sum of the weights of all steps in fp64, for `average method=running`.
+        log_every: steps between logs; 0: only at the end.
+        valid_every: steps between validations; 0: only at the end.
+        valid_epochs: epochs between validations with a checkpoint; 0: none.
+        previews: number of validation utterances that the loggers show.
+        on_nonfinite: stop at an update whose gradients are not finite, or skip it.
+        deterministic: use deterministic algorithms on CUDA, which are slower.
     """
 
     steps: int | None = setting(1000, ge=0)
@@ -167,7 +211,13 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """every: steps between checkpoints. keep_last, keep_best: how many stay, by age and by loss."""
+    """When checkpoints are written, and how many are kept.
+
+    Attributes:
+        every: steps between checkpoints.
+        keep_last: how many of the newest are kept.
+        keep_best: how many of those with the lowest validation loss are kept.
+    """
 
     every: int = setting(500, ge=0)
     keep_last: int = setting(3, ge=0)
@@ -175,10 +225,10 @@ class CheckpointConfig:
 
 
 def engine_config(engine: Mapping[str, Any]) -> EngineConfig:
-    """Returns the keys that all engines share.
+    """Returns the keys of an engine's config that all engines share.
 
     Raises:
-        UserError: one of them is outside its range.
+        UserError: the value of one of them is outside its range.
     """
     names = [f.name for f in fields(EngineConfig)]
     common = {name: engine[name] for name in names if name in engine}

@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from cosyexp.data.fields import LACKS, Field, Utterance, cache_name
+from cosyexp.data.fields import Field, cache_name
 from cosyexp.data.shards import read_rows
+from cosyexp.data.utterance import LACKS, Utterance
 from cosyexp.errors import UserError
 from cosyexp.run.files import replace_file
 

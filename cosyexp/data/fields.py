@@ -8,80 +8,19 @@ F mel bands, T mel frames.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from cosyexp.data import features
 from cosyexp.data.tokenizers import Tokenizer
+from cosyexp.data.utterance import Utterance
 from cosyexp.models.layers.spectrogram import SILENCE, MelSpectrogram
 
-LACKS = "it has no "  # how the reason begins for a column that is missing, null or empty
 SLACK = 0.5  # seconds by which speech tokens and audio may differ: trimmed silence, the last token
-
-
-class Utterance:
-    """One row of a shard, whose audio is decoded once.
-
-    Args:
-        row: the values of the row, by column.
-
-    Raises:
-        ValueError: if a column that is read is missing, null or empty, or has unusable values.
-    """
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.row = row
-        self._waves: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, column: str) -> Any:
-        value = self.row.get(column)
-        if value is None or (hasattr(value, "__len__") and len(value) == 0):
-            raise ValueError(f"{LACKS}{column}")
-        return value
-
-    def numbers(self, column: str) -> np.ndarray:
-        """Returns a column that has a list of numbers, or the bytes of a float32 array, (size,).
-
-        Raises:
-            ValueError: if the column has anything else, or numbers that are not finite.
-        """
-        value = self[column]
-        try:
-            numbers = (
-                np.frombuffer(value, np.float32) if isinstance(value, bytes) else np.array(value)
-            )
-        except ValueError:  # ragged lists, or bytes that are not a multiple of four
-            raise ValueError(f"the {column} is not a list of numbers") from None
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-            raise ValueError(f"the {column} is not a list of finite numbers")
-        return numbers
-
-    def wave(self, sample_rate: int) -> np.ndarray:
-        """Returns the audio as mono float32 in [-1, 1], (samples,).
-
-        It is rounded to 16 bits, so that a cached waveform equals a computed one.
-
-        Args:
-            sample_rate: of the waveform, in Hz; the audio is resampled to it.
-
-        Raises:
-            ValueError: if the audio cannot be decoded or is not fit for training.
-        """
-        if sample_rate not in self._waves:
-            audio = self["audio_data"]
-            # soundfile would take a number for the descriptor of an open file.
-            if not isinstance(audio, bytes | str):
-                raise ValueError("the audio_data is not the bytes of an audio file")
-            wave = features.read_wave(audio, sample_rate)
-            self._waves[sample_rate] = (
-                np.round(wave * 32767).astype(np.int16).astype(np.float32) / 32767
-            )
-        return self._waves[sample_rate]
 
 
 class Field(Protocol):
@@ -122,7 +61,11 @@ def cache_name(field: Field) -> str:
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Token ids of the text; refuses a text that has none."""
+    """Token ids of the text.
+
+    Raises:
+        ValueError: on a call, if the text is not a string or has no token.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("text",)
     dtype: ClassVar[type] = np.int32
@@ -147,6 +90,9 @@ class InstructTokens:
     Attributes:
         tokenizer: text tokenizer of the family.
         default: instruction of the rows that have none.
+
+    Raises:
+        ValueError: on a call, if the instruction is not a string.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("instruct",)
@@ -164,10 +110,13 @@ class InstructTokens:
 
 @dataclass(frozen=True)
 class SpeechTokens:
-    """Speech tokens of the utterance; refuses tokens outside the vocabulary.
+    """Speech tokens of the utterance.
 
     Attributes:
         vocabulary: number of different speech tokens.
+
+    Raises:
+        ValueError: on a call, if a token is not an integer or is outside the vocabulary.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("speech_token",)
@@ -197,11 +146,12 @@ class SpeechTokens:
 class AlignedTokens(SpeechTokens):
     """Speech tokens that last as long as the audio.
 
-    Refuses tokens of another rate or of another recording.
-
     Attributes:
         rate: tokens per second.
         sample_rate: at which the audio is decoded, in Hz.
+
+    Raises:
+        ValueError: on a call, if the tokens have another rate or belong to another recording.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("speech_token", "audio_data")
@@ -241,6 +191,9 @@ class SpeakerEmbedding:
     Attributes:
         column: utt_embedding, or spk_embedding, the mean over the utterances of the speaker.
         width: size of an embedding.
+
+    Raises:
+        ValueError: on a call, if the embedding has another size.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("utt_embedding", "spk_embedding")
@@ -290,6 +243,9 @@ class Mel:
         std: divides the log-mel.
         align: pads the audio with silence to a multiple of so many samples, so that the frames
             cover whole speech tokens.
+
+    Raises:
+        ValueError: on a call, if the audio is shorter than one frame.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("audio_data",)

@@ -1,20 +1,14 @@
-"""From recordings to a data set: parquet shards, their lists, and the front ends that made them.
+"""Prepares a corpus: encodes its recordings, and writes parquet shards and statistics.
 
-<out>/train/00000.parquet ...  train.list      valid/..., valid.list
-      speech_tokenizer.safetensors  speaker_encoder.safetensors     what was fitted on the training split, kept for new speech
-      speakers.safetensors                                          the mean embedding of each speaker
-      dropped.tsv  lengths.png                                      what was left out and why; how long the utterances are
-      meta.yaml                                                     written last: a folder without it is not prepared
-      preparing.yaml  parts/                                        of a preparation that is under way
+Front ends are fitted, or loaded; they encode the corpus part by part; the recordings that cannot be
+used are counted; shards are written from the others. A preparation that was interrupted goes on
+where it stopped. The files of the folder are described in `prepared.py`.
 """
 
 import logging
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,18 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from tqdm import tqdm
 
 from cosyexp.config import FamilyConfig
-from cosyexp.data.cache import ensure
-from cosyexp.data.corpora.base import Corpus, Recording
-from cosyexp.data.encoding import Encoder, ShardJob, check, digest, listen, read_part, write
-from cosyexp.data.fields import F0, Field, Mel, Wave
+from cosyexp.data.corpora.base import Corpus
+from cosyexp.data.encoding import Encoder, check, listen, write
 from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
 from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
+from cosyexp.data.parts import encode, jobs, survey
+from cosyexp.data.prepared import BEGUN, META, PARTS, SPLITS, prepared, tidy
 from cosyexp.data.report import Report
-from cosyexp.data.shards import read_list, write_list
+from cosyexp.data.shards import write_list
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.registry import build
@@ -41,27 +34,20 @@ from cosyexp.run.files import replacement, write_text
 from cosyexp.run.tensors import save_tensors
 
 log = logging.getLogger(__name__)
-META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
-SPLITS = ("train", "valid")
-CHUNK = 64  # recordings of a part
-COLUMNS = [
-    "utt",
-    "text",
-    "speaker",
-    "fault",
-    "path",
-    "held_out",
-    "tokens",
-    "embedding",
-    "seconds",
-]  # all but the audio
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(Wanted):
-    """shard_size: utterances in a parquet file. fit_on: recordings at most that the front ends are fitted on.
+    """Settings of a preparation, in addition to what the family requires of the front ends.
 
-    max_seconds: of a recording. processes: at work side by side. max_bad: the share of recordings that may be unusable.
+    Attributes:
+        tokenizer: front end of the speech tokens.
+        speaker: front end of the speaker embeddings.
+        shard_size: utterances per parquet file.
+        fit_on: maximum number of recordings that the front ends are fitted on.
+        max_seconds: maximum length of a recording in seconds.
+        processes: number of parallel processes.
+        max_bad: share of the recordings that may be unusable.
     """
 
     tokenizer: Recipe = field(default_factory=KMeans)
@@ -80,19 +66,29 @@ def prepare(
     settings: Mapping[str, Any],
     unknown: Callable[[str], Iterable[str]] = lambda text: (),
 ) -> dict[str, Any]:
-    """Writes the data set and returns what `meta.yaml` holds; a folder prepared with the same `settings` is left alone.
+    """Writes the data set, unless it is there already, and returns the content of `meta.yaml`.
 
-    unknown: the characters of a text that the family's tokenizer does not know.
+    Args:
+        corpus: the recordings.
+        out: the folder.
+        options: front ends, sizes and limits.
+        settings: what the data set depends on; a folder of other settings is refused.
+        unknown: returns the characters of a text that the family's tokenizer does not know.
+
+    Raises:
+        UserError: if the folder has other settings, the corpus is empty, too many recordings are
+            unusable, or a process was killed.
     """
     if (done := prepared(out)) is not None:
         if done["settings"] != settings:
             raise UserError(
-                f"{out} holds a data set of other settings: give another out=, or remove that folder"
+                f"{out} holds a data set of other settings: give another out=, or remove "
+                f"that folder"
             )
         tidy(out)
         return done
     if (total := len(corpus)) == 0:
-        raise UserError("the corpus holds no recording: look at its path")
+        raise UserError("the corpus holds no recording: check its path")
     encoder = front_ends(corpus, out, options, settings)
     log.info("preparing %d recordings in %s, once", total, out)
     try:
@@ -105,12 +101,13 @@ def prepare(
                 shards[path.parent.name].append(path)
     except BrokenProcessPool:
         raise UserError(
-            "a process ended before its work (out of memory?): repeat the command, perhaps with fewer processes="
+            "a process was killed (out of memory?): repeat the command, perhaps with fewer "
+            "processes="
         ) from None
     for split in SPLITS:
         write_list(out / f"{split}.list", shards[split])
         if not shards[split]:
-            log.warning("no utterance is left for %s.list", split)
+            log.warning("%s.list is empty: no utterance is left for it", split)
     with replacement(out / "speakers.safetensors") as part:
         save_tensors(part, {name: torch.from_numpy(mean) for name, mean in speakers.items()})
     report.draw(out / "lengths.png", options.token_rate)
@@ -120,36 +117,27 @@ def prepare(
     return meta
 
 
-def tidy(out: Path) -> None:
-    """Removes what only a preparation under way needs."""
-    (out / BEGUN).unlink(missing_ok=True)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
-
-
-def prepared(out: Path) -> dict[str, Any] | None:
-    """What `meta.yaml` says of a prepared folder; None where it is not (wholly) prepared."""
-    try:
-        meta = yaml.safe_load((out / META).read_text())
-    except FileNotFoundError:
-        return None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        meta = None
-    if not isinstance(meta, dict) or "settings" not in meta:
-        raise UserError(
-            f"{out}/{META} is not what prepare wrote: remove {out}, and prepare it again"
-        )
-    return meta
-
-
 def front_ends(
     corpus: Corpus, out: Path, options: PrepareOptions, settings: Mapping[str, Any]
 ) -> Encoder:
-    """Fits them on the first recordings of the training split, or takes those of a preparation that was interrupted."""
+    """Fits the front ends on the training split, or loads those of an interrupted preparation.
+
+    Args:
+        corpus: the recordings.
+        out: the folder, which keeps the front ends and the settings.
+        options: names the front ends, and how many recordings they are fitted on.
+        settings: of the preparation, see `prepare`.
+
+    Raises:
+        UserError: if a preparation with other settings was begun there, or a front end cannot be
+            fitted on these recordings.
+    """
     begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
     resumed = (out / BEGUN).exists()
     if resumed and (out / BEGUN).read_text() != begun:
         raise UserError(
-            f"{out} holds the beginning of a data set of other settings: give another out=, or remove that folder"
+            f"{out} holds the beginning of a data set of other settings: give another out=, or "
+            f"remove that folder"
         )
     waves = Waves(corpus, options)
     ready: list[FrontEnd] = []
@@ -176,13 +164,17 @@ def front_ends(
 
 
 class Waves:
-    """The first usable recordings of the training split, read anew whenever they are gone through."""
+    """Waveforms of the first usable recordings of the training split, read at each iteration.
+
+    Raises:
+        UserError: at the end of an iteration, if none of the recordings can be used.
+    """
 
     def __init__(self, corpus: Corpus, options: PrepareOptions) -> None:
         self.corpus, self.options = corpus, options
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        heard = 0
+        count = 0
         for recording in islice(
             (r for r in self.corpus.recordings() if not r.held_out), self.options.fit_on
         ):
@@ -190,76 +182,26 @@ class Waves:
                 check(recording)
                 wave = listen(recording, self.options.max_seconds)
             except ValueError:
-                continue  # it is named when it is encoded
-            heard += 1
+                continue  # reported when it is encoded
+            count += 1
             yield wave
-        if not heard:
+        if not count:
             raise UserError(
-                "none of the first recordings can be used as audio: look at the corpus's path"
+                "none of the first recordings can be used as audio: check the path of the corpus"
             )
-
-
-def encode(
-    encoder: Encoder, corpus: Corpus, total: int, folder: Path, workers: Workers
-) -> list[Path]:
-    """Every recording through the front ends, into parts."""
-
-    def chunks() -> Iterator[tuple[Path, list[Recording]]]:
-        recordings = once(corpus.recordings())
-        number = 0
-        while chunk := list(islice(recordings, CHUNK)):
-            yield folder / f"{number:06d}.arrow", chunk
-            number += 1
-
-    parts, seconds, began = [], 0.0, time.monotonic()
-    with tqdm(total=total, desc="prepare", unit="utt", disable=None) as bar:
-        for part in workers.map(partial(apply, encoder), chunks()):
-            table = read_part(part)
-            seconds += sum(second or 0.0 for second in table["seconds"].to_pylist())
-            bar.set_postfix_str(
-                f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - began):.0f} hours an hour",
-                refresh=False,
-            )
-            bar.update(len(table))
-            parts.append(part)
-    return parts
-
-
-def apply(encoder: Encoder, job: tuple[Path, list[Recording]]) -> Path:
-    return encoder(*job)
-
-
-def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """An id that occurs again is a fault of the later one. A 64-bit hash of each is kept: some 100 bytes in Python's set."""
-    seen: set[int] = set()
-    for recording in recordings:
-        key = int(digest(recording.utt)[:16], 16)
-        yield (
-            replace(recording, fault=recording.fault or "its id occurs twice")
-            if key in seen
-            else recording
-        )
-        seen.add(key)
-
-
-def survey(parts: Iterable[Path], out: Path) -> tuple[Report, dict[str, np.ndarray]]:
-    """Goes through all parts once: what is there, what is left out, and the mean embedding of each speaker."""
-    sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
-    with Report(out / "dropped.tsv") as report:
-        for part in parts:
-            for row in read_part(part).select(COLUMNS).to_pylist():
-                report.add(row)
-                if not row["fault"]:
-                    embedding = np.array(row["embedding"], np.float64)
-                    sums[row["speaker"]] = sums.get(row["speaker"], 0.0) + embedding
-                    counts[row["speaker"]] = counts.get(row["speaker"], 0) + 1
-    return report, {
-        speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)
-    }
 
 
 def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
+    """Warns of the recordings that were left out, and checks that they are not too many.
+
+    Args:
+        report: the statistics.
+        max_bad: share of the recordings that may be left out.
+        out: the folder, for the message.
+
+    Raises:
+        UserError: if more were left out, or all.
+    """
     if report.dropped:
         log.warning(
             "%d of %d recordings left out: %s",
@@ -269,38 +211,9 @@ def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
         )
     if report.dropped > max_bad * report.total or report.dropped == report.total:
         raise UserError(
-            f"{report.dropped} of {report.total} recordings cannot be used, more than max_bad={max_bad} allows; "
-            f"the first is {report.first}, {out}/dropped.tsv names all"
+            f"{report.dropped} of {report.total} recordings cannot be used, more than "
+            f"max_bad={max_bad} allows; the first is {report.first}, {out}/dropped.tsv names all"
         )
-
-
-def jobs(
-    parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, size: int
-) -> Iterator[ShardJob]:
-    """The shards of both splits, each of `size` usable utterances, in their order."""
-    rows: dict[str, list[tuple[Path, int, str]]] = {split: [] for split in SPLITS}
-    count = dict.fromkeys(SPLITS, 0)
-
-    def job(split: str) -> ShardJob:
-        places: dict[Path, list[int]] = {}
-        for part, number, _ in rows[split]:
-            places.setdefault(part, []).append(number)
-        heard = {speaker: speakers[speaker] for *_, speaker in rows[split]}
-        target = out / split / f"{count[split]:05d}.parquet"
-        count[split] += 1
-        rows[split].clear()
-        return ShardJob(target=target, rows=list(places.items()), speakers=heard)
-
-    for part in parts:
-        for number, row in enumerate(
-            read_part(part).select(["fault", "held_out", "speaker"]).to_pylist()
-        ):
-            if not row["fault"]:
-                split = SPLITS[row["held_out"]]
-                rows[split].append((part, number, row["speaker"]))
-                if len(rows[split]) == size:
-                    yield job(split)
-    yield from (job(split) for split in SPLITS if rows[split])
 
 
 def prepare_corpus(
@@ -311,11 +224,18 @@ def prepare_corpus(
     speaker_encoder: Recipe | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Prepares a corpus as a family reads it; see `prepare`.
+    """Prepares a corpus for a family, see `prepare`.
 
     Args:
-        corpus: config node.
+        corpus: config node of the corpus.
+        family: gives the token rate, the vocabulary and the tokenizer.
+        out: the folder.
+        speech_tokenizer: front end of the speech tokens; None: k-means.
+        speaker_encoder: front end of the speaker embeddings; None: statistics of the mel.
         options: see `PrepareOptions`.
+
+    Returns:
+        The content of `meta.yaml`.
     """
     tokenizer, speaker = speech_tokenizer or KMeans(), speaker_encoder or MelStatistics()
     wanted = PrepareOptions(
@@ -335,47 +255,3 @@ def prepare_corpus(
     }
     unknown = build(family.tokenizer, "tokenizer").unknown
     return prepare(build(corpus, "corpus"), out, wanted, settings, unknown)
-
-
-def audio_fields(family: FamilyConfig, names: Iterable[str]) -> list[Field]:
-    """Returns fields that the collators of a family read of audio, by name: mel, f0, wave.
-
-    Raises:
-        UserError: a name is unknown.
-    """
-    rate, mel = family.sample_rate, family.mel
-    fields: dict[str, Field] = {
-        "mel": Mel(sample_rate=rate, **asdict(mel)),
-        "f0": F0(rate, mel.hop, family.pitch),
-        "wave": Wave(rate),
-    }
-    if unknown := [name for name in names if name not in fields]:
-        raise UserError(f"cache={unknown[0]} is not a field: choose of {', '.join(fields)}")
-    return [fields[name] for name in names]
-
-
-def fill_cache(out: Path, fields: Sequence[Field], processes: int) -> None:
-    """Computes fields of a prepared folder now, instead of at the start of a training."""
-    for split in SPLITS:
-        if (out / f"{split}.list").stat().st_size:
-            ensure(read_list(str(out / f"{split}.list")), fields, processes)
-
-
-def check_family(folder: Path, family: FamilyConfig) -> None:
-    """Checks that a folder was prepared for a family with this token rate.
-
-    Raises:
-        UserError: it was not, or is not a prepared folder.
-    """
-    meta = prepared(folder)
-    if meta is None:
-        raise UserError(
-            f"{folder} is not a prepared data set (it has no {META}): python -m cosyexp.prepare "
-            f"out={folder}"
-        )
-    rate = meta["settings"]["token_rate"]
-    if rate != family.token_rate:
-        raise UserError(
-            f"{folder} holds {rate} speech tokens per second, family={family.name} needs "
-            f"{family.token_rate}: prepare another folder with family={family.name}"
-        )

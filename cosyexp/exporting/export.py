@@ -1,4 +1,4 @@
-"""Writes a model in a format and proves what was written."""
+"""Exports a model to a format, and verifies the files against PyTorch."""
 
 import logging
 import os
@@ -25,7 +25,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Format(Protocol):
-    """An export format. To add one, write a class and a YAML in `conf/export/format/`."""
+    """Protocol of export formats.
+
+    To add a format, write a class and a YAML in `conf/export/format/`.
+
+    Attributes:
+        name: of the format.
+    """
 
     name: str
 
@@ -42,21 +48,29 @@ class Format(Protocol):
         """Writes files and `report.<precision>.json` into a folder, and returns the files.
 
         Args:
-            names: components; None for all that the format can hold.
+            source: the model.
+            out: the folder.
+            precision: of the files.
+            names: of components; None for all that can be exported to the format.
             timed: measure latencies too.
-            node: the format's config node, kept for synthesis.
+            node: config node of the format, kept for synthesis.
 
         Raises:
-            UserError: a file does not compute what PyTorch does; then the folder is unchanged.
+            UserError: the output of a file differs from PyTorch; the folder is then unchanged.
         """
         ...
 
 
 class ComponentFormat:
-    """Base of formats with one file per component, `<component>.<precision>.<suffix>`.
+    """Base class of formats with one file per component, `<component>.<precision>.<suffix>`.
 
-    The folder also gets `<model>.yaml` and `speakers.safetensors`: with these, `synthesize` needs
-    no run. A subclass names itself and its precisions, writes a component and loads it again.
+    The folder also gets `<model>.yaml` and `speakers.safetensors`, so that `synthesize` needs no
+    run. Subclasses define the attributes and override `runtime`, `write` and `load`.
+
+    Attributes:
+        name: of the format.
+        suffix: of its files.
+        precisions: that it supports.
     """
 
     name: str
@@ -64,15 +78,20 @@ class ComponentFormat:
     precisions: tuple[str, ...] = ("fp32",)
 
     def runtime(self) -> str:
-        """Returns what runs the files here, for the report."""
+        """Returns the name and the version of what runs the files, for the report."""
         raise NotImplementedError
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
-        """Writes a component."""
+        """Writes a component to a file."""
         raise NotImplementedError
 
     def load(self, path: Path, precision: str = "fp32") -> Function:
-        """Returns a function of the component's inputs, in order, in fp32."""
+        """Loads a file.
+
+        Returns:
+            A function of the inputs of the component, in order, that returns its outputs; both are
+            fp32 in all precisions.
+        """
         raise NotImplementedError
 
     def export(
@@ -87,8 +106,7 @@ class ComponentFormat:
     ) -> list[Path]:
         """Writes components, and compares each with PyTorch on inputs of many sizes.
 
-        Raises:
-            UserError: see `Format.export`.
+        Args and errors are those of `Format.export`.
         """
         selected = select_components(source, names, self.name, precision, self.precisions)
         components, report = load_components(source, selected), {}
@@ -141,17 +159,21 @@ class ComponentFormat:
             f"{TOLERANCES[precision]}"
         )
         if not measured["passed"]:
-            raise UserError(f"{message}: it was not kept")
+            raise UserError(f"{message}, and was not kept: choose another precision or format")
         if worst > TOLERANCES[precision]:
-            log.warning("%s, which is unusual: listen to it", message)
+            log.warning("%s, which is unusual: listen to what it synthesizes", message)
         return measured
 
 
 @contextmanager
 def staged(out: Path, job: str) -> Iterator[Path]:
-    """Yields a folder inside `out` whose files move into `out` if all goes well.
+    """Yields a temporary folder, whose files move into `out` when the block ends.
 
-    What a killed export of the same job left behind is removed.
+    If the block raises, `out` is left as it was.
+
+    Args:
+        out: the folder, created if it is missing.
+        job: name of the export; leftovers of a killed export of this name are removed.
     """
     part = out / f".{job}.part"
     created = [path for path in (out, *out.parents) if not path.exists()]
@@ -165,16 +187,18 @@ def staged(out: Path, job: str) -> Iterator[Path]:
         sync(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):  # a new folder stays if something is in it
+        with suppress(OSError):  # a new folder that is not empty stays
             for path in created:
                 path.rmdir()
 
 
 def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | None) -> None:
-    """Writes `<model>.yaml`: what synthesis reads of a config; and the speakers.
+    """Writes `<model>.yaml`, the part of the config that synthesis reads, and the speakers.
 
     Args:
-        node: the format's config node, from which synthesis builds it again.
+        source: the model.
+        folder: to write to.
+        node: config node of the format, from which synthesis builds it again.
     """
     config = source.config
     excerpt = to_dict(ExportedConfig(config.family, config.model, config.components))

@@ -1,4 +1,4 @@
-"""TorchScript files, which libtorch runs without Python."""
+"""The export format jit: TorchScript files, which run in libtorch without Python."""
 
 import copy
 import io
@@ -18,19 +18,28 @@ from cosyexp.registry import register
 
 @register("format")
 class Jit(ComponentFormat):
-    """An fp16 file takes and gives fp16, as the original's do."""
+    """Writes TorchScript files.
+
+    Inputs and outputs of an fp16 file are fp16, as those of the original CosyVoice.
+    """
 
     name, suffix = "jit", "zip"
 
     def runtime(self) -> str:
+        """Returns the version of PyTorch."""
         return f"TorchScript of PyTorch {torch.__version__}"
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
-        """Scripted, so that every branch and size stays, and frozen."""
+        """Scripts a component, which keeps its branches and sizes, freezes it and writes it.
+
+        Raises:
+            UserError: the component cannot be scripted.
+        """
         if precision == "fp16":
             component = copy.deepcopy(component).half()  # type: ignore[attr-defined]
         methods = list(getattr(component, "methods", ()))
-        content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+        # Written to memory first, as torch's writer aborts the process if the disk is full.
+        content = io.BytesIO()
         with plain_graphs():
             try:
                 scripted = torch.jit.script(component)
@@ -44,6 +53,7 @@ class Jit(ComponentFormat):
         path.write_bytes(content.getbuffer())
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+        """Loads a file; inputs and outputs of its function are fp32 in all precisions."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.jit.load(str(path))
@@ -53,15 +63,18 @@ class Jit(ComponentFormat):
                 inputs = tuple(x.half() if x.is_floating_point() else x for x in inputs)
             with torch.no_grad():
                 outputs = module(*inputs)
-            every = outputs if isinstance(outputs, tuple) else (outputs,)
-            return tuple(x.float() if x.is_floating_point() else x for x in every)
+            results = outputs if isinstance(outputs, tuple) else (outputs,)
+            return tuple(x.float() if x.is_floating_point() else x for x in results)
 
         return run
 
 
 @contextmanager
 def plain_graphs() -> Iterator[None]:
-    """Static fusion and no profiling, so that a file does not depend on what ran before; TorchScript's calls for its end are hidden."""
+    """Turns on static fusion and turns off profiling inside the context.
+
+    A file then does not depend on what ran before. Deprecation warnings of TorchScript are hidden.
+    """
     fusion = torch.jit.set_fusion_strategy([("STATIC", 1)])
     profiling = torch._C._jit_set_profiling_mode(False)
     executor = torch._C._jit_set_profiling_executor(False)

@@ -1,4 +1,4 @@
-"""The weights of a model as the official releases have them, for the official runtime."""
+"""The export format official: the weights as in the official releases, for their runtime."""
 
 import io
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cosyexp.registry import register
 
 @register("format")
 class Official:
-    """One file, `llm.pt`, `flow.pt` or `hift.pt`: every tensor under its name, in the network's order, and nothing else."""
+    """Writes one file, `llm.pt`, `flow.pt` or `hift.pt`, with the state dict of the network."""
 
     name = "official"
 
@@ -30,26 +30,37 @@ class Official:
         timed: bool = False,
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
+        """Writes the file, and returns its path; arguments as of `Format.export`.
+
+        Raises:
+            UserError: components or another precision than fp32 are asked for, or the file does not
+                hold what was written.
+        """
         if names is not None:
             raise UserError(
-                "format=official writes the whole model, no single components: leave components= out"
+                "format=official writes the whole model, not single components: leave "
+                "components= out"
             )
         if precision != "fp32":
             raise UserError(
-                f"format=official writes the weights as they are, not in {precision}: leave precision= out"
+                f"format=official writes the weights as they are, not in {precision}: leave "
+                f"precision= out"
             )
         tensors = load_network(source).state_dict()
         name = source.config.model.official
         path = out / f"{name}.pt"
         with staged(out, name) as part:
-            content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+            # Written to memory first, as torch's writer aborts the process if the disk is full.
+            content = io.BytesIO()
             torch.save(dict(tensors), content)
             (part / path.name).write_bytes(content.getbuffer())
             written = torch.load(part / path.name, map_location="cpu", weights_only=True)
             if list(written) != list(tensors) or not all(
                 torch.equal(written[name], tensors[name]) for name in tensors
             ):
-                raise UserError(f"{path} did not come back as it was written: it was not kept")
+                raise UserError(
+                    f"{path} does not hold what was written, and was not kept: check the disk"
+                )
         size = path.stat().st_size
         entry = {"file": path.name, "bytes": size, "tensors": len(tensors)}
         merge_report(out, precision, {"weights": str(source.weights)}, {name: entry})

@@ -1,4 +1,4 @@
-"""ONNX files, and ONNX Runtime to run them."""
+"""The export format onnx: ONNX files, which run in ONNX Runtime."""
 
 import io
 import logging
@@ -16,14 +16,18 @@ from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.precision import to_fp16, to_int8
 from cosyexp.registry import register
 
-TRACED = 24, 2  # size and rows of the inputs that the exporter looks at
+TRACED = 24, 2  # size and number of rows of the example inputs that are traced
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 CONVERTERS = {"fp16": to_fp16, "int8": to_int8}
 
 
 @register("format")
 class Onnx(ComponentFormat):
-    """Inputs and outputs are fp32 in all precisions. opset: version of the operator set."""
+    """Writes ONNX files, whose inputs and outputs are fp32 in all precisions.
+
+    Args:
+        opset: version of the ONNX operator set.
+    """
 
     name, suffix = "onnx", "onnx"
     precisions = ("fp32", "fp16", "int8")
@@ -32,12 +36,13 @@ class Onnx(ComponentFormat):
         self.opset = opset
 
     def runtime(self) -> str:
+        """Returns the version of ONNX Runtime, and the execution provider."""
         import onnxruntime
 
         return f"ONNX Runtime {onnxruntime.__version__} ({providers()[0]})"
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
-        """One self-contained file; sizes stay dynamic where the component says so."""
+        """Writes one self-contained file, with the dynamic sizes of the component."""
         import onnx
 
         from cosyexp.exporting.onnx_ops import ONNX_OPS
@@ -64,6 +69,7 @@ class Onnx(ComponentFormat):
                 )
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+        """Opens a file in ONNX Runtime, on as many threads as torch uses."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -83,7 +89,7 @@ class Onnx(ComponentFormat):
 
 
 def providers() -> list[str]:
-    """CUDA where it is, else the CPU."""
+    """Returns the execution providers to use: CUDA if it is available, and the CPU."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -91,13 +97,13 @@ def providers() -> list[str]:
 
 
 def example(component: Component) -> tuple[Tensor, ...]:
-    """The inputs that an exporter looks at."""
+    """Returns the example inputs that an exporter traces a component with."""
     size, batch = TRACED
     return component.example(size, torch.Generator().manual_seed(0), batch)
 
 
 def dimensions(component: Component) -> tuple[Any, ...]:
-    """What may vary of each input, for `torch.export`."""
+    """Returns the dynamic dimensions of each input, for `torch.export`."""
     return tuple(
         dict.fromkeys(component.dynamic.get(name, {}), torch.export.Dim.DYNAMIC) or None
         for name in component.inputs
@@ -106,7 +112,7 @@ def dimensions(component: Component) -> tuple[Any, ...]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter speaks of its own inner workings, to the console and to the log."""
+    """Hides what the exporter prints, logs and warns of inside the context."""
     level = logging.getLogger().level
     logging.disable(logging.WARNING)
     try:

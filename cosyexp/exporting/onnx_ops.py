@@ -1,4 +1,8 @@
-"""Operators of PyTorch in ONNX, in forms that runtimes know to fuse. The exporter's own are right too, but slower to run."""
+"""Translates operators of PyTorch to ONNX in forms that runtimes can fuse.
+
+The translations of the exporter itself are correct too, but slower to run.
+B batch, H heads, T time steps, K channels of a head.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,7 +11,7 @@ from typing import Any
 import torch
 from onnxscript import opset18 as op
 
-HIDDEN = -1e4  # what a softmax makes nothing of, also in fp16
+HIDDEN = -1e4  # its softmax is 0, in fp16 too
 
 
 def attention(
@@ -20,8 +24,17 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Of (B, H, T, K) each, and a bool mask. A query that sees nothing gets the mean of all values, where PyTorch gives zeros."""
-    assert not (dropout_p or is_causal or enable_gqa), "what no network here asks for"
+    """Translates `scaled_dot_product_attention` (Vaswani et al. 2017, eq. 1).
+
+    A query whose mask is False everywhere gets the mean of all values, instead of the zeros of
+    PyTorch.
+
+    Args:
+        query: (B, H, T, K), as `key` and `value`.
+        attn_mask: boolean, True where a query sees a key; None: everywhere.
+        scale: factor of the scores; None: 1 / sqrt(K).
+    """
+    assert not (dropout_p or is_causal or enable_gqa), "not used by any network here"
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None:
@@ -30,10 +43,11 @@ def attention(
 
 
 def gelu(x: Any, approximate: str = "none") -> Any:
-    """x Phi(x), or its approximation by tanh (Hendrycks and Gimpel 2016)."""
+    """Translates `gelu`: x Phi(x), or its approximation by tanh (Hendrycks & Gimpel 2016)."""
     if approximate == "none":
         return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2))), 1.0)), 0.5)
-    inner = op.Mul(op.Add(x, op.Mul(op.Pow(x, 3.0), 0.044715)), math.sqrt(2 / math.pi))  # type: ignore[type-var]
+    cubic = op.Add(x, op.Mul(op.Pow(x, 3.0), 0.044715))  # type: ignore[type-var]
+    inner = op.Mul(cubic, math.sqrt(2 / math.pi))
     return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Programs of `torch.export`, which PyTorch runs without the model's code."""
+"""The export format pt2: `torch.export` programs, which run without the code of the model."""
 
 import io
 import warnings
@@ -18,7 +18,11 @@ from cosyexp.registry import register
 
 @register("format")
 class Pt2(ComponentFormat):
-    """compile: for this machine, by AOTInductor, which takes a C++ compiler."""
+    """Writes `torch.export` programs.
+
+    Args:
+        compile: compile them for this machine with AOTInductor, which needs a C++ compiler.
+    """
 
     name = "pt2"
 
@@ -27,9 +31,15 @@ class Pt2(ComponentFormat):
         self.suffix = "compiled.pt2" if compile else "pt2"
 
     def runtime(self) -> str:
+        """Returns the version of PyTorch, and which of its runtimes is used."""
         return f"{'AOTInductor' if self.compile else 'torch.export'} of PyTorch {torch.__version__}"
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
+        """Exports a component with its dynamic sizes, and writes it.
+
+        Raises:
+            UserError: it is to be compiled, and there is no C++ compiler.
+        """
         with quiet():
             program = torch.export.export(
                 component,  # type: ignore[arg-type]
@@ -39,13 +49,13 @@ class Pt2(ComponentFormat):
             if self.compile:
                 compiled(program, path)
             else:
-                content = (
-                    io.BytesIO()
-                )  # where the disk is full, torch's own writer ends the process
+                # Written to memory first, as torch's writer aborts the process on a full disk.
+                content = io.BytesIO()
                 torch.export.save(program, content)
                 path.write_bytes(content.getbuffer())
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+        """Loads a program or a compiled package."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: Any = (
@@ -63,7 +73,10 @@ class Pt2(ComponentFormat):
 
 
 def tied(component: Component) -> tuple[Any, ...]:
-    """What may vary of each input; "2*N" always is twice the other size here, as the sizes of a program are all solved for."""
+    """Returns the dynamic dimensions of each input, with the relations between them.
+
+    Here "2*N" is exactly twice N, not at most, as `torch.export` solves for all sizes.
+    """
     names = {size for axes in component.dynamic.values() for size in axes.values()}
     bases = {
         base: torch.export.Dim(f"size_{base}", min=2)
@@ -83,6 +96,11 @@ def tied(component: Component) -> tuple[Any, ...]:
 
 
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compiles a program for this machine, and writes the package.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
     from torch._inductor.exc import InductorError
 
     try:
@@ -91,5 +109,6 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
         if "InvalidCxxCompiler" not in str(error):
             raise
         raise UserError(
-            "format.compile=true takes a C++ compiler, and there is none: install g++, or name one by CXX=..."
+            "format.compile=true needs a C++ compiler, and there is none: install g++, or name one "
+            "by CXX=..."
         ) from None

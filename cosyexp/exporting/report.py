@@ -1,4 +1,4 @@
-"""What an export found out: `report.<precision>.json`, and a table."""
+"""The report of an export: the file `report.<precision>.json` and a table on the console."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,16 @@ from cosyexp.run.files import write_json
 def merge_report(
     out: Path, precision: str, whole: Mapping[str, Any], components: Mapping[str, Any]
 ) -> None:
-    """Writes `report.<precision>.json`; of components that were exported before and are still there, it keeps what it said."""
+    """Writes `report.<precision>.json`, keeping the entries of components exported before.
+
+    An entry is kept if its file still exists.
+
+    Args:
+        out: folder of the export.
+        precision: of the export, a part of the file name.
+        whole: entries that concern all components.
+        components: an entry for each component that was exported now, by name.
+    """
     path = out / f"report.{precision}.json"
     try:
         before = json.loads(path.read_text())["components"]
@@ -23,7 +32,10 @@ def merge_report(
 
 
 def show(precision: str, whole: Mapping[str, Any], components: Mapping[str, Any]) -> None:
-    """Prints a line for each component; latencies are milliseconds of PyTorch / of the runtime."""
+    """Prints a table with a line for each component.
+
+    Latencies are in milliseconds: those of PyTorch / those of the exported file.
+    """
     timed = any("milliseconds" in entry for entry in components.values())
     rows = [
         ["component", "precision", "MB", "error", *(f"ms at {size}" for size in FRAMES if timed)]

@@ -1,4 +1,4 @@
-"""What is exported: the network of a config, with the weights in a file."""
+"""Finds the model to export: the config of a network, and a file of weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,13 @@ VERIFIED = ("best", "last", "ema")  # choices whose hashes `find_weights` checks
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A network and its weights.
+    """A model to export.
 
-    name: for messages. config: of its training, or one that a training would have. speakers: file
-    of speaker embeddings by name, if there is one.
+    Attributes:
+        name: for messages.
+        config: of its training, or the one that a training would have.
+        weights: file of weights.
+        speakers: file of speaker embeddings by name; None if there is none.
     """
 
     name: str
@@ -31,7 +34,12 @@ class ExportSource:
 
 
 def source_from_run(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS) -> ExportSource:
-    """Returns a run with the weights that `choice` names, see `find_weights`.
+    """Returns the model of a run.
+
+    Args:
+        run: the run directory.
+        choice: of its weights, see `find_weights`.
+        criterion: validation metric that defines the best weights.
 
     Raises:
         UserError: there are no such weights, or they are damaged.
@@ -39,19 +47,27 @@ def source_from_run(run: RunDirectory, choice: str, criterion: Criterion = BY_LO
     config, weights = run.config(), find_weights(run, choice, criterion)
     expected = None if choice in VERIFIED else _stored_hash(weights)
     if expected and file_hash(weights) != expected:
-        raise UserError(f"{weights} is not what was written: choose other weights, or rebuild it")
+        raise UserError(
+            f"{weights} does not match its checksum: choose other weights, or create it again"
+        )
     speakers = run.speakers if run.speakers.exists() else None
     return ExportSource(str(run), config, weights, speakers)
 
 
 def source_from_file(config: TrainConfig, weights: str) -> ExportSource:
-    """Returns a file of weights without a run, and the config that a training would have.
+    """Returns the model of a file of weights that belongs to no run.
+
+    Args:
+        config: that a training of the model would have.
+        weights: path of the file.
 
     Raises:
         UserError: there is no such file.
     """
     if not Path(weights).is_file():
-        raise UserError(f"weights={weights} is not a file: with official= it is one, as flow.pt")
+        raise UserError(
+            f"weights={weights} is not a file: with official=, give one such as flow.pt"
+        )
     return ExportSource(weights, config, Path(weights))
 
 
@@ -59,7 +75,7 @@ def load_network(source: ExportSource) -> nn.Module:
     """Builds the network and loads its weights.
 
     Raises:
-        UserError: they do not fit, or hold values that are not finite.
+        UserError: the weights do not fit, or have values that are not finite.
     """
     network: nn.Module = build(source.config.network, "network")
     load_weights(network, source.weights)

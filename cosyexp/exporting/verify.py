@@ -1,4 +1,4 @@
-"""Is what was exported the same function, and how fast is it?"""
+"""Compares an exported component with PyTorch, and measures its latency."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +11,18 @@ from tqdm import tqdm
 from cosyexp.exporting.components import Component
 
 Function = Callable[..., tuple[Tensor, ...]]
-INPUTS, SHORTEST, LONGEST = 10, 16, 512
-FRAMES = (200, 500, 1000)  # sizes that are timed
+INPUTS, SHORTEST, LONGEST = 10, 16, 512  # number of random inputs, and the range of their sizes
+FRAMES = (200, 500, 1000)  # sizes for which the latency is measured
 REPEATS = 3
-TOLERANCE = 1e-4  # of fp32: absolute, or relative where values are larger than 1; above it is said, ten times as much is refused
-TOLERANCES = {
-    "fp32": TOLERANCE,
-    "fp16": 0.02,
-    "int8": 0.1,
-}  # of the others: a share of the output's largest value
+# Of fp32: an absolute error, or a relative one where values are larger than 1. A larger error is
+# reported, one that is ten times as large is refused.
+TOLERANCE = 1e-4
+# Of the other precisions: a share of the largest value of the output.
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.1}
 
 
 def trials() -> Iterator[tuple[int, int]]:
-    """Sizes and numbers of rows of the inputs: random, one after another odd or not, and 1 row or 2."""
+    """Yields random sizes, even and odd ones by turns, each with a number of rows, 1 or 2."""
     sizes = torch.randint(
         SHORTEST // 2, LONGEST // 2, (INPUTS,), generator=torch.Generator().manual_seed(1)
     )
@@ -34,9 +33,17 @@ def trials() -> Iterator[tuple[int, int]]:
 def compare(
     component: Component, exported: Function, precision: str = "fp32", name: str = ""
 ) -> dict[str, Any]:
-    """Runs both on the same random inputs, PyTorch in fp32.
+    """Runs PyTorch, in fp32, and the exported function on the same random inputs.
 
-    Returns the largest error of each output, and of each input, and whether all of it `passes`.
+    Args:
+        component: the component in PyTorch.
+        exported: the exported function.
+        precision: of the exported function.
+        name: for the progress bar.
+
+    Returns:
+        `largest_error` of each output, `inputs` with the size, the number of rows and the error of
+        each, and `passed`: whether all outputs are close enough, see `passes`.
     """
     draw = torch.Generator().manual_seed(1)
     errors, inputs, passed = dict.fromkeys(component.outputs, 0.0), [], True
@@ -44,16 +51,25 @@ def compare(
         given = component.example(size, draw, batch)
         pairs = list(zip(eager(component, *given), exported(*given), strict=True))
         passed = passed and all(passes(*pair, precision) for pair in pairs)
-        found = dict(
+        measured = dict(
             zip(component.outputs, (error(*pair, precision) for pair in pairs), strict=True)
         )
-        errors = {output: max(errors[output], found[output]) for output in errors}
-        inputs.append({"size": size, "batch": batch, "error": max(found.values())})
+        errors = {output: max(errors[output], measured[output]) for output in errors}
+        inputs.append({"size": size, "batch": batch, "error": max(measured.values())})
     return {"largest_error": errors, "inputs": inputs, "passed": passed}
 
 
 def passes(wanted: Tensor, found: Tensor, precision: str) -> bool:
-    """In fp32 by the measure of the original's tool, which allows what rounding does to an ill-conditioned network, and by ours."""
+    """Returns whether an output is close enough to that of PyTorch.
+
+    In fp32, it must meet the tolerances of the export tool of the original CosyVoice, which allow
+    for rounding in an ill-conditioned network, and ten times `TOLERANCE`.
+
+    Args:
+        wanted: output of PyTorch.
+        found: output of the exported function.
+        precision: of the exported function.
+    """
     if precision != "fp32":
         return error(wanted, found, precision) <= TOLERANCES[precision]
     return error(wanted, found, precision) <= 10 * TOLERANCE and torch.allclose(
@@ -62,7 +78,10 @@ def passes(wanted: Tensor, found: Tensor, precision: str) -> bool:
 
 
 def error(wanted: Tensor, found: Tensor, precision: str) -> float:
-    """By the measure of TOLERANCES; infinite where the shapes differ, or where something is no number."""
+    """Returns the largest error of an output, as `TOLERANCES` defines it.
+
+    It is infinite if the shapes differ or a value is NaN.
+    """
     if wanted.shape != found.shape or not wanted.numel():
         return 0.0 if wanted.shape == found.shape else torch.inf
     wanted, found = wanted.float(), found.float()
@@ -72,27 +91,32 @@ def error(wanted: Tensor, found: Tensor, precision: str) -> float:
 
 @torch.no_grad()
 def eager(component: Component, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Runs a component in PyTorch, and returns its outputs as a tuple."""
     outputs = component(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def latencies(component: Component, exported: Function) -> dict[str, dict[str, float]]:
-    """Milliseconds of a call, by size, of PyTorch and of what was exported."""
-    draw, found = torch.Generator().manual_seed(1), {}
+    """Measures the latency of PyTorch and of the exported function.
+
+    Returns:
+        Milliseconds per call, as `torch` and `exported`, by the size of the input.
+    """
+    draw, milliseconds = torch.Generator().manual_seed(1), {}
     for size in FRAMES:
         given = component.example(size, draw)
-        found[str(size)] = {
+        milliseconds[str(size)] = {
             "torch": latency(eager, component, *given),
             "exported": latency(exported, *given),
         }
-    return found
+    return milliseconds
 
 
 def latency(function: Callable[..., Any], *inputs: Any) -> float:
-    """The shortest of some calls, in milliseconds."""
+    """Returns the shortest of some calls, in milliseconds."""
     times = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         function(*inputs)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return round(1000 * min(times), 3)

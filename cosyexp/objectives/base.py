@@ -135,10 +135,10 @@ class Objective(Protocol):
 
 
 class Metric(Protocol):
-    """Measures a validation batch beside the losses, see `cosyexp/objectives/metrics.py`."""
+    """Protocol of validation metrics, see `cosyexp/objectives/metrics.py`."""
 
     def __call__(self, objective: Objective, batch: Any) -> Loss:
-        """Returns terms of factor 0 under names of their own, in units of the objective."""
+        """Returns terms of factor 0, under other names than those of the losses."""
         ...
 
 

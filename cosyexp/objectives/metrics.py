@@ -1,5 +1,7 @@
-"""Validation metrics, measured beside the losses. To add one, write a class like these and a YAML in
-`conf/metrics/`."""
+"""Validation metrics, which are measured in addition to the losses.
+
+To add a metric, write a class as those here, and a YAML in `conf/metrics/`.
+"""
 
 from typing import Any
 
@@ -13,7 +15,7 @@ from cosyexp.registry import register
 
 @register("metric")
 class TopKAccuracy:
-    """How often the true class is among the k likeliest; for objectives with `logits(batch)`.
+    """How often the true class is among the k most likely, for objectives with `logits(batch)`.
 
     Args:
         k: number of classes.

@@ -1,4 +1,4 @@
-"""Generates answers of a trained llm to the texts of a data set, in batches.
+"""Generates answers, speech tokens of a trained llm, to the texts of a data set in batches.
 
 B batch, L text tokens, E speaker embedding, V speech classes.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cosyexp.config import TrainConfig
 from cosyexp.data.draws import keyed
-from cosyexp.data.fields import Utterance
+from cosyexp.data.utterance import Utterance
 from cosyexp.models.llm.decoding import Choose, decode_batch
 from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.registry import build
@@ -25,7 +25,14 @@ from cosyexp.run.weights import load_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What an answer is generated from. text: token ids, the first `lead` being an instruction."""
+    """The input that an answer is generated from.
+
+    Attributes:
+        utt: id of the utterance.
+        lead: number of text tokens, at the start, that belong to the instruction.
+        text: text tokens, (L,).
+        speaker: speaker embedding, (E,).
+    """
 
     utt: str
     lead: int
@@ -34,21 +41,24 @@ class Prompt:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Prompts of one size share a batch without padding, and have the same limits."""
+        """Number of text tokens, and of those of the instruction.
+
+        Prompts of equal size share a batch without padding, and have the same limits.
+        """
         return len(self.text), self.lead
 
 
 class AnswerGenerator:
     """Generates several answers to each prompt.
 
-    What an answer draws depends on its utterance and number alone, not on its batch.
+    The random draws of an answer depend on its utterance and its number, but not on its batch.
 
     Args:
-        config: of the llm's run.
-        weights: its file of weights.
-        times: answers per prompt.
-        batch_size: answers generated at once, to texts of one length.
-        seed: of all draws.
+        config: of the run of the llm.
+        weights: file of its weights.
+        times: number of answers per prompt.
+        batch_size: maximum number of answers that are generated at once.
+        seed: of all random draws.
     """
 
     def __init__(
@@ -64,10 +74,10 @@ class AnswerGenerator:
         self.network.eval().requires_grad_(False).to(self.device)
 
     def prompt(self, row: Mapping[str, Any]) -> Prompt:
-        """Reads what the network takes of a row.
+        """Returns the prompt of a row of a shard.
 
         Raises:
-            ValueError: the row could not be trained on.
+            ValueError: the row cannot be used for training either.
         """
         utterance = Utterance(row)
         self.fields["speech"](utterance)
@@ -81,15 +91,16 @@ class AnswerGenerator:
         )
 
     def limits(self, prompt: Prompt) -> tuple[int, int]:
-        """Returns the fewest and the most tokens of an answer."""
+        """Returns the minimum and the maximum number of speech tokens of an answer."""
         size = len(prompt.text) - prompt.lead
         fewest, most = (int(ratio * size) for ratio in self.family.speech_per_text)
         return fewest, most
 
     def __call__(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[int]]]:
-        """Yields (index of the prompt, speech tokens).
+        """Yields the answers, each as the index of its prompt and its speech tokens.
 
-        Prompts come in any order, the answers to each in the order of their numbers.
+        The order of the prompts is arbitrary; the answers to one prompt are in the order of their
+        numbers.
         """
 
         def size(job: tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Scores an answer by what a speech recognizer understands of it. E speaker embedding."""
+"""Scores an answer by the word error rate of a speech recognizer. E speaker embedding."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,18 @@ from cosyexp.synthesis.pipeline import Pipeline
 
 @register("score")
 class WordErrorRate:
-    """Word error rate of an answer that a flow and a vocoder make audible.
+    """Synthesizes an answer, and returns the word error rate of its transcript.
 
     Args:
-        llm, flow, hifigan: runs.
-        asr: folder of a Whisper model; None: the small one of the extra `eval`.
+        llm: run of the llm that generated the answers.
+        flow: run of the flow that synthesizes them.
+        hifigan: run of the vocoder that synthesizes them.
+        asr: folder of a Whisper model; None: whisper-base, which the extra `eval` installs.
         language: such as "en"; None: detected.
-        seed: of what flow and vocoder draw, together with the utterance.
+        seed: of the random draws of flow and vocoder, which also depend on the utterance.
 
     Raises:
-        UserError: a run is missing, or there is no recognizer.
+        UserError: a run is missing, or the recognizer is not installed.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class WordErrorRate:
     ) -> None:
         if not (flow and hifigan):
             raise UserError(
-                "score=wer makes the candidates audible: give flow=<run> and hifigan=<run>"
+                "score=wer synthesizes the candidates: give flow=<run> and hifigan=<run>"
             )
         self.seed, self.asr = seed, WhisperASR(Path(asr) if asr else None, language)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
@@ -51,7 +53,7 @@ class WordErrorRate:
 
     @torch.inference_mode()
     def __call__(self, row: Mapping[str, Any], answer: Sequence[int]) -> float:
-        """Returns the word errors as a share of the words of the text."""
+        """Returns the number of word errors as a share of the words of the text."""
         seed = int(keyed(self.seed, row["utt"], "voice").integers(2**63))
         draw = torch.Generator().manual_seed(seed)
         embedding = row.get("spk_embedding") or row["utt_embedding"]

@@ -1,5 +1,7 @@
-"""Which of the answers to a text is better. To add a score, write a class like these and a YAML in
-`conf/score/`."""
+"""Scores that rank the answers to a text, and the choice of a preference pair.
+
+To add a score, write a class as those here, and a YAML in `conf/score/`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +13,13 @@ from cosyexp.registry import register
 
 
 class Score(Protocol):
-    """Rates an answer; lower is better."""
+    """Protocol of scores: rates an answer; lower is better."""
 
     def __call__(self, row: Mapping[str, Any], answer: Sequence[int]) -> float:
-        """Returns how bad an answer is.
+        """Returns the score of an answer.
 
         Args:
-            row: the utterance, by columns: text, speech_token, ...
+            row: columns of the utterance by name: text, speech_token, ...
             answer: speech tokens.
         """
         ...
@@ -33,7 +35,7 @@ class EditDistance:
     """Edit distance to the speech tokens of the ground truth, as a share of the longer one."""
 
     def __call__(self, row: Mapping[str, Any], answer: Sequence[int]) -> float:
-        """Returns a number in [0, 1]."""
+        """Returns the distance, in [0, 1]."""
         return edit_distance(row["speech_token"], answer)
 
 
@@ -46,11 +48,15 @@ def select_pair(
     """Returns the chosen and the rejected answer: the best and the worst candidate by the score.
 
     Args:
-        score: None: the ground truth is chosen, the first candidate unlike it rejected.
-        max_tokens: a candidate of so many tokens did not end by itself, and is the worst.
+        row: columns of the utterance by name.
+        candidates: the answers; empty ones are ignored.
+        score: rates them; None: the ground truth is chosen, and the first candidate that differs
+            from it rejected.
+        max_tokens: maximum length of an answer; a candidate that reaches it was cut off, and gets
+            the worst score.
 
     Raises:
-        ValueError: the candidates make no pair.
+        ValueError: no pair can be made, with the reason as the message.
     """
     answers = [candidate for candidate in candidates if candidate]
     if not answers:

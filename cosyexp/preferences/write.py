@@ -1,10 +1,10 @@
-"""From a data set and a trained llm to a data set of preference pairs.
+"""Writes a data set of preference pairs, from a data set and a trained llm.
 
 <out>/train/00000.parquet ...  train.list     the shards with `reject_speech_token`
       valid/00000.parquet ...  valid.list
-      speakers.safetensors                    those of the data, else of the run
-      begun.yaml                              the settings, until all shards are there
-      meta.yaml                               written last: a folder without it is not prepared
+      speakers.safetensors                    copied from the data, or else from the run
+      begun.yaml                              the settings, until all shards are written
+      meta.yaml                               settings and statistics; written last
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from cosyexp.config import PreferConfig
 from cosyexp.data.cache import fingerprint
-from cosyexp.data.preparation import META, check_family, prepare_corpus, prepared
+from cosyexp.data.preparation import prepare_corpus
+from cosyexp.data.prepared import META, check_family, prepared
 from cosyexp.data.shards import (
     COLUMNS,
     OPTIONAL,
@@ -45,11 +46,11 @@ from cosyexp.run.weights import find_weights
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
 SPLITS = ("train", "valid")
-SETTINGS = ("candidates", "score", "limit", "seed")  # the keys that the pairs depend on
+SETTINGS = ("candidates", "score", "limit", "seed")  # config keys that the pairs depend on
 
 
 class Job(NamedTuple):
-    """A shard to write, from the first `rows` rows of another."""
+    """A shard to write, from the first `rows` rows of a source shard."""
 
     source: Path
     target: Path
@@ -58,7 +59,13 @@ class Job(NamedTuple):
 
 @dataclass
 class Tally:
-    """Counts of utterances: pairs, and those skipped by reason; distance: summed over pairs."""
+    """Counts of utterances, of one shard or of all.
+
+    Attributes:
+        pairs: number of pairs.
+        distance: sum over the pairs of the edit distance between the two answers.
+        skipped: number of utterances that make no pair, by reason.
+    """
 
     pairs: int = 0
     distance: float = 0.0
@@ -72,10 +79,10 @@ class Tally:
 def write_pairs(config: PreferConfig) -> dict[str, Any]:
     """Writes the pairs and returns the content of `meta.yaml`.
 
-    Shards that are there already are kept, so that a repeated command goes on.
+    Shards that exist already are kept, so that a repeated command continues where it stopped.
 
     Raises:
-        UserError: the run is not one of an llm, the settings exclude each other, or the folder
+        UserError: the run is not one of an llm, the settings contradict each other, or the folder
             holds something else.
     """
     run, data, out = RunDirectory(config.run_dir), config.data, Path(config.out)
@@ -141,7 +148,13 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
 
 
 def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterator[Job]:
-    """Yields the shards of a split, as far as the limit."""
+    """Yields the shards of a split.
+
+    Args:
+        lists: data lists of the split.
+        folder: to write to.
+        limit: maximum number of rows in all shards; None: all.
+    """
     paths = [lists] if isinstance(lists, str) else lists
     shards = [shard for path in paths for shard in read_list(path)]
     for i, shard in enumerate(shards):
@@ -154,13 +167,17 @@ def plan(lists: str | Sequence[str], folder: Path, limit: int | None) -> Iterato
 
 
 def digest(work: Sequence[Job]) -> str:
-    """Returns a hash of the content of all shards, whatever they are called."""
+    """Returns a hash of the content of all source shards, which does not depend on their names."""
     content = [(fingerprint(job.source), job.target.parent.name) for job in work]
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
 
 def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
-    """Checks that a folder holds nothing but a part of what these settings make.
+    """Checks that a folder is empty, or was begun with the same settings.
+
+    Args:
+        out: the folder.
+        settings: that the pairs depend on.
 
     Raises:
         UserError: it holds something else.
@@ -187,7 +204,13 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
 def write_job(job: Job, generator: AnswerGenerator, score: Score | None, bar: "tqdm[Any]") -> None:
     """Writes one shard of pairs.
 
-    A row that makes no pair keeps its speech tokens, and has none to reject.
+    A row that makes no pair keeps its speech tokens, and has no rejected ones.
+
+    Args:
+        job: the shard.
+        generator: generates the candidates.
+        score: rates them; None: see `select_pair`.
+        bar: progress bar, which counts candidates.
     """
     columns = [*COLUMNS.names, *OPTIONAL.names]
     read = islice(read_rows(job.source, columns), job.rows)
@@ -228,7 +251,7 @@ def write_job(job: Job, generator: AnswerGenerator, score: Score | None, bar: "t
 
 
 def keep_speakers(out: Path, *sources: Path | None) -> None:
-    """Copies the first of the files that exists."""
+    """Copies the first of the files that exists to `speakers.safetensors`."""
     source = next((source for source in sources if source and source.exists()), None)
     if source:
         content = source.read_bytes()

@@ -72,7 +72,12 @@ def file_hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Which values of a validation loss or metric are better: the lowest, or with "max" the highest."""
+    """A validation loss or metric that ranks checkpoints.
+
+    Attributes:
+        metric: its name.
+        mode: "min" if the lowest value is best, "max" if the highest is.
+    """
 
     metric: str = "loss"
     mode: str = "min"

@@ -1,4 +1,4 @@
-"""The run directory: the one place that knows where everything of a run is."""
+"""The run directory: the paths of all files of a run."""
 
 import fcntl
 import os

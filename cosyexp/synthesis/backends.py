@@ -1,4 +1,4 @@
-"""What runs a model: PyTorch from its weights, or the files that were exported from it."""
+"""Loads models for synthesis: in PyTorch from their weights, or from exported files."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 
 Outputs = tuple[Tensor, ...]
-COMPONENTS = {  # that synthesis calls, by model
+# The components that synthesis calls, by model.
+COMPONENTS = {
     "llm": ("llm.prefill", "llm.decode"),
     "flow": ("flow.conditions", "flow.decoder.estimator"),
     "hifigan": ("hift",),
@@ -28,7 +29,12 @@ COMPONENTS = {  # that synthesis calls, by model
 
 
 class Runner:
-    """A component, called with inputs by name; it takes those that it has."""
+    """A component that is called with inputs by name, of which it takes those that it has.
+
+    Args:
+        inputs: names of its inputs, in order.
+        function: runs it.
+    """
 
     def __init__(self, inputs: Sequence[str], function: Callable[..., Outputs]) -> None:
         self.inputs, self.function = inputs, function
@@ -42,8 +48,11 @@ class Runner:
 class LoadedModel:
     """One of the three models, ready to run.
 
-    name: for messages. config: family, model and components. speakers: file of speaker embeddings,
-    if there is one. runners: its components by name.
+    Attributes:
+        name: for messages.
+        config: family, model and components.
+        speakers: file of speaker embeddings by name; None if there is none.
+        runners: its components by name.
     """
 
     name: str
@@ -53,7 +62,12 @@ class LoadedModel:
 
 
 def from_run(run: RunDirectory, weights: str) -> LoadedModel:
-    """Loads a run in PyTorch, with the weights that `weights` names there."""
+    """Loads the model of a run in PyTorch.
+
+    Args:
+        run: the run directory.
+        weights: which weights of the run, see `find_weights`.
+    """
     source = source_from_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
     runners = {
@@ -64,10 +78,15 @@ def from_run(run: RunDirectory, weights: str) -> LoadedModel:
 
 
 def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedModel:
-    """Loads what was exported from a run in a format.
+    """Loads the files that were exported from a run.
+
+    Args:
+        run: the run directory.
+        backend: name of the format.
+        precision: of the files.
 
     Raises:
-        UserError: it was not exported, or a file is missing or damaged.
+        UserError: the model was not exported, or a file is missing or damaged.
     """
     config, folder = run.config(), run.exports / backend
     hint = f"run_dir={run} format={backend} precision={precision}"
@@ -78,7 +97,15 @@ def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedM
 
 
 def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, LoadedModel]:
-    """Loads models from the folders that they were exported to, by name.
+    """Loads the three models from the folders that they were exported to.
+
+    Args:
+        folders: of the exports.
+        backend: name of the format.
+        precision: of the files.
+
+    Returns:
+        The models by name.
 
     Raises:
         UserError: a folder holds no export, or one of the three models is missing.
@@ -107,8 +134,11 @@ def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[
 def read_excerpt(path: Path) -> ExportedConfig:
     """Reads family, model and components of an export.
 
+    Args:
+        path: of `<model>.yaml`.
+
     Raises:
-        UserError: the file is not what an export wrote.
+        UserError: the file was not written by an export, or is damaged.
     """
     values = _read_yaml(path)
     values.pop("format", None)
@@ -122,7 +152,8 @@ def read_format(path: Path, hint: str) -> ComponentFormat:
     """Builds the format that an export was written in.
 
     Args:
-        hint: the overrides by which `export` writes it.
+        path: of `<model>.yaml`.
+        hint: overrides of the `export` command that writes it, for the message.
 
     Raises:
         UserError: there is no export, or its format cannot be loaded.
@@ -140,6 +171,13 @@ def load_runners(
 ) -> dict[str, Runner]:
     """Loads the components of a model that synthesis needs.
 
+    Args:
+        config: of the model.
+        folder: of its files.
+        form: their format.
+        precision: of the files.
+        hint: overrides of the `export` command that writes them, for the message.
+
     Raises:
         UserError: a file is missing or damaged.
     """
@@ -155,6 +193,10 @@ def load_runners(
 
 def needed(config: ExportedConfig, where: str) -> tuple[str, ...]:
     """Returns the names of the components that synthesis needs of a model.
+
+    Args:
+        config: of the model.
+        where: run or folder of the model, for the message.
 
     Raises:
         UserError: the model does not have them.

@@ -1,4 +1,4 @@
-"""Text to speech tokens to mel to waveform, by three models.
+"""Synthesizes speech: text to speech tokens to mel spectrogram to waveform, by three models.
 
 L text tokens, N speech tokens, E speaker embedding, F mel bands, T mel frames, S samples,
 H harmonics.
@@ -22,17 +22,18 @@ from cosyexp.run.tensors import read_tensors
 from cosyexp.synthesis.backends import LoadedModel
 
 log = logging.getLogger(__name__)
-SHARED = ("sample_rate", "mel", "token_rate", "speech_vocabulary")  # by the three models of a voice
+# Family settings that must be equal in the three models.
+SHARED = ("sample_rate", "mel", "token_rate", "speech_vocabulary")
 
 
 class Pipeline:
-    """Synthesizes sentences with three models; everything random follows from a seed.
+    """Synthesizes texts with the three models of a family (Du et al. 2024, "CosyVoice").
 
     Args:
         models: llm, flow and hifigan, by name.
 
     Raises:
-        UserError: a model is another one, or they belong to different families.
+        UserError: a model is given under the name of another, or their families differ.
     """
 
     def __init__(self, models: Mapping[str, LoadedModel]) -> None:
@@ -58,24 +59,37 @@ class Pipeline:
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveform, in Hz."""
+        """Sample rate of the waveform, in Hz."""
         return self.family.sample_rate
 
     def synthesize(self, text: str, speaker: str | None = None, seed: int = 0) -> np.ndarray:
-        """Returns the waveform (S,) of a text, in [-1, 1].
+        """Synthesizes a text.
 
         Args:
-            speaker: a name of the training data; None: the first.
+            text: what to say.
+            speaker: name of a speaker in the training data; None: the first.
+            seed: of all random draws.
+
+        Returns:
+            The waveform, (S,), in [-1, 1].
 
         Raises:
-            UserError: the text is empty to the model, or the speaker is unknown.
+            UserError: the text has no known character, or the speaker is unknown.
         """
         draw, speaker_BE = torch.Generator().manual_seed(seed), self._speaker(speaker)
         tokens_BN = self.tokens(text, speaker_BE, draw)
         return self.wave(self.mel(tokens_BN, speaker_BE, draw), draw)
 
     def tokens(self, text: str, speaker_BE: Tensor, draw: torch.Generator) -> Tensor:
-        """Returns the speech tokens (1, N) of a text.
+        """Generates the speech tokens of a text.
+
+        Args:
+            text: what to say.
+            speaker_BE: speaker embedding, (1, E).
+            draw: random generator.
+
+        Returns:
+            The speech tokens, (1, N).
 
         Raises:
             UserError: the tokenizer knows no character of the text.
@@ -85,7 +99,7 @@ class Pipeline:
         text_BL = torch.tensor([self.tokenizer.encode(text)])
         if not text_BL.numel():
             raise UserError(
-                f"text={text!r} has no character that the model knows: give another sentence"
+                f"text={text!r} has no character that the model knows: give another text"
             )
         min_tokens, max_tokens = (
             int(ratio * text_BL.size(1)) for ratio in self.family.speech_per_text
@@ -109,9 +123,18 @@ class Pipeline:
         return logp_BV, cache
 
     def mel(self, tokens_BN: Tensor, speaker_BE: Tensor, draw: torch.Generator) -> Tensor:
-        """Returns the mel spectrogram (1, F, T) of speech tokens (1, N).
+        """Generates the mel spectrogram of speech tokens.
 
-        Each Euler step evaluates the estimator once, on the pair with and without conditions.
+        Each Euler step calls the estimator once, on a batch of two rows, with and without
+        conditions, for classifier-free guidance (Ho & Salimans 2022).
+
+        Args:
+            tokens_BN: speech tokens, (1, N).
+            speaker_BE: speaker embedding, (1, E).
+            draw: random generator.
+
+        Returns:
+            The mel spectrogram, (1, F, T).
         """
         spec = self.family.mel
         frames = tokens_BN.size(1) * self.sample_rate // (self.family.token_rate * spec.hop)
@@ -132,7 +155,15 @@ class Pipeline:
         return euler(velocity, noise)
 
     def wave(self, mel_BFT: Tensor, draw: torch.Generator) -> np.ndarray:
-        """Returns the waveform (S,) of a mel spectrogram (1, F, T)."""
+        """Generates the waveform of a mel spectrogram.
+
+        Args:
+            mel_BFT: mel spectrogram, (1, F, T).
+            draw: random generator.
+
+        Returns:
+            The waveform, (S,), in [-1, 1].
+        """
         phase = (torch.rand(1, self.harmonics, generator=draw) * 2 - 1) * math.pi
         phase[:, 0] = 0
         noise = torch.randn(

@@ -1,4 +1,4 @@
-"""Builds a trainer from a config: `build_trainer` reads as the list of what a run is made of."""
+"""Builds a trainer, with all its parts, from a config."""
 
 import logging
 import zlib
@@ -14,7 +14,8 @@ from cosyexp.config import TrainConfig, engine_config, to_dict
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.loader import Loader, ValidationLoader
-from cosyexp.data.preparation import check_family, prepare_corpus
+from cosyexp.data.preparation import prepare_corpus
+from cosyexp.data.prepared import check_family
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Objective, ReferenceObjective
@@ -34,10 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
-    """How a run ended.
+    """The result of a run.
 
-    best: the lowest validation loss. step: the last step. stopped: on request, before the end;
-    preempted: to be started again.
+    Attributes:
+        best: lowest validation loss; None if none was measured.
+        step: the last step.
+        stopped: whether it was requested to stop before the end.
+        preempted: whether it is to be started again.
     """
 
     best: float | None
@@ -47,14 +51,14 @@ class Outcome(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What every rank is given: the config, and the overrides of the command line, for the record."""
+    """The input of every rank: the config, and the overrides of the command line to record."""
 
     config: TrainConfig
     overrides: Sequence[str] = ()
 
 
 def train(job: Job) -> Outcome:
-    """Trains one rank of a run, from where its run directory stands."""
+    """Trains one rank of a run, which resumes from its newest checkpoint if there is one."""
     with build_trainer(job.config, job.overrides) as trainer:
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
@@ -68,11 +72,11 @@ def train(job: Job) -> Outcome:
 def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterator[Trainer]:
     """Builds the trainer of a run, ready to `fit`; on exit, closes what it opened.
 
-    A run starts from its own newest checkpoint; else from `init_from`; else from the network's
-    `pretrained` weights; else from scratch.
+    A run starts from its newest checkpoint, or else from `init_from`, or else from the `pretrained`
+    weights of the network, or else from scratch.
 
     Raises:
-        UserError: a setting, a file or the run directory does not allow it.
+        UserError: a setting or a file cannot be used, or the run directory holds another run.
     """
     trust(config.trusted)
     run = RunDirectory(config.run_dir)
@@ -100,7 +104,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         else:
             log.info("%s: starting from %s", run, source or "scratch")
 
-        if engine.rank == 0:  # from here on the directory holds a run
+        if engine.rank == 0:
             _describe(run, config, overrides)
         engine.all_gather(None)
         step = trainer.progress.step if checkpoint else -1
@@ -111,10 +115,10 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
 
 
 def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
-    """Builds the objective, the data and all else that a trainer is made of.
+    """Builds the objective, the data and all other parts of a trainer, and the trainer itself.
 
     Raises:
-        UserError: a setting or a file does not allow it.
+        UserError: a setting or a file cannot be used.
     """
     objective = build_objective(config)
     train_data, valid_data = build_datasets(config, engine)
@@ -156,10 +160,10 @@ def build_engine(config: TrainConfig) -> Engine:
 
 
 def build_objective(config: TrainConfig) -> Objective:
-    """Builds the objective around the network, with the initial weights that the seed gives.
+    """Builds the objective and its network, with initial weights that depend on the seed.
 
     Raises:
-        UserError: a setting of the network, the objective or an optimizer is refused.
+        UserError: a setting of the network, the objective or an optimizer is not valid.
     """
     torch.manual_seed(config.seed)
     network = build(config.network, "network")
@@ -222,7 +226,7 @@ def build_validation(config: TrainConfig, dataset: Dataset, engine: Engine) -> V
 
 
 def build_loggers(config: TrainConfig) -> list[Logger]:
-    """Builds the loggers, not started yet."""
+    """Builds the loggers, which are not started yet."""
     return [build(node, "logger") for node in config.logger.values()]
 
 
@@ -260,7 +264,7 @@ def _fingerprint(dataset: Dataset) -> str:
 
 
 def _previous_config(run: RunDirectory, config: TrainConfig) -> TrainConfig | None:
-    """Returns the config of the run to resume, which `config` may continue; None for a new run."""
+    """Returns the config of the run to resume; None for a new run."""
     if run.exists and run.checkpoints.all():
         run.refuse_other(config)
         return run.config()
@@ -295,7 +299,10 @@ def _load_initial_weights(config: TrainConfig, trainer: Trainer) -> Path | None:
 
 
 def hparams(config: TrainConfig, overrides: Sequence[str]) -> dict[str, str | float | bool]:
-    """Returns what the command line sets, but for paths: {"model": "llm", "optimizer.lr": 0.001}."""
+    """Returns the settings of the command line, such as {"model": "llm", "optimizer.lr": 0.001}.
+
+    Paths are left out.
+    """
     typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     resolved: Mapping[str, Any] = {k: v for k, v in flat(to_dict(config)) if k in typed}
     values = {**typed, **resolved}
@@ -307,7 +314,7 @@ def hparams(config: TrainConfig, overrides: Sequence[str]) -> dict[str, str | fl
 
 
 def _describe(run: RunDirectory, config: TrainConfig, overrides: Sequence[str]) -> None:
-    """Writes what describes the run, before its first checkpoint."""
+    """Writes config, environment and speakers, before the first checkpoint."""
     speakers = config.data.speakers
     if speakers and not run.speakers.exists():
         content = Path(speakers).read_bytes()

@@ -1,4 +1,4 @@
-"""Validates weights as the run that they are of does, from its run directory alone."""
+"""Validates a file of weights as the training of its run does."""
 
 from collections.abc import Callable
 from functools import cache

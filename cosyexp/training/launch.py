@@ -109,7 +109,7 @@ def _rank(
     timeout: float,
     results: Any,
 ) -> None:
-    """What a started process does."""
+    """Runs `work(job)` in a started process, and puts the result or the error into a queue."""
     own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in own.items()})
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))

@@ -1,15 +1,20 @@
-"""How far a run is; part of every checkpoint."""
+"""The progress of a run, which is saved in every checkpoint."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
-    step: updates of the model. samples: utterances seen. updates: of each trainable. validated: the
-    step of the newest validation, whose losses `losses` holds. best: the lowest finite validation
-    loss so far. seconds: spent in steps.
+    Attributes:
+        step: number of updates of the model.
+        samples: number of utterances seen.
+        updates: number of updates of each trainable.
+        validated: step of the newest validation; -1 if there was none.
+        losses: its losses.
+        best: lowest finite validation loss so far.
+        seconds: time spent in steps.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""The training loop, the only one of cosyexp. It knows neither tasks nor engines.
+"""The training loop, which is independent of the task and of the engine.
 
 One step of the loop, and the events that callbacks see:
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Takes a run from where it stands to its last step.
+    """Trains from the current step to the last one.
 
     Args:
         objective: the task: its networks, losses and validation.
@@ -57,10 +57,12 @@ class Trainer:
         validation: this rank's micro-batches of the validation data; None: no validation.
         preview: validation utterances shown in the loggers after each validation, or None.
         run: the run directory.
-        config: of the loop. retention: of the checkpoints.
-        seed: of everything random.
+        config: settings of the loop.
+        retention: which checkpoints are kept.
+        seed: of all random draws.
         fingerprint: of the training data; a resume on other data is refused.
-        callbacks, metrics: by name.
+        callbacks: by name.
+        metrics: by name.
         loggers: empty on ranks other than 0.
     """
 
@@ -98,13 +100,13 @@ class Trainer:
         self._reset_metrics()
 
     def setup(self) -> None:
-        """Moves the networks to the device and makes the optimizers; once, before all else."""
+        """Moves the networks to the device and makes the optimizers; called once, at first."""
         self.engine.setup(self.objective.trainables, self.objective.frozen_modules)
 
     # the loop ------------------------------------------------------------------------------------
 
     def fit(self) -> Progress:
-        """Trains until done, or until asked to stop."""
+        """Trains to the last step, or until a stop is requested."""
         total, start = self.config.steps, self.progress.step
         hidden = self.engine.rank > 0 or None  # None: tqdm decides by the terminal
         with self.stop, tqdm(total=total, initial=start, unit="step", disable=hidden) as bar:
@@ -131,7 +133,7 @@ class Trainer:
     def step(self, micro_batches: Sequence[MicroBatch]) -> Mapping[str, float]:
         """Updates every trainable once, and returns the units of the step, over all ranks.
 
-        A rank without micro-batches, or with idle ones, takes part all the same.
+        A rank without micro-batches, or with idle ones, still takes part.
         """
         began, progress = time.perf_counter(), self.progress
         batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
@@ -193,7 +195,7 @@ class Trainer:
         return self._ended_by_callback
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Sends values to the loggers, at the current step. A name has one value per step."""
+        """Sends values to the loggers, at the current step; a name has one value per step."""
         for logger in self.loggers:
             logger.log_metrics(self.progress.step, self.loader.state.epoch, values)
 
@@ -233,10 +235,10 @@ class Trainer:
         self.saved = progress.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint.
+        """Restores a checkpoint.
 
         Raises:
-            UserError: the training data, or the layout of the optimizer state, are other ones.
+            UserError: the training data or the layout of the optimizer state differs.
         """
         state = saving.restore(checkpoint, self.engine, self.objective.trainables)
         saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
@@ -266,7 +268,7 @@ class Trainer:
             getattr(callback, event)(self, *args)
 
     def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks agree, also on the end by a callback."""
+        """Returns whether a stop was requested on any rank; also agrees on an end by a callback."""
         ended = any(callback.should_stop for callback in self.callbacks.values())
         stopping, self._ended_by_callback = self.stop.agreed(self.engine.all_reduce, ended)
         return stopping
@@ -286,7 +288,7 @@ class Trainer:
         totals: Mapping[str, float],
         report: StepReport,
     ) -> None:
-        """Records an update; where updates may be skipped, the host waits to know whether it was."""
+        """Records an update; if updates may be skipped, the host waits for the outcome."""
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
         guard = self.nonfinite_guard
         guard.add(progress.step, name, utts, losses, report)

@@ -42,7 +42,7 @@ def validation_losses(
         objective: the objective.
         engine: the engine, for its device, precision and communication.
         loader: the micro-batches of this rank.
-        metrics: measured beside the losses; their names must differ from those of the losses.
+        metrics: measured too; their names must differ from those of the losses.
         stopped: called on all ranks before each micro-batch; returns whether to stop.
 
     Returns:

@@ -1,8 +1,9 @@
-"""hydra/launcher=slurm and local: the jobs of a sweep, run by submitit.
+"""The launchers hydra/launcher=slurm and hydra/launcher=local, which run the jobs with submitit.
 
-They differ from submitit's own launchers in two things: they wait for every job, and a job that
-died without a result becomes a failed row of the table. submitit writes a job's log and result
-below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its time limit.
+They differ from the launchers of the submitit plugin in two ways: they wait for every job, and a
+job that died without a result becomes a failed row of the table. submitit writes the log and the
+result of a job below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its
+time limit.
 """
 
 import os
@@ -22,10 +23,10 @@ from cosyexp.errors import PeerRankError, UserError
 
 
 class QueueLauncher(BaseSubmititLauncher):  # type: ignore[misc]
-    """Waits for every job, also for one that died, and prints where the logs are."""
+    """Base class of the launchers: waits for every job, and prints where the logs are."""
 
     def __call__(self, *args: Any) -> JobReturn:
-        """Runs one job, on its node."""
+        """Runs one job; called on the node of the job."""
         from cosyexp.cli.hydra_app import register
 
         register()
@@ -122,11 +123,11 @@ class QueueLauncher(BaseSubmititLauncher):  # type: ignore[misc]
 
 
 class Slurm(QueueLauncher, SlurmLauncher):  # type: ignore[misc]
-    """Each job of a sweep is a job of SLURM."""
+    """Runs each job of a sweep as a SLURM job."""
 
 
 class Local(QueueLauncher, LocalLauncher):  # type: ignore[misc]
-    """Each job of a sweep is a process of this machine."""
+    """Runs each job of a sweep as a process on this machine."""
 
 
 def _log(job: Any) -> str:

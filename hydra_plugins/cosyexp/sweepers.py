@@ -1,7 +1,7 @@
-"""hydra/sweeper=optuna: hyper-parameter search with a current Optuna, over its ask-and-tell API.
+"""The sweeper hydra/sweeper=optuna: hyper-parameter search with Optuna's ask-and-tell API.
 
-A trial that fails, or whose value is not finite, is told to Optuna as failed, and the search goes
-on. `<sweep>/optimization_results.yaml` holds the best trial.
+A trial that fails, or whose value is not finite, is reported to Optuna as failed, and the search
+continues. `<sweep>/optimization_results.yaml` holds the best trial.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""What a callback is. To add one, subclass `Callback` and name it in a YAML of `conf/callbacks/`."""
+"""The base class of callbacks.
+
+To add a callback, write a subclass, and a YAML in `conf/callbacks/`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one step was made of, summed over ranks.
+    """Statistics of one step.
 
-    units: counts of the objective's units (tokens, frames, segments, pairs) and of utterances.
-    data_seconds: time that this rank waited for its micro-batches.
+    Attributes:
+        units: counts of the objective's units (tokens, frames, segments, pairs) and of utterances,
+            summed over ranks.
+        data_seconds: time that this rank waited for its micro-batches.
     """
 
     units: Mapping[str, float]
@@ -24,7 +29,7 @@ class StepStats:
 
 
 class Callback:
-    """Base of all callbacks; override the events that you need.
+    """Base class of callbacks; override the events that you need.
 
     Events come in this order, on every rank:
 
@@ -34,9 +39,9 @@ class Callback:
                       on_save              after a checkpoint is written
         on_fit_end                         also if the run is stopped; not after an error
 
-    What `state_dict` returns is part of each checkpoint, and a resumed run gives it back before
-    `on_fit_start`: with it, a callback goes on as if the run had never stopped. The state of rank 0
-    is saved. It holds tensors, numbers, strings, and containers of them, nothing else.
+    The `state_dict` of rank 0 is a part of each checkpoint. A resumed run restores it before
+    `on_fit_start`, so that a callback continues as if the run had not been interrupted. It may have
+    tensors, numbers, strings, and containers of them.
     """
 
     should_stop = False  # True ends the training after this step, as if it were the last one
@@ -57,7 +62,7 @@ class Callback:
         """Runs after the last step of this process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to go on."""
+        """Returns the state that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

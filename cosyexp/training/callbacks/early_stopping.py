@@ -41,7 +41,7 @@ class EarlyStopping(Callback):
 
     @property
     def should_stop(self) -> bool:  # type: ignore[override]
-        """Whether patience has run out."""
+        """Whether there were `patience` validations without an improvement."""
         return self.waited >= self.patience
 
     def on_validation_end(self, trainer: "Trainer", losses: Mapping[str, float]) -> None:
@@ -60,9 +60,9 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value and how long it has stood."""
+        """Returns the best value and the number of validations since."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores them."""
+        """Restores what `state_dict` returned."""
         self.best, self.waited = state["best"], state["waited"]

@@ -44,8 +44,8 @@ class Monitor(Callback):
         self._trainer = trainer
         if trainer.engine.optimizer_layout != "whole":
             raise UserError(
-                "callbacks=monitor reads the gradients of modules, which ZeRO stages 1 to 3 keep in "
-                "flat shards: use engine=ddp, engine=fsdp or engine.stage=0"
+                "callbacks=monitor reads the gradients of modules, which ZeRO stages 1 to 3 keep "
+                "in flat shards: use engine=ddp, engine=fsdp or engine.stage=0"
             )
         for name, optimizer in trainer.engine.optimizers.items():
             module = trainer.objective.trainables[name].module

@@ -1,7 +1,8 @@
-"""What a logger is. To add one, write a class like those here and a YAML in `conf/logger/`.
+"""The logger protocol: a destination of metrics, spectrograms and audio.
 
-Loggers run on rank 0 alone. The trainer calls `start` once, `log_metrics` and `log_media` as it
-goes, `flush` before each checkpoint, and `close` at the end.
+To add a logger, write a class as those in this package, and a YAML in `conf/logger/`. Loggers run
+on rank 0 only. The trainer calls `start` once, `log_metrics` and `log_media` during the training,
+`flush` before each checkpoint, and `close` at the end.
 """
 
 import json
@@ -18,10 +19,13 @@ from cosyexp.run.files import write_json
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger may want to know of a run.
+    """Information on a run for its loggers.
 
-    hparams: what the command line sets, but for paths. resumed_step: the step that the run goes on
-    from; -1 for a new run. Whatever was logged after that step will be logged again.
+    Attributes:
+        directory: the run directory.
+        hparams: settings of the command line, without paths.
+        resumed_step: step at which the run is resumed; -1 for a new run. What was logged after that
+            step will be logged again.
     """
 
     directory: RunDirectory
@@ -30,23 +34,23 @@ class RunInfo:
 
     @property
     def name(self) -> str:
-        """The run directory's last two parts, such as `demo-llm`."""
+        """Last two parts of the run directory, such as `demo-llm`."""
         return "-".join(self.directory.path.absolute().parts[-2:])
 
 
 class Logger(Protocol):
-    """A destination of metrics. Every step must be there once, also if a run was killed."""
+    """Protocol of loggers; every step must be logged once, even if a run was killed."""
 
     def start(self, info: RunInfo) -> None:
         """Opens the destination."""
         ...
 
     def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Logs values by name; it may be called several times in a step, with other names."""
+        """Logs values by name; may be called several times in a step, with different names."""
         ...
 
     def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
-        """Logs a picture or a sound."""
+        """Logs a spectrogram or audio."""
         ...
 
     def flush(self) -> None:
@@ -59,21 +63,22 @@ class Logger(Protocol):
 
 
 class BufferedLogger:
-    """Base of loggers that send one record per step to a service that cannot be rewound.
+    """Base class of loggers that send one record per step to a service that cannot be rewound.
 
-    A resumed run logs the steps after its checkpoint again. As they come out the same to the last
-    bit, what was sent before is skipped: `<run_dir>/loggers/<name>.json` holds the last step that
-    was sent, with the names of its values, and the id of the service's run. Services that write in the background may
-    lack the last seconds before a process was killed outright; metrics.jsonl has them.
+    A resumed run logs the steps after its checkpoint again. As their values are the same to the
+    last bit, what was sent before is skipped: `<run_dir>/loggers/<name>.json` holds the last step
+    that was sent, with the names of its values, and the id of the service's run. A service that
+    writes in the background may lack the last seconds before a process was killed; metrics.jsonl
+    has them.
     """
 
     name: str
 
     def start(self, info: RunInfo) -> None:
-        """Reads how far an earlier process came, and connects.
+        """Reads which step an earlier process sent last, and connects.
 
         Raises:
-            UserError: the service refuses.
+            UserError: the connection fails.
         """
         self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
         self._sent: dict[str, Any] = {"step": -1, "names": []}
@@ -109,7 +114,7 @@ class BufferedLogger:
         self._step = step
 
     def flush(self) -> None:
-        """Sends the record at hand, without what was sent of its step before."""
+        """Sends the current record, without what was sent of its step before."""
         known = self._sent["names"] if self._step == self._sent["step"] else []
         values = {name: value for name, value in self._values.items() if name not in known}
         if values.keys() - {"epoch"} and self._step >= self._sent["step"]:
@@ -119,5 +124,5 @@ class BufferedLogger:
         self._values = {}
 
     def close(self) -> None:
-        """Sends the record at hand."""
+        """Sends the current record."""
         self.flush()

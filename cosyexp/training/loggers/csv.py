@@ -1,4 +1,4 @@
-"""metrics.csv: one row per step."""
+"""The logger csv: `metrics.csv` in the run directory, with one row per step."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Pictures of spectrograms."""
+"""Converts spectrograms to images."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line."""
+"""The logger jsonl: `metrics.jsonl` in the run directory, with one JSON object per line."""
 
 import json
 import math
@@ -12,9 +12,10 @@ from cosyexp.training.loggers.base import RunInfo
 
 @register("logger")
 class JsonLines:
-    """Lines of `step`, `epoch` and flat keys such as `train/loss`; what is not finite is null.
+    """Writes lines of `step`, `epoch` and flat keys such as `train/loss`.
 
-    On resume the lines after the step of the checkpoint are dropped, as they will come again.
+    Values that are not finite are null. On resume, the lines after the step of the checkpoint are
+    dropped, as they will be logged again.
     """
 
     def start(self, info: RunInfo) -> None:

@@ -1,4 +1,4 @@
-"""MLflow tracking."""
+"""The logger mlflow: MLflow tracking."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from cosyexp.training.loggers.base import BufferedLogger, RunInfo
 
 @register("logger")
 class MLflow(BufferedLogger):
-    """Logs metrics and hyper-parameters to MLflow; a resumed run goes on in the same MLflow run.
+    """Logs metrics and hyper-parameters to MLflow; a resumed run continues the same MLflow run.
 
     Args:
         experiment: name of the experiment.
@@ -63,6 +63,6 @@ class MLflow(BufferedLogger):
         self._client.log_batch(self._id, metrics=metrics)
 
     def close(self) -> None:
-        """Sends the record at hand and ends the run."""
+        """Sends the current record and ends the run."""
         super().close()
         self._client.set_terminated(self._id)

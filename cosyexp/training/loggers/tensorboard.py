@@ -1,4 +1,4 @@
-"""TensorBoard: curves, spectrograms, audio, and a table of runs by their hyper-parameters."""
+"""The logger tensorboard: curves, spectrograms, audio, and a table of hyper-parameters."""
 
 from collections.abc import Mapping
 

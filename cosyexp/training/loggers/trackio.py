@@ -1,4 +1,4 @@
-"""trackio: a local dashboard with the API of Weights & Biases."""
+"""The logger trackio: a local dashboard with the API of Weights & Biases."""
 
 import secrets
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cosyexp.training.loggers.base import BufferedLogger, RunInfo
 
 @register("logger")
 class Trackio(BufferedLogger):
-    """Logs metrics to trackio's local database; a resumed run goes on in the same trackio run.
+    """Logs metrics to trackio's local database; a resumed run continues the same trackio run.
 
     Args:
         project: name of the project, as in `trackio show --project`.
@@ -52,6 +52,6 @@ class Trackio(BufferedLogger):
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Sends the record at hand and finishes the run."""
+        """Sends the current record and finishes the run."""
         super().close()
         self._run.finish()

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""The logger wandb: Weights & Biases."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from cosyexp.training.loggers.image import mel_image
 
 @register("logger")
 class WandB(BufferedLogger):
-    """Logs to Weights & Biases, online or offline; a resumed run goes on in the same W&B run.
+    """Logs to Weights & Biases, online or offline; a resumed run continues the same W&B run.
 
     Args:
         project, entity, group, tags: as in `wandb.init`.
-        mode: "online", or "offline" to write to `<run_dir>/wandb/` for `wandb sync`; None: what
-            WANDB_MODE says.
+        mode: "online", or "offline" to write to `<run_dir>/wandb/` for `wandb sync`; None: the
+            environment variable WANDB_MODE.
 
     Raises:
         UserError: wandb is not installed.
@@ -61,7 +61,7 @@ class WandB(BufferedLogger):
         return run_id
 
     def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
-        """Adds a picture or a sound to the record of a step."""
+        """Adds a spectrogram or audio to the record of a step."""
         self.at_step(step)
         if isinstance(media, SpectrogramImage):
             self._media[f"mel/{name}"] = self._wandb.Image(mel_image(media.mel))
@@ -74,11 +74,11 @@ class WandB(BufferedLogger):
         self._run.log({**values, **self._media}, step=step)
 
     def flush(self) -> None:
-        """Sends the record at hand."""
+        """Sends the current record."""
         super().flush()
         self._media = {}
 
     def close(self) -> None:
-        """Sends the record at hand and finishes the run."""
+        """Sends the current record and finishes the run."""
         super().close()
         self._run.finish()
