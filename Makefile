@@ -1,4 +1,6 @@
-# make demo: everything from nothing to hello.wav.   make test: all tests.   make check: lint, types, walls, tests.
+# make demo    install, prepare, train, average, export and synthesize: from nothing to hello.wav
+# make test    all tests
+# make check   lint, types, import contracts and tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,10 +17,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python -m cosyexp.export -m run_dir=$(RUN)/llm,$(RUN)/flow,$(RUN)/hifigan weights=average
 	$(BIN)/python -m cosyexp.synthesize backend=onnx out=hello.wav text="$(TEXT)" llm=$(RUN)/llm flow=$(RUN)/flow hifigan=$(RUN)/hifigan
 	@echo
-	@echo "data/demo_50hz         the demo corpus, prepared"
+	@echo "data/demo_50hz         the prepared demo corpus"
 	@echo "$(RUN)/<model>       the three runs: metrics.jsonl, logs, checkpoints, averages, exports"
 	@echo "$(BIN)/tensorboard --logdir runs       curves, mel spectrograms, audio"
-	@echo "hello.wav              \"$(TEXT)\", spoken by the exported models"
+	@echo "hello.wav              \"$(TEXT)\", synthesized by the exported models"
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
@@ -35,7 +37,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the small runtime, unless the large one is there already: both own one folder
+# Installs onnxruntime for CPUs, unless onnxruntime-gpu is installed: both write to the same folder.
 $(VENV)/demo.stamp: requirements-cpu.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import deepspeed, onnxruntime" 2>/dev/null || $(PIP) --requirement requirements-cpu.txt
@@ -46,7 +48,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip uninstall --quiet --yes onnxruntime 2>/dev/null
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps openai-whisper   # for its vocabulary alone
+	$(PIP) --no-deps openai-whisper   # only for its vocabulary
 	@touch $@
 
 clean:

@@ -64,8 +64,8 @@ class TensorFile:
         except (SafetensorError, KeyError) as error:
             self.close()
             raise UserError(
-                f"{path} is not a valid safetensors file, or is truncated ({error}): restore it, or "
-                f"create it again"
+                f"{path} is not a valid safetensors file, or is truncated ({error}): restore it, "
+                f"or create it again"
             ) from None
 
     def _index(self) -> dict[str, Entry]:

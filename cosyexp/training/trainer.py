@@ -57,12 +57,11 @@ class Trainer:
         validation: this rank's micro-batches of the validation data; None: no validation.
         preview: validation utterances shown in the loggers after each validation, or None.
         run: the run directory.
-        config: settings of the loop.
-        retention: which checkpoints are kept.
+        config: of the loop.
+        retention: of the checkpoints.
         seed: of all random draws.
         fingerprint: of the training data; a resume on other data is refused.
-        callbacks: by name.
-        metrics: by name.
+        callbacks, metrics: by name.
         loggers: empty on ranks other than 0.
     """
 
