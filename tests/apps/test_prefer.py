@@ -139,7 +139,7 @@ def test_lists_of_parquet_files(runs, warm, data, tmp_path):
                 "hifigan=runs/demo/hifigan",
                 "asr=runs",
             ],
-            ["is no Whisper model"],
+            ["is not a Whisper model"],
         ),
         (["weights=average"], ["has no average yet"]),
         (["data.dir=nowhere"], ["nowhere is no prepared data set"]),

@@ -125,7 +125,7 @@ def test_checkpoints_without_scores_can_be_the_last_but_not_the_best(models, sai
         "epoch_5_whole.pt",
     ]
     assert chosen(models) == ["epoch_3_whole.pt"]
-    assert "epoch_7_whole.yaml is passed over: there is no epoch_7_whole.pt" in said.text
+    assert "epoch_7_whole.yaml is skipped: there is no epoch_7_whole.pt" in said.text
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud(models, said):
@@ -154,7 +154,7 @@ def test_what_the_original_has_not_is_a_sentence(models):
         path.unlink()
     with pytest.raises(
         UserError,
-        match=r"models is no run directory .* nor has it checkpoints of the original \(epoch_\*\.pt\)",
+        match=r"models is not a run directory .* and has no checkpoints of the original \(epoch_\*\.pt\)",
     ):
         candidates_in(models)
 

@@ -73,7 +73,7 @@ def test_a_recogniser_hears_what_was_said(data, tmp_path):
 
 
 def test_a_judge_that_is_not_there_is_a_sentence(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="is no Whisper model"):
+    with pytest.raises(UserError, match="is not a Whisper model"):
         WhisperASR(tmp_path)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(UserError, match=r"cosyexp\[eval\]"):
