@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class PaddedConv(nn.Conv1d):
-    """1D convolution with zero padding on either side, causal if it is only on the left.
+    """A 1D convolution with zero padding on either side, causal if it is only on the left.
 
     Mirrors `CausalConv1d` of the original CosyVoice.
 

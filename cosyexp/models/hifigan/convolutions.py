@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class OneSided(nn.Conv1d):
-    """1D convolution with zero padding on either side, after optional upsampling by repetition.
+    """A 1D convolution with padding on either side, after optional upsampling by repetition.
 
     Mirrors `CausalConv1d`, `CausalConv1dDownSample` and `CausalConv1dUpsample` of the original
     CosyVoice.
