@@ -161,7 +161,7 @@ class ComponentFormat:
         if not measured["passed"]:
             raise UserError(f"{message}, and was not kept: choose another precision or format")
         if worst > TOLERANCES[precision]:
-            log.warning("%s, which is unusual: listen to what it synthesizes", message)
+            log.warning("%s, which is unusual: listen to it", message)
         return measured
 
 
