@@ -54,7 +54,7 @@ class WhisperASR:
             self.model: Any = ctranslate2.models.Whisper(
                 str(folder), device=device, compute_type="auto"
             )
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises a bare Exception
             raise UserError(
                 f"{folder} is not a Whisper model in CTranslate2's format "
@@ -117,7 +117,8 @@ class WhisperASR:
         return pairs[-1] if pairs else None
 
     def _token(self, word: str) -> int:
-        return int(self.tokenizer.token_to_id(word))
+        number: int = self.tokenizer.token_to_id(word)
+        return number
 
 
 def packaged() -> Path:

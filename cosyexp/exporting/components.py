@@ -20,6 +20,7 @@ class Component(Protocol):
 
         only_formats: formats that it is for; by default all.
         excluded_formats: formats that it cannot be exported to, with the reason.
+        tied: sizes that depend on another; {"frames": (2, "token_len")} is at most two per token.
         precisions: precisions by format; by default all those of the format.
         full: names of submodules that stay in full precision in an fp16 or int8 file.
         methods: names of methods that a TorchScript file has in addition to `forward`.
@@ -27,8 +28,8 @@ class Component(Protocol):
     Attributes:
         inputs: names of the inputs, in order.
         outputs: names of the outputs, in order.
-        dynamic: for each of them by name, its dynamic dimensions, with a name for their size;
-            "2*N" is at most twice the size N.
+        dynamic: for each of them by name, its dynamic dimensions, with a name for their size, which
+            is also the name of the axis in ONNX files.
     """
 
     inputs: tuple[str, ...]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosyexp.exporting.axes import name_axes
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.precision import to_fp16, to_int8
@@ -60,6 +61,7 @@ class Onnx(ComponentFormat):
                 verbose=False,
             )
             assert program is not None
+            name_axes(program.model, component)
             if precision == "fp32":
                 program.save(str(path), external_data=False)
             else:

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +75,16 @@ class Pt2(ComponentFormat):
 def tied(component: Component) -> tuple[Any, ...]:
     """Returns the dynamic dimensions of each input, with the relations between them.
 
-    Here "2*N" is exactly twice N, not at most, as `torch.export` solves for all sizes.
+    A tied size is exactly the multiple, not at most, as `torch.export` solves for all sizes.
     """
-    names = {size for axes in component.dynamic.values() for size in axes.values()}
-    bases = {
-        base: torch.export.Dim(f"size_{base}", min=2)
-        for name in names
-        if "*" in name
-        for base in [name.partition("*")[2]]
-    }
+    multiples: Mapping[str, tuple[int, str]] = getattr(component, "tied", {})
+    bases = {base: torch.export.Dim(base, min=2) for _, base in multiples.values()}
 
     def dimension(size: str) -> Any:
-        factor, _, base = size.rpartition("*")
-        return int(factor) * bases[base] if factor else bases.get(base, torch.export.Dim.DYNAMIC)
+        if size in multiples:
+            factor, base = multiples[size]
+            return factor * bases[base]
+        return bases.get(size, torch.export.Dim.DYNAMIC)
 
     return tuple(
         {axis: dimension(size) for axis, size in component.dynamic.get(name, {}).items()} or None

@@ -23,11 +23,11 @@ class Conditions(nn.Module):
     inputs = ("token", "speaker", "noise")
     outputs = ("mu", "spks")
     dynamic = {
-        "token": {0: "B", 1: "N"},
-        "speaker": {0: "B"},
-        "noise": {0: "B", 2: "T"},
-        "mu": {0: "B", 2: "T"},
-        "spks": {0: "B"},
+        "token": {0: "batch", 1: "token_len"},
+        "speaker": {0: "batch"},
+        "noise": {0: "batch", 2: "frames"},
+        "mu": {0: "batch", 2: "frames"},
+        "spks": {0: "batch"},
     }
 
     def __init__(self, network: FlowNetwork) -> None:
@@ -73,7 +73,7 @@ class UpsampledConditions(Conditions):
     that T is at most 2N.
     """
 
-    dynamic = {**Conditions.dynamic, "noise": {0: "B", 2: "2*N"}, "mu": {0: "B", 2: "2*N"}}
+    tied = {"frames": (2, "token_len")}
 
 
 @register("component")
@@ -88,9 +88,11 @@ class Velocity(nn.Module):
 
     inputs = ("x", "mask", "mu", "t", "spks", "cond")
     outputs = ("estimator_out",)
-    dynamic = {name: {0: "B", 2: "T"} for name in ("x", "mask", "mu", "cond", "estimator_out")} | {
-        "t": {0: "B"},
-        "spks": {0: "B"},
+    dynamic = {
+        name: {0: "batch", 2: "seq_len"} for name in ("x", "mask", "mu", "cond", "estimator_out")
+    } | {
+        "t": {0: "batch"},
+        "spks": {0: "batch"},
     }
 
     def __init__(self, network: FlowNetwork) -> None:

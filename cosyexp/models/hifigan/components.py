@@ -25,10 +25,10 @@ class Vocoder(nn.Module):
     inputs = ("mel", "phase", "noise")
     outputs = ("wave",)
     dynamic = {
-        "mel": {0: "B", 2: "T"},
-        "phase": {0: "B"},
-        "noise": {0: "B", 2: "S"},
-        "wave": {0: "B", 1: "S"},
+        "mel": {0: "batch", 2: "frames"},
+        "phase": {0: "batch"},
+        "noise": {0: "batch", 2: "samples"},
+        "wave": {0: "batch", 1: "samples"},
     }
     # The phase sums up F0 over all samples, and with it every rounding error.
     full = ("f0_predictor", "m_source", "stft")

@@ -30,10 +30,10 @@ class Prefill(nn.Module):
     inputs: tuple[str, ...] = ("text", "speaker")
     outputs = ("logp", "cache")
     dynamic = {
-        "text": {0: "B", 1: "L"},
-        "speaker": {0: "B"},
-        "logp": {0: "B"},
-        "cache": {1: "B", 3: "S"},
+        "text": {0: "batch", 1: "text_len"},
+        "speaker": {0: "batch"},
+        "logp": {0: "batch"},
+        "cache": {1: "batch", 3: "past_len"},
     }
 
     def __init__(self, network: TransformerLM) -> None:
@@ -63,7 +63,11 @@ class TextPrefill(nn.Module):
 
     inputs: tuple[str, ...] = ("text",)
     outputs = ("logp", "cache")
-    dynamic = {"text": {0: "B", 1: "L"}, "logp": {0: "B"}, "cache": {1: "B", 3: "S"}}
+    dynamic = {
+        "text": {0: "batch", 1: "text_len"},
+        "logp": {0: "batch"},
+        "cache": {1: "batch", 3: "past_len"},
+    }
     excluded_formats = EXCLUDED
 
     def __init__(self, network: "QwenLM") -> None:
@@ -92,10 +96,10 @@ class Decode(nn.Module):
     inputs = ("token", "cache")
     outputs = ("logp", "new_cache")
     dynamic = {
-        "token": {0: "B"},
-        "cache": {1: "B", 3: "S"},
-        "logp": {0: "B"},
-        "new_cache": {1: "B", 3: "S_plus_1"},
+        "token": {0: "batch"},
+        "cache": {1: "batch", 3: "past_len"},
+        "logp": {0: "batch"},
+        "new_cache": {1: "batch", 3: "past_len + 1"},
     }
 
     def __init__(self, network: "TransformerLM | QwenLM") -> None:

@@ -60,7 +60,11 @@ class NextToken(nn.Module):
 
     inputs = ("text", "speech")
     outputs = ("logits",)
-    dynamic = {"text": {0: "B", 1: "L"}, "speech": {0: "B", 1: "N"}, "logits": {0: "B"}}
+    dynamic = {
+        "text": {0: "batch", 1: "text_len"},
+        "speech": {0: "batch", 1: "speech_len"},
+        "logits": {0: "batch"},
+    }
 
     def __init__(self, network: GRULM) -> None:
         super().__init__()
