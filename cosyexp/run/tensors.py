@@ -58,17 +58,23 @@ class TensorFile:
         self.metadata: dict[str, str] = {}
         self._handle = os.open(path, os.O_RDONLY)
         try:
-            with safe_open(path, "pt"):  # checks the header: sizes, shapes, offsets
-                pass
             self._entries = self._index()
-        except (SafetensorError, KeyError) as error:
+        except BaseException:
             self.close()
-            raise UserError(
-                f"{path} is not a valid safetensors file, or is truncated ({error}): restore it, "
-                f"or create it again"
-            ) from None
+            raise
 
     def _index(self) -> dict[str, Entry]:
+        try:
+            with safe_open(self.path, "pt"):  # checks the header: sizes, shapes, offsets
+                pass
+            return self._header()
+        except (SafetensorError, KeyError) as error:
+            raise UserError(
+                f"{self.path} is not a valid safetensors file, or is truncated ({error}): restore "
+                f"it, or create it again"
+            ) from None
+
+    def _header(self) -> dict[str, Entry]:
         (length,) = struct.unpack("<Q", os.pread(self._handle, 8, 0))
         header = json.loads(os.pread(self._handle, length, 8))
         self.metadata = header.pop("__metadata__", {})
