@@ -55,6 +55,11 @@ class Candidate:
         return self.path.parent if self.path.suffix == ".safetensors" else self.path
 
     @property
+    def untrained(self) -> bool:
+        """Whether it is step 0 of a run of ours; the original's initial weights are no candidate."""
+        return self.step == 0 and self.path.suffix == ".safetensors"
+
+    @property
     def sums(self) -> Path:
         """File of the running sums of the checkpoint."""
         return self.path.with_name(SUMS)

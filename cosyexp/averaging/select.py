@@ -73,7 +73,7 @@ def select(folder: CheckpointFolder, selection: Selection) -> list[Candidate]:
             )
     if selection.rule == "best":
         candidates = [c for c in candidates if math.isfinite(criterion.cost(c.losses))]
-        candidates = [c for c in candidates if c.step > 0] or candidates
+        candidates = [c for c in candidates if not c.untrained] or candidates
         candidates.sort(key=lambda candidate: criterion.cost(candidate.losses))
         if not candidates:
             raise UserError(

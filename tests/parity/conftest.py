@@ -1,3 +1,5 @@
+"""Fixtures of the parity tests: recorded numbers of the original, and a comparison with them."""
+
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ Fixture = Callable[[str], dict[str, Any]]
 
 @pytest.fixture
 def fixture() -> Fixture:
-    """Numbers of the original, by the name of their folder."""
+    """Loads recorded numbers of the original, by the name of their folder."""
 
     def load(name: str) -> dict[str, Any]:
         path = folder_from("COSYEXP_PARITY", name, "fixture.pt")
@@ -24,7 +26,10 @@ def fixture() -> Fixture:
 
 @pytest.fixture
 def close(record_property: Callable[[str, object], None]) -> Iterator[Callable[..., None]]:
-    """Asserts an absolute or relative difference of at most 1e-4; the worst of the test stands in the summary."""
+    """Asserts an absolute or relative difference below 1e-4.
+
+    The largest difference of each test is shown in pytest's summary.
+    """
     seen: dict[str, float] = {}
 
     def check(name: str, found: Any, wanted: Any) -> None:
@@ -40,7 +45,7 @@ def close(record_property: Callable[[str, object], None]) -> Iterator[Callable[.
 
 
 def encoder(arguments: dict[str, Any], layer: str) -> Encoder:
-    """Our encoder from the original's constructor arguments."""
+    """Builds our encoder from the original's constructor arguments."""
     return Encoder(
         in_width=arguments["input_size"],
         width=arguments["output_size"],

@@ -1,5 +1,6 @@
 """Schedules, features, losses and sampling against the original's numbers."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from cosyexp.objectives.losses.adversarial import tpr_loss
 from cosyexp.objectives.losses.cross_entropy import hits, token_loss
 from cosyexp.training.schedules import constant, noam_hold, warmup
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[int, float], float]] = {
     "warmup25": partial(warmup, steps=25),
     "warmup2500": partial(warmup, steps=2500),
     "warmup0": partial(warmup, steps=0),
@@ -29,7 +30,7 @@ def test_schedules(fixture, name):
     schedule, traces = SCHEDULES[name], fixture("schedulers")["traces"]
     rates = [schedule(update, 1e-3) for update in range(200)]
     np.testing.assert_allclose(rates, traces[f"{name}_setNone"]["lrs"], rtol=1e-9)
-    # the original's first step after a resume still has the rate of step 0; ours has its own
+    # the original's first step after a resume has the rate of step 0, which ours does not repeat
     resumed = [schedule(50 + update, 1e-3) for update in range(1, 200)]
     np.testing.assert_allclose(resumed, traces[f"{name}_set50"]["lrs"][1:], rtol=1e-9)
 
@@ -112,7 +113,7 @@ def test_repetition_aware_sampling(fixture):
         token = ras(
             case["scores"],
             case["decoded"],
-            lambda weights, drawn=drawn: drawn.pop(0),
+            lambda _, drawn=drawn: drawn.pop(0),  # type: ignore[misc]
             top_p=options["top_p"],
             top_k=options["top_k"],
             window=options["win_size"],

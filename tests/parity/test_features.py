@@ -1,4 +1,4 @@
-"""What the trained front ends hear, against the original's numbers; mel and F0 are in test_details.py."""
+"""Input features of the trained front ends; mel and F0 of the models are in test_details.py."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from cosyexp.models.layers.spectrogram import WhisperMel
 
 
 @pytest.mark.parametrize("bins", [80, 128])
-def test_whisper_s_log_mel(fixture, close, bins):
+def test_log_mel_of_whisper(fixture, close, bins):
     numbers = fixture("features")
     close(
         f"{bins} bins", WhisperMel(bins)(numbers["wave16000"][0]), numbers[f"whisper_mel{bins}"][0]
     )
 
 
-def test_kaldi_s_filter_banks(fixture, close):
+def test_filter_banks_of_kaldi(fixture, close):
     numbers = fixture("features")
     close("banks", filter_bank(numbers["wave16000"][0].numpy()), numbers["kaldi_fbank80"])
 
@@ -26,7 +26,7 @@ def test_kaldi_s_filter_banks(fixture, close):
     ("source", "target"), [(24000, 16000), (22050, 16000), (16000, 24000), (24000, 22050)]
 )
 def test_resampling(fixture, source, target):
-    """Another filter than the original's, of a steeper edge: the same to 0.1 % below 0.8 of the lower Nyquist frequency."""
+    """Equal to 0.1 % below 0.8 of the lower Nyquist frequency: our filter has a steeper edge."""
     numbers = fixture("features")
     found = soxr.resample(numbers[f"wave{source}"][0].numpy(), source, target)
     wanted = numbers[f"resample_{source}_{target}"][0]

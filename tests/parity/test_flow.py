@@ -1,7 +1,14 @@
-"""The flow models against the original's numbers, with the original's leaks between rows switched on, and against its keys."""
+"""The flow models give the numbers of the original, and have the keys of its weights.
+
+`padding="original"` switches on the original's leaks between the rows of a batch.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.dit import DiT
@@ -16,11 +23,12 @@ from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.objectives.flow import FlowMatchingLoss
 from tests.parity.conftest import encoder
 
+Numbers = dict[str, Any]  # a recording of the original
 FIXTURES = pytest.mark.parametrize("name", ["flow_v1", "flow_v2", "flow_v3"])
 UP_BLOCKS = 4  # the original has no argument for it
 
 
-def unet(given, causal):
+def unet(given: Numbers, causal: bool) -> UNet:
     return UNet(
         mel_bins=given["out_channels"],
         channels=given["channels"],
@@ -35,7 +43,7 @@ def unet(given, causal):
     )
 
 
-def v1(given, shared):
+def v1(given: Numbers, shared: Numbers) -> nn.Module:
     tokens = 20
     return MaskedDiffWithXvec(
         **shared,
@@ -48,7 +56,7 @@ def v1(given, shared):
     )
 
 
-def v2(given, shared):
+def v2(given: Numbers, shared: Numbers) -> nn.Module:
     arguments = given["encoder"]
     upsampling = UpsamplingEncoder(
         width=arguments["output_size"],
@@ -68,7 +76,7 @@ def v2(given, shared):
     )
 
 
-def v3(given, shared):
+def v3(given: Numbers, shared: Numbers) -> nn.Module:
     arguments = given["estimator"]
     dit = DiT(
         mel_bins=arguments["mel_dim"],
@@ -89,7 +97,8 @@ def v3(given, shared):
     )
 
 
-def network(name, numbers):
+def network(name: str, numbers: Numbers) -> Any:
+    """Builds the network with the weights of the original."""
     given = numbers["config"]
     shared = {
         "speech_vocabulary": given["flow"]["vocab_size"],
@@ -102,10 +111,13 @@ def network(name, numbers):
     return net
 
 
-def batch_of(given, tape, drop):
-    """The batch with the draws that the original made: whether all rows stream, where a family can, then the prompts row by row,
-    then time, noise, and who keeps the conditions."""
-    tape, rows = list(tape), len(given["speech_token"])
+def batch_of(given: Numbers, recorded: Iterable[tuple[str, Any]], drop: float) -> FlowBatch:
+    """Makes the batch with the random numbers that the original drew.
+
+    They are: whether all rows stream (in families that can), the prompt of each row, the times, the
+    noise, and which rows keep their conditions.
+    """
+    tape, rows = list(recorded), len(given["speech_token"])
     coins = sum(kind == "random.random" for kind, _ in tape)
     streaming = coins > rows and tape.pop(0)[1] < 0.5
     prompts = []
@@ -128,11 +140,14 @@ def batch_of(given, tape, drop):
     )
 
 
-def watch(net):
-    """What goes into the estimator and comes out of the parts, under the names of the fixtures."""
-    seen = {}
+def capture(net: Any) -> dict[str, Any]:
+    """Records the inputs of the estimator and the outputs of other parts in the forward pass.
 
-    def note(name, change=lambda x: x):
+    Their names are those of the fixtures.
+    """
+    seen: dict[str, Any] = {}
+
+    def record(name: str, change: Callable[[Any], Any] = lambda x: x) -> Callable[..., None]:
         return lambda module, inputs, output: seen.update({name: change(output)})
 
     parts = {
@@ -142,31 +157,33 @@ def watch(net):
     }
     for part, module in net.named_modules():
         if part in parts:
-            module.register_forward_hook(note(parts[part]))
+            module.register_forward_hook(record(parts[part]))
         if part == "length_regulator":
-            module.register_forward_hook(note("length_regulator_out", lambda x: x.transpose(1, 2)))
+            module.register_forward_hook(
+                record("length_regulator_out", lambda x: x.transpose(1, 2))
+            )
     net.decoder.estimator.register_forward_pre_hook(
         lambda module, inputs: seen.update(estimator_in=inputs)
     )
     return seen
 
 
-def recordings(numbers, kind):
+def recordings(numbers: Numbers, kind: str) -> Numbers:
     return {key: value for key, value in numbers.items() if key.startswith(f"{kind}_seed")}
 
 
 @FIXTURES
-def test_losses_gradients_and_what_is_between(fixture, close, name):
+def test_losses_gradients_and_intermediates(fixture, close, name):
     numbers = fixture(name)
-    for key, recorded in {**recordings(numbers, "train"), **recordings(numbers, "eval")}.items():
+    steps = {**recordings(numbers, "train"), **recordings(numbers, "eval")}
+    assert steps
+    for key, recorded in steps.items():
         net = network(name, numbers).train(recorded["train"])
         batch = batch_of(
             numbers["batch"], recorded["tape"], numbers["config"]["cfm"]["training_cfg_rate"]
         )
-        seen, objective = (
-            watch(net),
-            FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7),
-        )
+        seen = capture(net)
+        objective = FlowMatchingLoss(net, optimizer=None, scheduler=None, guidance=0.7)
         # the original divides by frames times bands
         loss = next(objective.losses(batch)).scaled(
             {"frames": objective.count_units(batch)["frames"]}
@@ -223,7 +240,8 @@ def test_estimator(fixture, close, name):
             )
 
 
-def synthesis(name, numbers, noise, **options):
+def synthesize(name: str, numbers: Numbers, noise: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Generates the mel spectrogram of the recorded input."""
     given = numbers["inference_input"]
     options = {"guidance": numbers["config"]["cfm"]["inference_cfg_rate"], **options}
     return generate(
@@ -237,12 +255,12 @@ def synthesis(name, numbers, noise, **options):
     )
 
 
-def test_synthesis_of_v1_with_a_prompt_and_with_a_memory(fixture, close):
+def test_synthesis_of_v1_with_a_prompt_and_with_a_cache(fixture, close):
     numbers, memory = fixture("flow_v1"), None
     prompt = numbers["inference_input"]["prompt_feat"].size(1)
     for key in ("inference", "inference_with_cache"):
         ((_, noise),) = numbers[key]["tape"]
-        mel, made = synthesis("flow_v1", numbers, noise, memory_BFK2=memory)
+        mel, made = synthesize("flow_v1", numbers, noise, memory_BFK2=memory)
         close(f"{key} mel", mel, numbers[key]["mel"])
         overlap = numbers[key]["cache"].size(2) - prompt
         close(
@@ -261,7 +279,7 @@ def test_synthesis_with_a_prompt_in_chunks_and_unfinished(fixture, close, name):
     wanted = {key: value for key, value in numbers.items() if key.startswith("inference_streaming")}
     assert wanted
     for key, mel in wanted.items():  # unfinished, the last tokens have no frames
-        found, _ = synthesis(
+        found, _ = synthesize(
             name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key
         )
         close(key, found, mel)

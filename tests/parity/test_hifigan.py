@@ -1,12 +1,15 @@
-"""The vocoders and their discriminators against the original's numbers, for whatever folders there are."""
+"""The vocoders and their discriminators give the numbers of the original."""
 
 import copy
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cosyexp.data.collators.hifigan import VocoderBatch
 from cosyexp.models.hifigan.discriminators import Discriminators
@@ -16,19 +19,23 @@ from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.objectives.adversarial import Adversarial
 from cosyexp.run.weights import our_name
 
+Numbers = dict[str, Any]  # a recording of the original
 
-def folders(kind):
+
+def folders(kind: str) -> list[str]:
+    """Returns the recordings of a kind, such as hift_v1."""
     root = os.environ.get("COSYEXP_PARITY")
     return (
         sorted(path.parent.name for path in Path(root).glob(f"{kind}_*/fixture.pt")) if root else []
     )
 
 
-VOCODERS, GAMES = folders("hift"), folders("hifigan")
-F0_LOOK_AHEAD = 3  # of the original's causal predictor
+VOCODERS, GANS = folders("hift"), folders("hifigan")
+F0_LOOK_AHEAD = 3  # frames, of the original's causal predictor
 
 
-def generator(numbers, weights):
+def generator(numbers: Numbers, weights: Mapping[str, Tensor]) -> HiFTGenerator:
+    """Builds the vocoder with the weights of the original."""
     given, mel_bins = numbers["config"]["hift"], numbers["config"]["hift"]["in_channels"]
     look_ahead = given.get("conv_pre_look_right")
     causal = look_ahead is not None
@@ -70,8 +77,10 @@ def generator(numbers, weights):
     return net
 
 
-def draws(numbers, tape, rows, samples):
-    """Starting phases and noise: the original's uniform and normal draws, or where it made none, its fixed ones."""
+def draws(
+    numbers: Numbers, tape: Sequence[tuple[str, Tensor]] | None, rows: int, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the starting phases and the noise that the original drew, or else its fixed ones."""
     uniform, noise = (
         (tape[0][1], tape[1][1])
         if tape
@@ -83,8 +92,8 @@ def draws(numbers, tape, rows, samples):
     return phase.expand(rows, -1), noise[:, :, :samples].expand(rows, -1, -1)
 
 
-def of(numbers, recorded, rows):
-    """The inputs of the first rows of a vocoder's mel."""
+def inputs(numbers: Numbers, recorded: Numbers, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns mel spectrograms, starting phases and noise of the first rows."""
     mel = numbers["mel"][:rows]
     return mel, *draws(
         numbers, recorded.get("tape"), len(mel), mel.size(2) * numbers["config"]["hop"]
@@ -102,8 +111,10 @@ def test_decoder(fixture, close, name):
 def test_forward(fixture, close, name):
     numbers = fixture(name)
     net = generator(numbers, numbers["state_dict"])
-    for mode in [key for key in numbers if key.startswith("forward")]:
-        mel, *drawn = of(numbers, numbers[mode], len(numbers["mel"]))
+    modes = [key for key in numbers if key.startswith("forward")]
+    assert modes
+    for mode in modes:
+        mel, *drawn = inputs(numbers, numbers[mode], len(numbers["mel"]))
         wave, f0 = net(mel, *drawn)
         close(f"{mode} wave", wave, numbers[mode]["wav"])
         close(f"{mode} F0", f0, numbers[mode]["f0"])
@@ -116,13 +127,15 @@ def test_forward(fixture, close, name):
 
 @pytest.mark.parametrize("name", VOCODERS)
 def test_inference_of_pieces(fixture, close, name):
-    """The original returns the excitation of all frames whose F0 is sure, ours of those whose wave is."""
+    """Our source ends with the wave; the original's goes on while F0 is final."""
     numbers = fixture(name)
     net = generator(numbers, numbers["state_dict"])
-    for mode in [key for key in numbers if key.startswith("inference")]:
+    modes = [key for key in numbers if key.startswith("inference")]
+    assert modes
+    for mode in modes:
         recorded = numbers[mode]
         wave, source = net.speak(
-            *of(numbers, recorded, len(recorded["wav"])),
+            *inputs(numbers, recorded, len(recorded["wav"])),
             heard_B1S=recorded.get("cache_source"),
             final=not mode.endswith("finalizeFalse"),
         )
@@ -132,7 +145,7 @@ def test_inference_of_pieces(fixture, close, name):
 
 @pytest.mark.parametrize("name", VOCODERS)
 def test_f0_in_double_precision(fixture, close, name):
-    """Of some families the original's stays in single precision."""
+    """The original computes F0 of some families in single precision only."""
     numbers = fixture(name)
     wanted = numbers.get("f0_float64", numbers["forward_trainFalse"]["f0"])
     predictor = copy.deepcopy(generator(numbers, numbers["state_dict"]).f0_predictor)
@@ -140,15 +153,16 @@ def test_f0_in_double_precision(fixture, close, name):
     close("double", predictor.double()(numbers["mel"][: len(wanted)].double()), wanted)
 
 
-def iterator(numbers, over):
-    """The objective with the original's weights."""
-    given, parts = numbers["config"], {"model": {}, "discriminator": {}}
+def objective_of(numbers: Numbers, over: str) -> Adversarial:
+    """Builds the objective with the weights of the original."""
+    given = numbers["config"]
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "discriminator": {}}
     for name, tensor in numbers["state_dict"].items():
         network, ours = our_name(name)
         parts[network][ours] = tensor
-    judges = Discriminators(channels=given["mpd_channels"][1:])
-    assert list(judges.state_dict()) == list(parts["discriminator"])
-    judges.load_state_dict(parts["discriminator"])
+    discriminator = Discriminators(channels=given["mpd_channels"][1:])
+    assert list(discriminator.state_dict()) == list(parts["discriminator"])
+    discriminator.load_state_dict(parts["discriminator"])
     spec = given["mel"]
     mel = MelSpectrogram(
         sample_rate=spec["sampling_rate"],
@@ -159,24 +173,25 @@ def iterator(numbers, over):
         fmin=spec["fmin"],
         fmax=spec["fmax"],
     )
-    rules = given["weights"]
+    weights = given["weights"]
     return Adversarial(
         generator(numbers, parts["model"]),
-        discriminator=judges,
+        discriminator=discriminator,
         mel=mel,
         sample_rate=spec["sampling_rate"],
-        **dict.fromkeys(
-            ("optimizer", "scheduler", "discriminator_optimizer", "discriminator_scheduler")
-        ),
-        mel_weight=rules["mel"],
-        feature_weight=rules["fm"],
-        tpr_weight=rules["tpr"],
-        tau=rules["tau"],
+        optimizer=None,
+        scheduler=None,
+        discriminator_optimizer=None,
+        discriminator_scheduler=None,
+        mel_weight=weights["mel"],
+        feature_weight=weights["fm"],
+        tpr_weight=weights["tpr"],
+        tau=weights["tau"],
         tpr_over=over,
     )
 
 
-def batch_of(numbers, step):
+def batch_of(numbers: Numbers, step: str) -> VocoderBatch:
     given = numbers["batch"]
     rows, samples = given["speech"].shape
     phase, noise = draws(numbers, numbers[step]["tape"], rows, samples)
@@ -206,15 +221,13 @@ TERMS = {
 @pytest.mark.parametrize(
     ("step", "turn", "trainable"), [("D_step", 0, "discriminator"), ("G_step", 1, "hifigan")]
 )
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", GANS)
 def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
     numbers = fixture(name)
-    objective, recorded, batch = (
-        iterator(numbers, over="batch"),
-        numbers[step],
-        batch_of(numbers, step),
-    )
-    # oneDNN's rounding depends on the number of rows, and our discriminators judge real and fake ones at once
+    objective, batch = objective_of(numbers, over="batch"), batch_of(numbers, step)
+    recorded = numbers[step]
+    # oneDNN's rounding depends on the number of rows, and our discriminators take real and fake
+    # waves in one batch
     with torch.backends.mkldnn.flags(enabled=trainable != "discriminator"):
         loss = list(objective.losses(batch))[turn]
         total = loss.scaled({"segments": len(batch)})
@@ -226,6 +239,7 @@ def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
     prefix = {"discriminator": "discriminator", "hifigan": "model"}[trainable]
     norms = {our_name(key): norm for key, norm in recorded["grad_norm"].items()}
     for key, parameter in objective.trainables[trainable].module.named_parameters():
+        assert parameter.grad is not None, key
         close(key, parameter.grad.norm(), norms.pop((prefix, key)))
     assert not any(network == prefix for network, _ in norms)
     for key, other in objective.trainables.items():
@@ -234,11 +248,11 @@ def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
         )
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", GANS)
 def test_scores_and_feature_maps(fixture, close, name):
     numbers = fixture(name)
-    given, judges = numbers["disc"], iterator(numbers, over="row").discriminator.module
-    real, fake = judges(given["y"]), judges(given["y"] * given["y_hat_scale"])
+    given, discriminator = numbers["disc"], objective_of(numbers, over="row").discriminator
+    real, fake = discriminator(given["y"]), discriminator(given["y"] * given["y_hat_scale"])
     for kind, found in (("scores_r", real), ("scores_g", fake)):
         for i, (maps, wanted) in enumerate(zip(found, given[kind], strict=True)):
             close(f"{kind} {i}", maps[-1].flatten(1), wanted)

@@ -1,14 +1,19 @@
-"""The language models against the original's numbers, for every fixture there is."""
+"""The language models give the numbers of the original, in every recording that is there."""
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from cosyexp.data.collators.llm import LanguageCollator
+from cosyexp.data.collators.llm import LanguageBatch, LanguageCollator
+from cosyexp.data.draws import Draws
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import CharacterTokenizer
 from cosyexp.models.llm.decoding import decode, decode_in_blocks
@@ -19,10 +24,11 @@ from cosyexp.objectives.language import Language
 from cosyexp.objectives.losses import preference
 from tests.parity.conftest import encoder
 
+Numbers = dict[str, Any]  # a recording of the original
 QWEN = ["llm_v2", "llm_v3"]
 
 
-def transformer(given):
+def transformer(given: Numbers) -> TransformerLM:
     return TransformerLM(
         text_vocabulary=given["text_token_size"],
         speech_vocabulary=given["speech_token_size"],
@@ -33,7 +39,7 @@ def transformer(given):
     )
 
 
-def qwen(given, weights):
+def qwen(given: Numbers, weights: Mapping[str, Tensor]) -> QwenLM:
     sizes, classes = given["qwen"], len(weights["llm_decoder.weight"])
     return QwenLM(
         text_vocabulary=sizes["vocab_size"],
@@ -51,7 +57,8 @@ def qwen(given, weights):
     )
 
 
-def network(numbers):
+def network(numbers: Numbers) -> Any:
+    """Builds the network with the weights of the original."""
     given, weights = numbers["config"], numbers["state_dict"]
     net = qwen(given, weights) if "qwen" in given else transformer(given)
     assert list(net.state_dict()) == list(weights)
@@ -59,7 +66,7 @@ def network(numbers):
     return net.eval()
 
 
-def layout(numbers):
+def layout(numbers: Numbers) -> Layout:
     given, weights = numbers["config"], numbers["state_dict"]
     vocabulary = given["speech_token_size"]
     if "qwen" not in given:
@@ -75,41 +82,48 @@ def layout(numbers):
     )
 
 
-def batch_of(numbers, given, coins=()):
-    """The view's batch of the original's tokens, with the original's coins for the layout, row by row."""
-    vocabulary, speaker_dim = numbers["config"]["speech_token_size"], given["embedding"].size(1)
-    options = {
-        "speech_vocabulary": vocabulary,
-        "speaker_dim": speaker_dim,
-        "use_spk_embedding": False,
-        "layout": layout(numbers),
-    }
-    collator, rows, named = (
-        LanguageCollator(tokenizer=CharacterTokenizer(alphabet="a"), **options),
-        [],
-        {},
+class RecordedDraws(Draws):
+    """Returns the recorded random number of each utterance, in place of a generator's."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values = values
+
+    def __call__(self, utt: str, purpose: str) -> Any:
+        return SimpleNamespace(random=lambda: np.float64(self.values[utt]))
+
+
+FIELDS = {"text": "text_token", "speech": "speech_token", "instruct": "instruct_token"}
+
+
+def batch_of(numbers: Numbers, given: Numbers, coins: Sequence[float] = ()) -> LanguageBatch:
+    """Collates the original's tokens.
+
+    Args:
+        numbers: the recording, for its config.
+        given: the batch.
+        coins: the random numbers by which the original chose the layout of each row.
+    """
+    collator = LanguageCollator(
+        tokenizer=CharacterTokenizer(alphabet="a"),
+        speech_vocabulary=numbers["config"]["speech_token_size"],
+        speaker_dim=given["embedding"].size(1),
+        use_spk_embedding=False,
+        layout=layout(numbers),
     )
+    rows: list[dict[str, np.ndarray]] = []
     for row in range(len(given["text_token"])):
-        content = {}
-        for field, name in {
-            "text": "text_token",
-            "speech": "speech_token",
-            "instruct": "instruct_token",
-        }.items():
-            if name in given:
-                content[field] = given[name][row : row + 1, : given[f"{name}_len"][row]].numpy()
+        content = {
+            field: given[name][row : row + 1, : given[f"{name}_len"][row]].numpy()
+            for field, name in FIELDS.items()
+            if name in given
+        }
         rows.append({**content, "speaker": given["embedding"][row].unsqueeze(1).numpy()})
-        named[str(row)] = coins[row] if coins else 1.0
-
-    class Tape:
-        def __init__(self, utt):
-            self.random = lambda: np.float64(named[utt])
-
-    return collator.collate(list(named), rows, lambda utt, purpose: Tape(utt))
+    draws = {str(row): coins[row] if coins else 1.0 for row in range(len(rows))}
+    return collator.collate(list(draws), rows, RecordedDraws(draws))
 
 
-def recorded(name, prefix):
-    """The recorded steps of a fixture, whatever seeds they have; nothing where there is no fixture."""
+def recorded(name: str, prefix: str) -> list[Any]:
+    """Returns the recorded steps of a fixture, of any seed; one to skip if it does not exist."""
     path = Path(os.environ.get("COSYEXP_PARITY", "nowhere")) / name / "fixture.pt"
     keys = torch.load(path, weights_only=True) if path.exists() else {prefix: None}
     return [pytest.param(name, key, id=f"{name}-{key}") for key in keys if key.startswith(prefix)]
@@ -127,11 +141,8 @@ STEPS = [
 def test_loss_accuracy_and_gradients(fixture, close, name, step):
     numbers = fixture(name)
     wanted = numbers[step]
-    net, batch = (
-        network(numbers),
-        batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]]),
-    )
-    given = numbers["config"]
+    net, given = network(numbers), numbers["config"]
+    batch = batch_of(numbers, numbers["batch"], [coin for _, coin in wanted["tape"]])
     objective = Language(net, optimizer=None, scheduler=None, smoothing=given["lsm_weight"])
     loss = next(objective.losses(batch))
     tokens = objective.count_units(batch)["tokens"]
@@ -152,10 +163,8 @@ def test_loss_accuracy_and_gradients(fixture, close, name, step):
 def test_sequence_and_logits(fixture, close, name, step):
     numbers = fixture(name)
     captured = numbers[step]["captured"]
-    net, batch = (
-        network(numbers),
-        batch_of(numbers, numbers["batch"], [coin for _, coin in numbers[step]["tape"]]),
-    )
+    net = network(numbers)
+    batch = batch_of(numbers, numbers["batch"], [coin for _, coin in numbers[step]["tape"]])
     found = net(
         batch.text_BL,
         batch.text_lens_B,
@@ -167,20 +176,17 @@ def test_sequence_and_logits(fixture, close, name, step):
     )
     assert torch.equal(batch.lens_B, captured["lm_input_len"].long())
     for row, count in enumerate(batch.label_lens_B):
-        places = batch.label_positions_BA[row, :count]
-        assert torch.equal(batch.labels_BA[row, :count], captured["lm_target"][row][places])
+        positions = batch.label_positions_BA[row, :count]
+        assert torch.equal(batch.labels_BA[row, :count], captured["lm_target"][row][positions])
         assert (captured["lm_target"][row] != -1).sum() == count
-        close(f"logits of row {row}", found[row, :count], captured["logits"][row][places])
+        close(f"logits of row {row}", found[row, :count], captured["logits"][row][positions])
 
 
 @torch.no_grad()
 def test_intermediates_of_v1(fixture, close):
     numbers = fixture("llm_v1")
-    net, batch, captured = (
-        network(numbers),
-        batch_of(numbers, numbers["batch"]),
-        numbers["captured"],
-    )
+    net, batch = network(numbers), batch_of(numbers, numbers["batch"])
+    captured = numbers["captured"]
     found = net(
         batch.text_BL,
         batch.text_lens_B,
@@ -193,8 +199,10 @@ def test_intermediates_of_v1(fixture, close):
     text = net.text_encoder(net.text_embedding(batch.text_BL), batch.text_lens_B)
     for row, (size, whole) in enumerate(zip(batch.text_lens_B, batch.lens_B, strict=True)):
         close(f"text encoder, row {row}", text[row, :size], captured["text_encoder"][0][row, :size])
-        places = batch.label_positions_BA[row, : batch.label_lens_B[row]]
-        close(f"logits, row {row}", found[row, : len(places)], captured["logits"][row, places])
+        positions = batch.label_positions_BA[row, : batch.label_lens_B[row]]
+        close(
+            f"logits, row {row}", found[row, : len(positions)], captured["logits"][row, positions]
+        )
         assert whole == captured["llm_in"][1][row]
 
 
@@ -210,11 +218,11 @@ def test_label_smoothing(fixture, close):
         close(name, objective.validate(batch)["ce"].sum / share, wanted)
 
 
-SHORTEST, LONGEST = 2, 6  # speech tokens for a text token, with which v1 was recorded
+SHORTEST, LONGEST = 2, 6  # speech tokens per text token, with which v1 was recorded
 
 
-def prompt_of(net, numbers, mode):
-    """The embedded prompt, and the limits that were recorded or that the original has for v1."""
+def prompt_of(net: Any, numbers: Numbers, mode: str) -> tuple[Tensor, int, int]:
+    """Returns the embedded prompt, and the fewest and most speech tokens of the original."""
     given = numbers["inference_input"] if "inference_input" in numbers else numbers[mode]
     if "min_len" in given:
         x = torch.cat(
@@ -232,41 +240,40 @@ def prompt_of(net, numbers, mode):
     return x, SHORTEST * size, LONGEST * size
 
 
+MODES = [(name, f"inference_{mode}") for name in ("llm_v1", *QWEN) for mode in ("greedy", "ras")]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("mode", ["inference_greedy", "inference_ras", "inference_noprompt"])
-@pytest.mark.parametrize("name", ["llm_v1", *QWEN])
+@pytest.mark.parametrize(("name", "mode"), [*MODES, ("llm_v1", "inference_noprompt")])
 def test_decoding_with_the_cache(fixture, close, name, mode):
     numbers = fixture(name)
-    if mode not in numbers:
-        assert mode == "inference_noprompt" and name != "llm_v1"
-        return
-    net, wanted, vocabulary = (
-        network(numbers),
-        numbers[mode],
-        numbers["config"]["speech_token_size"],
-    )
-    drawn, seen = [int(value) for _, value in wanted.get("tape", [])], []
+    net, wanted = network(numbers), numbers[mode]
+    vocabulary = numbers["config"]["speech_token_size"]
+    drawn = [int(value) for _, value in wanted.get("tape", [])]
+    seen: list[Tensor] = []
 
-    def choose(logp_V, history):
+    def choose(logp_V: Tensor, history: Sequence[int]) -> int:
         seen.append(logp_V)
-        return (
-            ras(logp_V, history, lambda weights: drawn.pop(0))
-            if mode == "inference_ras"
-            else greedy(logp_V, history, None)
-        )
+        sampler = ras if mode == "inference_ras" else greedy
+        return sampler(logp_V, history, lambda _: drawn.pop(0))
+
+    def step(token: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+        logp, grown = net.decode(net.speech_embedding(token).unsqueeze(1), cache)
+        return logp, grown
 
     x, min_tokens, max_tokens = prompt_of(net, numbers, mode)
-    start = net.decode(x, net.empty_cache(x))
-    limits = {
-        "min_tokens": min_tokens,
-        "max_tokens": max_tokens,
-        "forbidden": [vocabulary],
-    }  # the original bars that class alone
-    step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
-    assert (
-        list(decode(*start, step, choose, speech_vocabulary=vocabulary, **limits))
-        == wanted["tokens"]
+    logp, cache = net.decode(x, net.empty_cache(x))
+    tokens = decode(
+        logp,
+        cache,
+        step,
+        choose,
+        speech_vocabulary=vocabulary,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        forbidden=[vocabulary],  # the original forbids only this class
     )
+    assert list(tokens) == wanted["tokens"]
     assert not drawn
     if "logp" in wanted:
         found, finite = torch.stack(seen), wanted["logp"].isfinite()
@@ -277,14 +284,12 @@ def test_decoding_with_the_cache(fixture, close, name, mode):
 @torch.no_grad()
 def test_decoding_while_the_text_comes(fixture, close):
     numbers = fixture("llm_v2")
-    net, given, vocabulary = (
-        network(numbers),
-        numbers["inference_bistream"],
-        numbers["config"]["speech_token_size"],
-    )
-    enough, seen = int(re.findall(r"len\(decoded\)\s*>=\s*(\d+)", given["sampler"])[0]), []
+    net, given = network(numbers), numbers["inference_bistream"]
+    vocabulary = numbers["config"]["speech_token_size"]
+    enough = int(re.findall(r"len\(decoded\)\s*>=\s*(\d+)", given["sampler"])[0])
+    seen: list[Tensor] = []
 
-    def choose(logp_V, history):
+    def choose(logp_V: Tensor, history: Sequence[int]) -> int:
         seen.append(logp_V)
         return vocabulary if len(history) >= enough else int(logp_V[:vocabulary].argmax())
 
@@ -311,7 +316,7 @@ def test_decoding_while_the_text_comes(fixture, close):
     ("name", "step"), recorded("llm_v2", "dpo_train") + recorded("llm_v2", "dpo_step")
 )
 def test_the_supervised_part_of_a_preference(fixture, close, name, step):
-    """The original draws a layout for each answer; of its two losses this one is right."""
+    """The original draws a layout for each answer, and this one of its two losses is correct."""
     numbers = fixture(name)
     given, recording = numbers["dpo_batch"], numbers[step]
     wanted = recording.get("policy") or recording["out"]
@@ -327,7 +332,10 @@ def test_the_supervised_part_of_a_preference(fixture, close, name, step):
 
 @pytest.mark.parametrize(("name", "step"), recorded("llm_v2", "dpo_step"))
 def test_the_formulas_of_a_preference_step(fixture, close, name, step):
-    """From the log-probabilities that the original found (of the wrong positions): its loss, its rewards, its accuracy."""
+    """Loss, rewards and accuracy from the original's log-probabilities.
+
+    The original takes these at the wrong positions, so they are given here.
+    """
     numbers, beta = fixture(name)[step], 0.01
     chosen, rejected = (
         numbers["policy"][side] - numbers["ref"][side]
