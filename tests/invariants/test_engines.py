@@ -1,15 +1,24 @@
-"""The same training under every engine, on one rank and on two: what `engine=` decides is where it runs."""
+"""A training is the same under every engine, on one rank and on two."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
+from cosyexp.config import EngineConfig
 from cosyexp.training.launch import launch
 from tests.invariants import faults
-from tests.invariants.trajectory import STEPS, Trajectory, assert_same, by_plans
+from tests.invariants.trajectory import (
+    STEPS,
+    Fault,
+    Training,
+    Trajectory,
+    assert_same,
+    assert_same_norms,
+    by_plans,
+)
 from tests.support import MODELS, config
 
 ENGINES = {"ddp": ["engine=ddp"], "fsdp": ["engine=fsdp"]} | {
@@ -28,75 +37,83 @@ FOUR = [(engine, "llm") for engine in ENGINES] + [
     ("fsdp", "flow"),
 ]
 UNCLIPPED = ("trainer.max_grad_norm=null",)
-MUTANTS = {  # how a training is divided: ranks, micro-batches of each
-    faults.clip_left_out: (1, 2, "zero2", "hifigan", UNCLIPPED),
-    faults.bare_backward: (1, 2, "zero3", "llm", ()),
-    faults.mean_over_ranks: (2, 1, "fsdp", "llm", ()),
-    faults.reduced_too_early: (2, 2, "ddp", "llm", ()),
+
+
+class Run(NamedTuple):
+    """A training: its ranks, the micro-batches of each rank in a step, and its other settings."""
+
+    ranks: int
+    accumulate: int
+    engine: str
+    model: str
+    words: tuple[str, ...] = ()
+    fault: Fault | None = None
+
+    @property
+    def reference(self) -> "Run":
+        """Plain training on one rank, with as many micro-batches in a step."""
+        return Run(1, self.ranks * self.accumulate, "ddp", self.model, self.words)
+
+    def __str__(self) -> str:
+        return "-".join([self.engine, self.model, f"{self.ranks}x{self.accumulate}", *self.words])
+
+
+# each with the beginning of the message of its AssertionError, as a regex
+MUTANTS = {
+    Run(
+        1, 2, "zero2", "hifigan", UNCLIPPED, faults.clip_left_out
+    ): "(losses|norms) of hifigan differ",
+    Run(1, 2, "zero3", "llm", fault=faults.bare_backward): "losses of llm differ",
+    Run(2, 1, "fsdp", "llm", fault=faults.mean_over_ranks): "norms of llm differ",
+    Run(2, 2, "ddp", "llm", fault=faults.reduced_too_early): "losses of llm differ",
 }
-Key = tuple[Any, ...]
-
-
-def runs() -> list[Key]:
-    """(ranks, micro-batches of each, engine, model, words, fault) of all trainings."""
-    plain: list[Key] = [(1, n, "ddp", model, (), None) for n in (2, 4) for model in MODELS]
-    plain += [(1, 2, engine, "hifigan", UNCLIPPED, None) for engine in ("ddp", "zero2")]
-    plain += [(1, 2, engine, model, (), None) for engine, model in PAIRS if engine != "ddp"]
-    plain += [(2, 1, engine, model, (), None) for engine, model in PAIRS]
-    plain += [(2, 2, engine, model, (), None) for engine, model in FOUR]
-    return [*plain, *((*run, fault) for fault, run in MUTANTS.items())]
+REFERENCES = [
+    *(Run(1, n, "ddp", model) for n in (2, 4) for model in MODELS),
+    Run(1, 2, "ddp", "hifigan", UNCLIPPED),
+]
+RUNS = [
+    Run(1, 2, "zero2", "hifigan", UNCLIPPED),
+    *(Run(1, 2, engine, model) for engine, model in PAIRS if engine != "ddp"),
+    *(Run(2, 1, engine, model) for engine, model in PAIRS),
+    *(Run(2, 2, engine, model) for engine, model in FOUR),
+]
 
 
 @pytest.fixture(scope="module")
-def found(data: Path) -> dict[Key, Trajectory]:
-    """All of them, those of one rank in one process, those of two in two: starting processes takes longer than they do."""
-    settings: dict[int, dict[Key, Any]] = {1: {}, 2: {}}
-    for key in runs():
-        ranks, accumulate, engine, model, words, fault = key
+def trajectories(data: Path) -> dict[Run, Trajectory]:
+    """Runs all trainings in three processes, as starting processes takes longer than training.
+
+    One process runs those of one rank, the other two those of two ranks.
+    """
+    trainings: dict[int, dict[Run, Training]] = {1: {}, 2: {}}
+    for run in [*REFERENCES, *RUNS, *MUTANTS]:
         words = (
-            f"engine.nproc_per_node={ranks}",
-            f"trainer.accumulate={accumulate}",
+            f"engine.nproc_per_node={run.ranks}",
+            f"trainer.accumulate={run.accumulate}",
             f"run_dir={data}/unused",
-            *words,
+            *ENGINES[run.engine],
+            *run.words,
         )
-        settings[ranks][key] = {
-            **config(model, data, *ENGINES[engine], *words),
-            "double": False,
-            "fault": fault,
-        }
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-        one = alone.submit(by_plans, {"runs": settings[1]}).result()
-    return one | launch(
-        by_plans, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": settings[2]}
-    )
+        trainings[run.ranks][run] = Training(config(run.model, data, *words), False, run.fault)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        one = pool.submit(by_plans, trainings[1]).result()
+    return one | launch(by_plans, trainings[2], EngineConfig(nproc_per_node=2, timeout=300))
 
 
-def assert_same_training(found: dict[Key, Trajectory], key: Key) -> None:
-    """As plain training in one process, with as many micro-batches a step in all."""
-    ranks, accumulate, _, model, words, _ = key
-    one, other = found[1, ranks * accumulate, "ddp", model, words, None], found[key]
-    assert_same(one, other, double=False)
-    for name in one.weights:
-        for ours, theirs in zip(other.norms, one.norms, strict=True):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
+def assert_same_training(trajectories: dict[Run, Trajectory], run: Run) -> None:
+    reference, other = trajectories[run.reference], trajectories[run]
+    assert_same(reference, other, double=False)
+    for name in reference.weights:
+        assert_same_norms(reference, other, name, 1e-5)
 
 
-def id_of(key: Key) -> str:
-    ranks, accumulate, engine, model, words, _ = key
-    return "-".join([engine, model, f"{ranks}x{accumulate}", *words])
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_every_engine_trains_the_same(trajectories, run):
+    assert len(trajectories[run].losses) == STEPS[run.model]
+    assert_same_training(trajectories, run)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [key for key in runs() if not key[-1] and key[:3] not in ((1, 2, "ddp"), (1, 4, "ddp"))],
-    ids=id_of,
-)
-def test_every_engine_trains_the_same(found, key):
-    assert len(found[key].losses) == STEPS[key[3]]
-    assert_same_training(found, key)
-
-
-@pytest.mark.parametrize("fault", MUTANTS, ids=lambda fault: fault.__name__)
-def test_a_planted_fault_is_noticed(found, fault):
-    with pytest.raises(AssertionError):
-        assert_same_training(found, (*MUTANTS[fault], fault))
+@pytest.mark.parametrize("run", MUTANTS, ids=lambda run: run.fault.__name__)
+def test_a_planted_fault_is_detected(trajectories, run):
+    with pytest.raises(AssertionError, match=f"^{MUTANTS[run]}"):
+        assert_same_training(trajectories, run)

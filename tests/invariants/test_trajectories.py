@@ -1,50 +1,49 @@
-"""The same training, however it is divided: over micro-batches, over ranks, over padded batches."""
+"""A training is the same however it is divided: into micro-batches, over ranks, by padding."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.invariants import faults
-from tests.invariants.trajectory import assert_same, by_plan, by_rows
+from tests.invariants.trajectory import Fault, assert_same, by_plan, by_rows
 from tests.support import MODELS
 
-EIGHT = [3, 11, 0, 7, 5, 2, 9, 1]
+EIGHT = [3, 11, 0, 7, 5, 2, 9, 1]  # indices of utterances
 
 
 def check_accumulation(
-    model: str, data: Path, fault: faults.Any = None, double: bool = True
+    model: str, data: Path, fault: Fault | None = None, double: bool = True
 ) -> None:
     """n micro-batches are one batch of n times the size."""
+    parts = [EIGHT[:2], EIGHT[2:4], EIGHT[4:6], EIGHT[6:]]
     whole = by_rows(model, data, [EIGHT], double=double)
-    parts = by_rows(
-        model, data, [EIGHT[:2], EIGHT[2:4], EIGHT[4:6], EIGHT[6:]], double=double, fault=fault
-    )
-    assert_same(whole, parts, double)
+    assert_same(whole, by_rows(model, data, parts, double=double, fault=fault), double)
 
 
-def check_uneven(model: str, data: Path, fault: faults.Any = None) -> None:
-    """Micro-batches of different sizes weigh by what they hold."""
-    assert_same(
-        by_rows(model, data, [EIGHT]), by_rows(model, data, [EIGHT[:1], EIGHT[1:]], fault=fault)
-    )
+def check_uneven(model: str, data: Path, fault: Fault | None = None) -> None:
+    """Micro-batches of different sizes count by their units."""
+    whole = by_rows(model, data, [EIGHT])
+    assert_same(whole, by_rows(model, data, [EIGHT[:1], EIGHT[1:]], fault=fault))
 
 
-def check_ranks(model: str, data: Path, fault: faults.Any = None, double: bool = True) -> None:
-    """2 ranks are 1 rank with 2 micro-batches, with dropout; the plan's last step has too few micro-batches for all."""
+def check_ranks(model: str, data: Path, fault: Fault | None = None, double: bool = True) -> None:
+    """2 ranks are 1 rank with 2 micro-batches, with dropout.
+
+    The last step of an epoch has fewer micro-batches than ranks.
+    """
     one = by_plan(model, data, ranks=1, accumulate=2, double=double)
-    assert_same(
-        one, by_plan(model, data, ranks=2, accumulate=1, double=double, fault=fault), double
-    )
+    two = by_plan(model, data, ranks=2, accumulate=1, double=double, fault=fault)
+    assert_same(one, two, double)
 
 
-def check_rows(model: str, data: Path, fault: faults.Any = None) -> None:
-    """A row alone is the row in a padded batch: two rows together are two micro-batches of one."""
+def check_rows(model: str, data: Path, fault: Fault | None = None) -> None:
+    """Two rows in a padded batch are two micro-batches of one row each."""
     together = by_rows(model, data, [[3, 11]], fault=fault)
     assert_same(together, by_rows(model, data, [[3], [11]], fault=fault))
 
 
-def check_clip(model: str, data: Path, fault: faults.Any = None) -> None:
-    """No clipping is clipping at a norm that nothing reaches."""
+def check_clip(model: str, data: Path, fault: Fault | None = None) -> None:
+    """No clipping is clipping to a norm that no gradient reaches."""
     free = by_rows(model, data, [EIGHT[:4]], "trainer.max_grad_norm=null", fault=fault)
     assert_same(free, by_rows(model, data, [EIGHT[:4]], "trainer.max_grad_norm=1e9", fault=fault))
 
@@ -71,25 +70,30 @@ def test_four_micro_batches_over_one_two_and_four_ranks(model, data):
     assert_same(one, by_plan(model, data, ranks=4, accumulate=1))
 
 
+DISCRIMINATOR = "losses of discriminator differ"
+NO_GRADIENT = "element 0 of tensors does not require grad and does not have a grad_fn"
+# each with the exception that it causes, and the beginning of its message
 MUTANTS = [
-    (check_ranks, "llm", faults.per_rank_mean),
-    (check_ranks, "flow", faults.per_rank_mean),
-    (check_uneven, "llm", faults.mean_of_means),
-    (check_uneven, "hifigan", faults.mean_of_means),
-    (check_accumulation, "flow", faults.unkeyed_noise),
-    (check_accumulation, "hifigan", faults.unkeyed_noise),
-    (check_accumulation, "hifigan", faults.left_frozen),
-    (check_clip, "flow", faults.implicit_clip),
-    (check_clip, "hifigan", faults.implicit_clip),
-    (check_rows, "flow", faults.unmasked_pad),
-    (check_rows, "llm", faults.padding_is_answer),
-    (check_rows, "hifigan", faults.batch_median),
+    (check_ranks, "llm", faults.per_rank_mean, AssertionError, "losses of llm differ"),
+    (check_ranks, "flow", faults.per_rank_mean, AssertionError, "losses of flow differ"),
+    (check_uneven, "llm", faults.mean_of_means, AssertionError, "losses of llm differ"),
+    (check_uneven, "hifigan", faults.mean_of_means, AssertionError, DISCRIMINATOR),
+    (check_accumulation, "flow", faults.unkeyed_noise, AssertionError, "losses of flow differ"),
+    (check_accumulation, "hifigan", faults.unkeyed_noise, AssertionError, DISCRIMINATOR),
+    (check_accumulation, "hifigan", faults.left_frozen, RuntimeError, NO_GRADIENT),
+    (check_clip, "flow", faults.implicit_clip, AssertionError, "losses of flow differ"),
+    (check_clip, "hifigan", faults.implicit_clip, AssertionError, DISCRIMINATOR),
+    (check_rows, "flow", faults.unmasked_padding, AssertionError, "losses of flow differ"),
+    (check_rows, "llm", faults.padding_as_label, AssertionError, "losses of llm differ"),
+    (check_rows, "hifigan", faults.batch_median, AssertionError, DISCRIMINATOR),
 ]
 
 
 @pytest.mark.parametrize(
-    ("check", "model", "fault"), MUTANTS, ids=lambda value: getattr(value, "__name__", value)
+    ("check", "model", "fault", "error", "message"),
+    MUTANTS,
+    ids=[f"{fault.__name__}-{model}" for _, model, fault, _, _ in MUTANTS],
 )
-def test_a_planted_fault_is_noticed(check, model, fault, data):
-    with pytest.raises((AssertionError, RuntimeError)):
+def test_a_planted_fault_is_detected(check, model, fault, error, message, data):
+    with pytest.raises(error, match=f"^{message}"):
         check(model, data, fault=fault)

@@ -1,103 +1,81 @@
-"""Short trainings in memory, that must come out the same however their work is divided.
+"""Short trainings in memory, to compare trainings whose work is divided differently.
 
-Every check takes a planted fault, so that it can be shown to fail.
+Each takes an optional planted fault of `faults.py`, which the comparison must detect.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from cosyexp.config import TrainConfig, engine_config
 from cosyexp.data.dataset import Dataset
+from cosyexp.data.draws import Draws
 from cosyexp.data.loader import MicroBatch
 from cosyexp.run.directory import RunDirectory
-from cosyexp.training import session
+from cosyexp.training.build import assemble, build_engine
 from cosyexp.training.launch import launch
-from cosyexp.training.meters import means
+from cosyexp.training.meters import Meter, means, merged
 from cosyexp.training.trainer import Trainer
 from tests.support import config, no_dropout
 
-STEPS = {"llm": 10, "flow": 10, "hifigan": 5}
+Name = TypeVar("Name")
 Fault = Callable[[], AbstractContextManager[Any]]
+STEPS = {"llm": 10, "flow": 10, "hifigan": 5}
+
+
+class Training(NamedTuple):
+    """A training to run. double: in fp64. fault: planted in it."""
+
+    config: TrainConfig
+    double: bool
+    fault: Fault | None
 
 
 @dataclass
 class Trajectory:
-    """losses: of each step and trainable. norms: of its gradients. weights: at the end, of each trainable."""
+    """The losses and gradient norms of each step, and the weights at the end, per trainable."""
 
     losses: list[dict[str, float]]
     norms: list[dict[str, float]]
     weights: dict[str, dict[str, np.ndarray]]
 
 
-def trainer_of(settings: dict[str, Any], double: bool) -> Trainer:
-    """What `session.run` would train, placed but not started."""
-    engine = session._engine(settings)
-    trainer = session._trainer(
-        settings, engine, RunDirectory(settings["run_dir"]), *session.datasets_of(settings, engine)
-    )
-    if double:
-        for module in [
-            *(trainable.module for trainable in trainer.objective.trainables.values()),
-            *trainer.objective.frozen_modules,
-        ]:
-            module.double()
-    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
-    return trainer
+def by_rows(
+    model: str,
+    data: Path,
+    rows: Sequence[Sequence[int]],
+    *words: str,
+    double: bool = True,
+    fault: Fault | None = None,
+) -> Trajectory:
+    """Trains on the micro-batches `rows` in every step, without dropout.
 
+    Args:
+        model: llm, flow or hifigan.
+        data: prepared data.
+        rows: of each micro-batch, the indices of its utterances.
+        words: overrides of the config.
+        double: train in fp64.
+        fault: planted in the training.
+    """
+    accumulate = f"trainer.accumulate={len(rows)}"
+    words = (*no_dropout(model), accumulate, f"run_dir={data}/unused", *words)
+    training = Training(config(model, data, *words), double, fault)
 
-def step(trainer: Trainer, micro_batches: list[MicroBatch], found: Trajectory) -> None:
-    trainer._forget()
-    trainer.step(micro_batches)
-    states = trainer._gathered()
-    found.losses.append(
-        {name: means([state["loss"]], state["units"])["loss"] for name, state in states.items()}
-    )
-    found.norms.append({name: state["norm"] for name, state in states.items()})
+    def micro_batches(trainer: Trainer, step: int) -> list[MicroBatch]:
+        draws = Draws(0, step)
+        parts = enumerate(rows)
+        return [MicroBatch(i, trainer.loader.dataset.batch(part, draws)) for i, part in parts]
 
-
-def finish(trainer: Trainer, found: Trajectory) -> Trajectory:
-    found.weights = {
-        name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)}
-        for name in trainer.objective.trainables
-    }
-    trainer.engine.close()
-    return found
-
-
-@contextmanager
-def in_double() -> Iterator[None]:
-    """Batches in fp64."""
-    make = Dataset.batch
-    with patch.object(Dataset, "batch", lambda self, rows, draws: make(self, rows, draws).double()):
-        yield
-
-
-def _by_plan(settings: dict[str, Any]) -> Trajectory:
-    """As many steps of the plan as the model's number; runs in every rank."""
-    torch.set_num_threads(1)
-    double, fault = settings.pop("double"), settings.pop("fault")
-    with in_double() if double else nullcontext(), fault() if fault else nullcontext():
-        trainer, found = trainer_of(settings, double), Trajectory([], [], {})
-        for _ in range(STEPS[trainer.model]):
-            step(trainer, trainer.loader.next_step(), found)
-        return finish(trainer, found)
-
-
-def by_plans(config: dict[str, Any]) -> dict[str, Trajectory]:
-    """Several trainings, one after the other, in the same ranks; `runs` are their settings by name."""
-    alone: dict[str, Any] = (
-        {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    )  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", **alone)
-    return {name: _by_plan(dict(settings)) for name, settings in config["runs"].items()}
+    return _train(training, micro_batches)
 
 
 def by_plan(
@@ -109,68 +87,111 @@ def by_plan(
     double: bool = True,
     fault: Fault | None = None,
 ) -> Trajectory:
-    """A training as the plan has it, over some ranks."""
+    """Trains on the batches of the sampler, over some ranks; see `by_rows`."""
     words = (
         f"engine.nproc_per_node={ranks}",
         f"trainer.accumulate={accumulate}",
         f"run_dir={data}/unused",
         *words,
     )
-    return launch(_by_plan, {**config(model, data, *words), "double": double, "fault": fault})
+    training = Training(config(model, data, *words), double, fault)
+    return launch(_by_plan, training, engine_config(training.config.engine))
 
 
-def by_rows(
-    model: str,
-    data: Path,
-    rows: list[list[int]],
-    *words: str,
-    double: bool = True,
-    fault: Fault | None = None,
-    steps: int | None = None,
+def by_plans(trainings: Mapping[Name, Training]) -> dict[Name, Trajectory]:
+    """Runs several trainings as `by_plan` does, one after the other in the same ranks."""
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    else:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    return {name: _by_plan(training) for name, training in trainings.items()}
+
+
+def _by_plan(training: Training) -> Trajectory:
+    """Runs in every rank."""
+    torch.set_num_threads(1)
+    return _train(training, lambda trainer, _: trainer.loader.next_step())
+
+
+def _train(
+    training: Training, micro_batches: Callable[[Trainer, int], Sequence[MicroBatch]]
 ) -> Trajectory:
-    """A training in which every step has the micro-batches `rows`, without dropout, with new draws at each step."""
-    from cosyexp.data.draws import Draws
+    with _in_double() if training.double else nullcontext(), (training.fault or nullcontext)():
+        config = training.config
+        trainer = assemble(config, RunDirectory(config.run_dir), build_engine(config))
+        objective = trainer.objective
+        if training.double:
+            modules = [trainable.module for trainable in objective.trainables.values()]
+            for module in [*modules, *objective.frozen_modules]:
+                module.double()
+        trainer.setup()
+        trajectory = Trajectory([], [], {})
+        for number in range(STEPS[trainer.model]):
+            _step(trainer, micro_batches(trainer, number), trajectory)
+        trajectory.weights = {
+            name: {key: value.numpy().copy() for key, value in trainer.engine.weights(name)}
+            for name in objective.trainables
+        }
+        trainer.engine.close()
+        return trajectory
 
-    settings = config(
-        model,
-        data,
-        *no_dropout(model),
-        f"trainer.accumulate={len(rows)}",
-        f"run_dir={data}/unused",
-        *words,
+
+def _step(trainer: Trainer, micro_batches: Sequence[MicroBatch], trajectory: Trajectory) -> None:
+    """Takes a step, and adds its losses and gradient norms over all ranks to a trajectory."""
+    trainer.sums = {name: Meter() for name in trainer.objective.trainables}
+    trainer.step(micro_batches)
+    own = {name: meter.state_dict() for name, meter in trainer.sums.items()}
+    ranks = trainer.engine.all_gather(own)
+    states = {name: merged([rank[name] for rank in ranks]) for name in own}
+    trajectory.losses.append(
+        {name: means([state["loss"]], state["units"])["loss"] for name, state in states.items()}
     )
-    with in_double() if double else nullcontext(), fault() if fault else nullcontext():
-        trainer, found = trainer_of(settings, double), Trajectory([], [], {})
-        for number in range(steps or STEPS[model]):
-            dataset = trainer.loader.dataset
-            step(
-                trainer,
-                [
-                    MicroBatch(i, dataset.batch(part, Draws(0, number)))
-                    for i, part in enumerate(rows)
-                ],
-                found,
-            )
-        return finish(trainer, found)
+    trajectory.norms.append({name: state["norm"] for name, state in states.items()})
+
+
+@contextmanager
+def _in_double() -> Iterator[None]:
+    """Makes batches in fp64."""
+    batch = Dataset.batch
+
+    def double(self: Dataset, rows: Sequence[int], draws: Draws) -> Any:
+        return batch(self, rows, draws).double()
+
+    with patch.object(Dataset, "batch", double):
+        yield
 
 
 def assert_same(one: Trajectory, two: Trajectory, double: bool = True) -> None:
-    """The same losses, gradient norms and weights; in fp32 to rounding, without drift to one side; and every trainable learns."""
+    """Asserts the same losses, gradient norms and weights, and that every trainable learns.
+
+    In fp32 they are the same up to rounding, and the losses do not drift to one side. The message
+    begins with what differs, such as "losses of llm differ".
+    """
     for name in one.weights:
-        ours, theirs = ([found[name] for found in trajectory.losses] for trajectory in (one, two))
+        ours, theirs = ([losses[name] for losses in each.losses] for each in (one, two))
         residuals = [(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
-        assert max(map(abs, residuals)) < (1e-9 if double else 1e-5), (name, residuals)
-        assert abs(sum(residuals) / len(residuals)) < (1e-10 if double else 3e-6), (name, residuals)
-        ours, theirs = ([found[name] for found in trajectory.norms] for trajectory in (one, two))
-        assert all(norm > 0 for norm in [*ours, *theirs]), (name, "does not learn")
-        assert max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)) < (
-            1e-8 if double else 1e-3
-        ), (name, ours, theirs)
+        limit = 1e-9 if double else 1e-5
+        assert all(abs(r) < limit for r in residuals), f"losses of {name} differ: {residuals}"
+        mean = sum(residuals) / len(residuals)
+        assert abs(mean) < (1e-10 if double else 3e-6), f"losses of {name} drift: {residuals}"
+
+        ours, theirs = ([norms[name] for norms in each.norms] for each in (one, two))
+        assert all(norm > 0 for norm in [*ours, *theirs]), f"{name} does not learn"
+        assert_same_norms(one, two, name, 1e-8 if double else 1e-3)
+
         whole, other = (
-            np.concatenate([w.ravel() for w in found.weights[name].values()])
-            for found in (one, two)
+            np.concatenate([weight.ravel() for weight in each.weights[name].values()])
+            for each in (one, two)
         )
-        if double:
-            assert np.abs(whole - other).max() < 1e-9, (name, np.abs(whole - other).max())
-        norms = np.linalg.norm(whole - other), np.linalg.norm(whole)
-        assert norms[0] / norms[1] < (1e-9 if double else 1e-4), (name, norms)
+        largest = np.abs(whole - other).max()
+        relative = np.linalg.norm(whole - other) / np.linalg.norm(whole)
+        message = f"weights of {name} differ: by up to {largest}, {relative} of their norm"
+        assert not double or largest < 1e-9, message
+        assert relative < (1e-9 if double else 1e-4), message
+
+
+def assert_same_norms(one: Trajectory, two: Trajectory, name: str, limit: float) -> None:
+    """Asserts that the gradient norms of a trainable differ by less than `limit`, relatively."""
+    pairs = [(a[name], b[name]) for a, b in zip(one.norms, two.norms, strict=True)]
+    assert all(abs(a / b - 1) < limit for a, b in pairs), f"norms of {name} differ: {pairs}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from cosyexp.cli.compose import compose
@@ -23,18 +24,17 @@ Entry = tuple[str, list[int], str]  # name, shape and type of a tensor
 FAMILIES = {"cosyvoice": "v1", "cosyvoice2": "v2", "cosyvoice3": "v3"}
 
 
-def build_network(family: str, model: str) -> nn.Module:
-    """Builds the network of a family, with nothing overridden and no memory for its tensors."""
-    return build_on_meta(compose_model(family, model)["network"], "network")
+def built(family: str, model: str, part: str) -> nn.Module:
+    """Builds a network of the train config, without memory for its tensors.
 
-
-def compose_model(family: str, model: str) -> dict[str, Any]:
-    return compose("train", [f"family={family}", f"model={model}"])
-
-
-def build_on_meta(node: dict[str, Any], role: str) -> nn.Module:
+    Args:
+        family: such as cosyvoice2.
+        model: llm, flow or hifigan.
+        part: the key of the config, such as "objective.discriminator".
+    """
+    config = OmegaConf.create(compose("train", [f"family={family}", f"model={model}"]))
     with torch.device("meta"):
-        module: nn.Module = build(node, role)
+        module: nn.Module = build(OmegaConf.to_container(OmegaConf.select(config, part)), "network")
         return module
 
 
@@ -56,7 +56,7 @@ def manifest(name: str) -> list[Entry]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensors_of(family, model):
     official = {"llm": "llm", "flow": "flow", "hifigan": "hift"}[model]
-    assert described(build_network(family, model).state_dict()) == manifest(
+    assert described(built(family, model, "network").state_dict()) == manifest(
         f"{FAMILIES[family]}_{official}"
     )
 
@@ -68,10 +68,8 @@ def test_tensors_of_the_vocoder_in_training(family):
     for name, *rest in manifest(f"{FAMILIES[family]}_hifigan"):
         network, ours = our_name(name)
         found[network][ours] = rest
-    config = compose_model(family, "hifigan")
-    nodes = {"model": config["network"], "discriminator": config["objective"]["discriminator"]}
-    for network, node in nodes.items():
-        tensors = build_on_meta(node, "network").state_dict()
+    for network, part in (("model", "network"), ("discriminator", "objective.discriminator")):
+        tensors = built(family, "hifigan", part).state_dict()
         assert {name: rest for name, *rest in described(tensors)} == found[network]
 
 
@@ -81,5 +79,5 @@ def test_no_constructor_seeds_anything(family, model, monkeypatch):
     """The generators of Python and numpy are not used, and that of torch is not seeded."""
     monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch was seeded"))
     before = random.getstate(), pickle.dumps(np.random.get_state())
-    build_network(family, model)
+    built(family, model, "network")
     assert (random.getstate(), pickle.dumps(np.random.get_state())) == before
