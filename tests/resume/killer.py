@@ -1,7 +1,14 @@
-"""`python -m tests.resume.killer <point> <n> <words of cosyexp.train>`: trains, and dies by SIGKILL at a point of its own code.
+"""Trains, and kills itself with SIGKILL at a chosen point of the code.
 
-Points: the n-th time that it begins a step, is half way through a step (one trainable has moved), writes half of a file of weights,
-has written the files of a checkpoint but not its meta, or has written it all but not renamed it.
+Usage: `python -m tests.resume.killer <point> <n> <overrides of cosyexp.train>`.
+
+It dies when it reaches the point for the n-th time:
+
+    step      before a step
+    update    before an update; of a GAN, with an even n, only the discriminator is updated
+    weights   with half of a file of weights written
+    meta      with all files of a checkpoint written, but not its meta.yaml
+    rename    with a checkpoint written, but not renamed
 """
 
 import os
@@ -19,48 +26,58 @@ from cosyexp.training.engines.common import BaseEngine
 from cosyexp.training.trainer import Trainer
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
-def anything(*_: Any, **__: Any) -> bool:
+def always(*_: Any, **__: Any) -> bool:
     return True
 
 
-def before(
+def die_before(
     owner: Any,
     name: str,
     times: int,
-    last_words: Callable[..., object] = anything,
-    counts: Callable[..., bool] = anything,
+    last_act: Callable[..., object] = nothing,
+    counts: Callable[..., bool] = always,
 ) -> None:
-    """Dies when `owner.name` is called for the n-th time with arguments that count."""
-    function, calls = getattr(owner, name), []
+    """Patches a function to kill this process when it is called.
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if counts(*args, **kwargs):
-            calls.append(1)
-        if len(calls) == times:
-            last_words(*args, **kwargs)
-            die()
+    Args:
+        owner: a class or a module.
+        name: of its function.
+        times: how many calls it takes.
+        last_act: called first, with the arguments of the call.
+        counts: whether a call with these arguments counts.
+    """
+    function, calls = getattr(owner, name), 0
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += counts(*args, **kwargs)
+        if calls == times:
+            last_act(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
 
-    setattr(owner, name, counted)
+    setattr(owner, name, patched)
 
 
-def half_a_file(path: Path, tensors: Any) -> None:
+def save_half(path: Path, tensors: Any) -> None:
     save_tensors(path, tensors)
     os.truncate(path, path.stat().st_size // 2)
 
 
+def is_checkpoint(source: object, _: object) -> bool:
+    return str(source).endswith(".tmp")
+
+
 POINTS: dict[str, Callable[[int], None]] = {
-    "step": lambda n: before(Trainer, "step", n),
-    "update": lambda n: before(BaseEngine, "step", n),
-    "weights": lambda n: before(cosyexp.training.saving, "save_tensors", n, half_a_file),
-    "meta": lambda n: before(Checkpoints, "commit", n),
-    "rename": lambda n: before(
-        os, "replace", n, counts=lambda source, _: str(source).endswith(".tmp")
-    ),
+    "step": lambda n: die_before(Trainer, "step", n),
+    "update": lambda n: die_before(BaseEngine, "step", n),
+    "weights": lambda n: die_before(cosyexp.training.saving, "save_tensors", n, save_half),
+    "meta": lambda n: die_before(Checkpoints, "commit", n),
+    "rename": lambda n: die_before(os, "replace", n, counts=is_checkpoint),
 }
 
 if __name__ == "__main__":

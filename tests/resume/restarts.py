@@ -1,17 +1,17 @@
-"""Runs that are stopped and started again under several engines; a module of its own, as every rank imports it."""
+"""Trains several runs in the same ranks; a module of its own, as every rank imports it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
-from cosyexp.training import session
+from cosyexp.config import TrainConfig
+from cosyexp.training.build import Job, train
 
 
-def restarts(config: Mapping[str, Any]) -> None:
-    """Each of `runs`, one after the other, in the same ranks."""
+def restarts(configs: Sequence[TrainConfig]) -> None:
+    """Trains one config after the other, in every rank."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for settings in config["runs"]:
-        session.run(settings)
+    for config in configs:
+        train(Job(config))

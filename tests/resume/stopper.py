@@ -1,10 +1,12 @@
-"""`python -m tests.resume.stopper validation|step <words of cosyexp.train>`: trains, and gets SIGTERM in a validation, or after a step."""
+"""Trains, and gets SIGTERM within a validation or after its second step.
+
+Usage: `python -m tests.resume.stopper validation|step <overrides of cosyexp.train>`.
+"""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from cosyexp.data.loader import MicroBatch, ValidationLoader
 from cosyexp.train import main
@@ -15,30 +17,32 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def within_a_validation() -> None:
+def stop_within_validation() -> None:
     batches = ValidationLoader.__iter__
 
-    def stopping(self: ValidationLoader) -> Iterator[MicroBatch]:
+    def patched(self: ValidationLoader) -> Iterator[MicroBatch]:
         for i, micro in enumerate(batches(self)):
             if i == 1:
                 stop()
             yield micro
 
-    ValidationLoader.__iter__ = stopping  # type: ignore[method-assign]
+    ValidationLoader.__iter__ = patched  # type: ignore[method-assign]
 
 
-def after_two_steps() -> None:
-    step, seen = Trainer.step, []
+def stop_after_two_steps() -> None:
+    step, steps = Trainer.step, 0
 
-    def stopping(self: Trainer, micro_batches: Any) -> None:
-        step(self, micro_batches)
-        seen.append(1)
-        if len(seen) == 2:
+    def patched(self: Trainer, micro_batches: Sequence[MicroBatch]) -> Mapping[str, float]:
+        nonlocal steps
+        units = step(self, micro_batches)
+        steps += 1
+        if steps == 2:
             stop()
+        return units
 
-    Trainer.step = stopping  # type: ignore[method-assign]
+    Trainer.step = patched  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    {"validation": within_a_validation, "step": after_two_steps}[sys.argv.pop(1)]()
+    {"validation": stop_within_validation, "step": stop_after_two_steps}[sys.argv.pop(1)]()
     main()

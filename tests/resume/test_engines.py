@@ -1,13 +1,15 @@
-"""Under every engine a run that was stopped and started again ends like one that was not, to the last bit."""
+"""Under every engine a stopped and restarted run ends like an uninterrupted one, bit by bit."""
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
+from cosyexp.config import EngineConfig
 from cosyexp.training.launch import launch
+from tests.resume.checks import hashes, newest
 from tests.resume.restarts import restarts
-from tests.resume.test_resume import hashes, newest
 from tests.support import config, metrics, sentence, train_words
 
 EVERY = [
@@ -25,20 +27,20 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def folder(data, tmp_path_factory):
-    """Runs of two ranks, straight/<name> and stopped/<name>; all in the same two processes, as starting them takes long."""
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs of two ranks: straight/<name>, stopped/<name>, and across.
+
+    All are trained in the same two processes, as starting them takes long.
+    """
     folder, runs = tmp_path_factory.mktemp("engines"), []
-    for name, engine in RUNS.items():
+    for name, settings in RUNS.items():
         for kind, steps in (("straight", 6), ("stopped", 3), ("stopped", 6)):
-            words = [*EVERY, *engine, f"trainer.steps={steps}", f"run_dir={folder}/{kind}/{name}"]
+            words = [*EVERY, *settings, f"trainer.steps={steps}", f"run_dir={folder}/{kind}/{name}"]
             runs.append(config(name.split("-")[1], data, *words))
-    across = [
-        config("flow", data, *EVERY, f"engine={engine}", f"run_dir={folder}/across")
-        for engine in ("fsdp", "ddp", "fsdp")
-    ]
-    for settings, steps in zip(across, (2, 4, 6), strict=True):
-        settings["trainer"]["steps"] = steps
-    launch(restarts, {"engine": {"nproc_per_node": 2, "timeout": 300}, "runs": [*runs, *across]})
+    for engine, steps in (("fsdp", 2), ("ddp", 4), ("fsdp", 6)):
+        words = [*EVERY, f"engine={engine}", f"trainer.steps={steps}", f"run_dir={folder}/across"]
+        runs.append(config("flow", data, *words))
+    launch(restarts, runs, EngineConfig(nproc_per_node=2, timeout=300))
     return folder
 
 
@@ -49,14 +51,14 @@ def test_two_ranks_stopped_and_started_again(folder, name):
     assert metrics(stopped) == metrics(straight)
 
 
-def test_a_run_of_fsdp_goes_on_under_ddp_and_back(folder):
+def test_a_run_of_fsdp_continues_under_ddp_and_back(folder):
     one, other = metrics(folder / "across")[-1], metrics(folder / "straight/fsdp-flow")[-1]
     assert one["step"] == other["step"] == 6
     assert one["valid/loss"] == pytest.approx(other["valid/loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "ddp"])
-def test_a_run_of_fsdp_goes_on_with_fewer_ranks(engine, folder, data, tmp_path, warm):
+def test_a_run_of_fsdp_continues_on_fewer_ranks(engine, folder, data, tmp_path, warm):
     shutil.copytree(folder / "straight/fsdp-flow", tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000006")
     words = train_words(
@@ -97,7 +99,8 @@ def test_killed_and_started_again(engine, data, tmp_path, warm):
         )
         sentence(
             refused,
-            "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, but this engine needs it whole",
+            "step_00000004 is in DeepSpeed's shards of stage 3 on 1 ranks, "
+            "but this engine needs it whole",
             "init_from=",
         )
         assert (tmp_path / "straight/config.yaml").read_bytes() == before

@@ -1,92 +1,80 @@
-"""Killed anywhere and started again by the same command, a run ends with the weights of an uninterrupted one, to the last bit."""
+"""A run that was killed or stopped and started again ends like an uninterrupted one, bit by bit.
 
-import hashlib
+Kills at chosen points of the code are in test_kill_llm.py, test_kill_flow.py, test_kill_hifigan.py.
+"""
+
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import MODELS, checkpoints, command, environment, metrics, train_words
+from tests.resume.checks import newest
+from tests.support import checkpoints, command, environment, metrics, train_words
 
-STEPS = 12
-EVERY = [
-    "trainer.steps=12",
-    "trainer.valid_every=4",
-    "checkpoint.every=2",
-    "checkpoint.keep_best=2",
-]
-VARIANTS = {
-    "plain": [],
-    "workers": ["data.workers=2"],
-    "accumulate": ["trainer.accumulate=2", "trainer.valid_epochs=1"],
-    "ema": ["trainer.ema=0.9", "trainer.running_sum=true", "trainer.max_grad_norm=1.0"],
-}
-# where each start dies; the start after the last one ends by itself
-DEATHS = [("update", 5), ("weights", 2), ("step", 2), ("update", 3), ("rename", 2), ("meta", 1)]
+STARTED = 6  # lines of metrics after which a run is well under way
 
 
-def hashes(run: Path, step: int = STEPS) -> dict[str, str]:
-    """Of the weights of the last checkpoint."""
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("*.safetensors"))
-    }
-
-
-def newest(run: Path) -> int:
-    """The step of the newest checkpoint, -1 where there is none."""
-    return max(
-        (int(path.name[5:]) for path in (run / "checkpoints").glob("step_????????")), default=-1
+def start(words: Sequence[str], cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """Starts a training as a user does; its output goes to a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cosyexp.train", *words],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("model", MODELS)
-def test_killed_and_started_again(model, variant, data, tmp_path, warm):
-    words = train_words(model, data, *EVERY, *VARIANTS[variant])
-    warm("train", *words, "run_dir=straight", cwd=tmp_path)
-    for point in DEATHS:
-        killed = warm.module("tests.resume.killer", *point, *words, "run_dir=killed", cwd=tmp_path)
-        assert killed.returncode == -signal.SIGKILL, (point, killed.stdout, killed.stderr)
-    ended = warm("train", *words, "run_dir=killed", cwd=tmp_path)
-    assert "resuming at step" in ended.stdout
-    assert hashes(tmp_path / "killed") == hashes(tmp_path / "straight")
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
-    assert checkpoints(tmp_path / "killed") == checkpoints(tmp_path / "straight")
+def wait_until(condition: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    """Waits for a condition, for the end of a process, or for two minutes."""
+    limit = time.monotonic() + 120
+    while not condition() and child.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
+def kill_after_checkpoint(words: Sequence[str], run: Path, delay: float) -> tuple[int, str]:
+    """Trains, and kills the process `delay` seconds after it wrote a checkpoint, if it still runs.
+
+    Returns:
+        The exit status and the output.
+    """
+    before = newest(run)
+    child = start(words, run.parent)
+    wait_until(lambda: newest(run) != before, child)
+    time.sleep(delay)
+    child.kill()
+    output, _ = child.communicate()
+    return child.returncode, output
+
+
+def under_way(run: Path) -> bool:
+    """Whether a run has logged some steps."""
+    path = run / "metrics.jsonl"
+    return path.exists() and len(path.read_text().splitlines()) >= STARTED
 
 
 def test_killed_from_outside_at_random_times(data, tmp_path, warm):
-    """SIGKILL soon after a new checkpoint is seen, at moments that nobody chose, in processes that share nothing."""
+    """SIGKILL at random moments after a new checkpoint appears, in processes started from cold."""
     words = train_words(
         "flow", data, "trainer.steps=16", "trainer.valid_every=8", "checkpoint.every=1"
     )
     warm("train", *words, "run_dir=straight", cwd=tmp_path)
     run, draw, kills = tmp_path / "killed", random.Random(0), 0
     while kills < 6:
-        before = newest(run)
-        with open(tmp_path / "said", "w") as said:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "cosyexp.train", *words, "run_dir=killed"],
-                cwd=tmp_path,
-                env=environment(),
-                stdout=said,
-                stderr=said,
-            )
-        limit = time.monotonic() + 120
-        while child.poll() is None and newest(run) == before and time.monotonic() < limit:
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.3))
-        child.kill()
-        if child.wait() != -signal.SIGKILL:
+        status, output = kill_after_checkpoint([*words, "run_dir=killed"], run, draw.random() * 0.3)
+        if status != -signal.SIGKILL:
             break
         kills += 1
-    assert kills > 2, (tmp_path / "said").read_text()
+    assert kills > 2, output
     warm("train", *words, "run_dir=killed", cwd=tmp_path)
     last = "checkpoints/step_00000016/flow.safetensors"
     assert (run / last).read_bytes() == (tmp_path / "straight" / last).read_bytes()
@@ -98,19 +86,8 @@ def test_a_signal_finishes_the_step_saves_and_exits(number, data, tmp_path):
     words = train_words(
         "llm", data, "trainer.steps=100000", "checkpoint.every=0", "data.workers=2", "run_dir=run"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-m", "cosyexp.train", *words],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    path = tmp_path / "run" / "metrics.jsonl"
-    limit = time.monotonic() + 120
-    while (
-        not path.exists() or len(path.read_text().splitlines()) < 6
-    ) and time.monotonic() < limit:
-        time.sleep(0.05)
+    child = start(words, tmp_path)
+    wait_until(lambda: under_way(tmp_path / "run"), child)
     child.send_signal(number)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 0, out
@@ -130,24 +107,13 @@ def test_a_signal_finishes_the_step_saves_and_exits(number, data, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_preemption_that_reaches_every_process_stops_the_run_once(ranks, data, tmp_path):
-    """SLURM signals all that a job started: ranks, their workers, Python's helpers; here twice."""
+    """SLURM signals all processes of a job: ranks, workers, helpers of Python; here twice."""
     words = train_words(
         "llm", data, "trainer.steps=100000", "checkpoint.every=0", "data.workers=1", "run_dir=run"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-m", "cosyexp.train", *words, f"engine.nproc_per_node={ranks}"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    path, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while (
-        not path.exists() or len(path.read_text().splitlines()) < 6
-    ) and time.monotonic() < limit:
-        time.sleep(0.05)
+    words = [*words, f"engine.nproc_per_node={ranks}"]
+    child = start(words, tmp_path, start_new_session=True)
+    wait_until(lambda: under_way(tmp_path / "run"), child)
     for _ in range(2):
         os.killpg(child.pid, signal.SIGUSR2)
         time.sleep(0.01)
@@ -158,7 +124,7 @@ def test_a_preemption_that_reaches_every_process_stops_the_run_once(ranks, data,
 
 
 def test_stopped_runs_end_like_uninterrupted_ones(data, tmp_path, warm):
-    """A stop saves between the regular checkpoints, even within a validation; what was missed is made up for."""
+    """A stop saves between regular checkpoints, even within a validation, which is repeated."""
     words = train_words(
         "hifigan", data, "trainer.steps=6", "trainer.valid_every=3", "checkpoint.every=3"
     )
@@ -174,7 +140,7 @@ def test_stopped_runs_end_like_uninterrupted_ones(data, tmp_path, warm):
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
 
 
-def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, warm):
+def test_a_damaged_checkpoint_is_skipped(data, tmp_path, warm):
     words = train_words("llm", data, "trainer.steps=4", "checkpoint.every=2", "run_dir=run")
     warm("train", *words, cwd=tmp_path)
     wanted = (tmp_path / "run/checkpoints/step_00000004/llm.safetensors").read_bytes()
@@ -189,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, warm):
 
 
 def test_resumes_on_another_number_of_ranks(data, tmp_path, warm):
-    """The plan and the draws stay; the numbers differ by rounding alone."""
+    """Batches and random numbers stay the same, so that results differ by rounding only."""
     words = train_words("flow", data, "trainer.steps=6", "checkpoint.every=3")
     warm("train", *words, "trainer.accumulate=2", "run_dir=one", cwd=tmp_path)
     warm("train", *words, "trainer.accumulate=2", "run_dir=two", "trainer.steps=3", cwd=tmp_path)

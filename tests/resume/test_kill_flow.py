@@ -1,0 +1,5 @@
+"""A run of flow that is killed and started again ends like an uninterrupted one, bit by bit."""
+
+
+def test_killed_and_started_again(variant, kill_and_restart):
+    kill_and_restart("flow", variant)
