@@ -1,8 +1,9 @@
-"""Time and memory of averaging checkpoints, against reading the files once, and against summing what torch.load gives.
+"""Time and memory of averaging checkpoints, compared with reading the files once.
 
-    python benchmarks/average.py [megabytes of a file] [files]
+Usage: python benchmarks/average.py [megabytes of a file] [number of files]
 
-Each way runs in a process of its own; memory is the peak above what it had before. Cold: the files are not in the system's cache.
+Each method runs in a process of its own. Memory is the peak above what the process had before.
+"Cold" means that the files are not in the page cache.
 """
 
 import multiprocessing as mp
@@ -22,10 +23,12 @@ from cosyexp.averaging.mean import combine
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.tensors import save_tensors
 
-TENSORS = 16
+TENSORS = 16  # in a file
+Method = Callable[[Sequence[Path], Path], None]  # of the files and the output
 
 
 def read_once(files: Sequence[Path], _: Path) -> None:
+    """Reads all files."""
     for file in files:
         with open(file, "rb", buffering=0) as content:
             while content.read(1 << 18):
@@ -33,13 +36,13 @@ def read_once(files: Sequence[Path], _: Path) -> None:
 
 
 def average(files: Sequence[Path], out: Path) -> None:
-    combine(
-        [(file, 1.0) for file in files], len(files), files[-1], out, pickled=out.suffix == ".pt"
-    )
+    """Averages the files as cosyexp does, without checksums."""
+    parts = [(file, 1.0) for file in files]
+    combine(parts, len(files), files[-1], out, pickled=out.suffix == ".pt")
 
 
 def checked(files: Sequence[Path], out: Path) -> None:
-    """As the command does it: the hashes of the files before, that of the average after."""
+    """Averages as `cosyexp.average` does, with the checksums of all files."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(file_hash, files))
     average(files, out)
@@ -47,6 +50,7 @@ def checked(files: Sequence[Path], out: Path) -> None:
 
 
 def torch_load(files: Sequence[Path], out: Path) -> None:
+    """Adds up what torch.load returns."""
     total = torch.load(files[0], map_location="cpu")
     for file in files[1:]:
         for name, tensor in torch.load(file, map_location="cpu").items():
@@ -55,60 +59,81 @@ def torch_load(files: Sequence[Path], out: Path) -> None:
 
 
 def peak() -> float:
-    """Megabytes; ru_maxrss would start from the parent's."""
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
+    """Returns the peak memory of this process in MB; ru_maxrss would include the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
-def measured(
-    work: Callable[..., None], files: Sequence[Path], out: Path, small: Path, cold: bool, queue: Any
+def measure(
+    method: Method, files: Sequence[Path], out: Path, small: Path, cold: bool, queue: Any
 ) -> None:
-    work([small] * 2, out)  # the code's own pages
+    """Puts the seconds and the MB of a method into a queue.
+
+    Args:
+        method: what is measured.
+        files: its input.
+        out: its output.
+        small: a small file of the same format, to load the code of the method first.
+        cold: drop the files from the page cache first.
+        queue: of the results.
+    """
+    method([small] * 2, out)
     for file in files if cold else ():
         with open(file, "rb") as content:
             os.fsync(content.fileno())
             os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before, began = peak(), time.perf_counter()
-    work(files, out)
-    queue.put((time.perf_counter() - began, peak() - before))
+    before, start = peak(), time.perf_counter()
+    method(files, out)
+    queue.put((time.perf_counter() - start, peak() - before))
+
+
+def save(path: Path, megabytes: float) -> None:
+    """Writes a file of random weights."""
+    count = int(megabytes * 2**18) // TENSORS
+    tensors = {f"t{i}": torch.randn(count) for i in range(TENSORS)}
+    if path.suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_tensors(path, tensors)
 
 
 def main() -> None:
-    size, count = (int(word) for word in [*sys.argv[1:], "1200", "5"][:2] if word)
+    """Prints the table."""
+    arguments = [int(word) for word in sys.argv[1:]]
+    size, count = [*arguments, *(1200, 5)[len(arguments) :]]
+    methods: dict[str, Sequence[Method]] = {
+        ".safetensors": (read_once, average, checked),
+        ".pt": (average, torch_load),
+    }
+    context, results = mp.get_context("spawn"), {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, results = Path(temporary), {}
-        for suffix, ways in (
-            (".safetensors", (read_once, average, checked)),
-            (".pt", (average, torch_load)),
-        ):
+        folder = Path(temporary)
+        for suffix, chosen in methods.items():
             files = [folder / f"{i}{suffix}" for i in range(count)]
-            small = folder / f"small{suffix}"
-            save: Callable[..., None] = (
-                save_tensors
-                if suffix == ".safetensors"
-                else lambda path, tensors: torch.save(tensors, path)
-            )
-            save(small, {f"t{i}": torch.randn(4) for i in range(TENSORS)})
+            small, out = folder / f"small{suffix}", folder / f"out{suffix}"
+            save(small, TENSORS / 2**16)  # 4 numbers in a tensor
             for file in files:
-                save(file, {f"t{i}": torch.randn(size * 2**18 // TENSORS) for i in range(TENSORS)})
-            for way in ways:
-                for uncached in (True, False):
-                    queue = mp.get_context("spawn").SimpleQueue()
-                    words = (way, files, folder / f"out{suffix}", small, uncached, queue)
-                    child = mp.get_context("spawn").Process(target=measured, args=words)
+                save(file, size)
+            for method in chosen:
+                for cold in (True, False):
+                    queue = context.SimpleQueue()
+                    arguments_of_child = (method, files, out, small, cold, queue)
+                    child = context.Process(target=measure, args=arguments_of_child)
                     child.start()
-                    results[f"{way.__name__} {suffix}", uncached] = queue.get()
+                    results[f"{method.__name__} {suffix}", cold] = queue.get()
                     child.join()
             for file in files:
                 file.unlink()
-        print(f"{count} files of {size} MB, largest tensor {size / TENSORS:.0f} MB")
-        print(f"{'way':24} {'cold: reading once':>20} {'warm: reading once':>20} {'extra MB':>9}")
-        once = [results["read_once .safetensors", uncached][0] for uncached in (True, False)]
-        for name in dict.fromkeys(name for name, _ in results):
-            (cold, _), (warm, extra) = results[name, True], results[name, False]
-            print(f"{name:24} {cold / once[0]:20.2f} {warm / once[1]:20.2f} {extra:9.1f}")
-        print(
-            f"reading once: {size * count / once[0] / 1000:.1f} GB/s cold, {size * count / once[1] / 1000:.1f} GB/s warm"
-        )
+    print(f"{count} files of {size} MB, largest tensor {size / TENSORS:.0f} MB")
+    print(f"{'method':24} {'cold: reading once':>20} {'warm: reading once':>20} {'extra MB':>9}")
+    cold_once, warm_once = (results["read_once .safetensors", cold][0] for cold in (True, False))
+    for name in dict.fromkeys(name for name, _ in results):
+        (seconds, _), (warm_seconds, extra) = results[name, True], results[name, False]
+        ratios = f"{seconds / cold_once:20.2f} {warm_seconds / warm_once:20.2f}"
+        print(f"{name:24} {ratios} {extra:9.1f}")
+    gigabytes = size * count / 1000
+    cold_speed, warm_speed = gigabytes / cold_once, gigabytes / warm_once
+    print(f"reading once: {cold_speed:.1f} GB/s cold, {warm_speed:.1f} GB/s warm")
 
 
 if __name__ == "__main__":

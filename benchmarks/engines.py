@@ -1,31 +1,31 @@
-"""What a step takes under each engine, against ddp in one process.
+"""Time and memory of a step under each engine, compared with ddp in one process.
 
-    python benchmarks/engines.py [words of cosyexp.train, such as data.dir=...]
+Usage: python benchmarks/engines.py [overrides of cosyexp.train, such as data.dir=...]
 
-Every step has two micro-batches, on one rank or on two. Each engine runs in processes of its own; memory is the peak of the largest
-of them above what it had before the network was made (on CUDA: the peak of what was allocated). Prints ratios within this run.
+Every step has two micro-batches, on one rank or on two. Each engine runs in processes of its own.
+Memory is the peak of the rank that takes most, above what it had before the network was made; on
+CUDA it is the peak of what was allocated. The table has ratios too.
 """
 
-import os
+import multiprocessing
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from cosyexp.cli.hydra_app import CONFIG_DIR, register
+from cosyexp.cli.compose import compose_train
+from cosyexp.config import TrainConfig, engine_config
 from cosyexp.run.directory import RunDirectory
-from cosyexp.training import session
+from cosyexp.training.build import assemble, build_engine
 from cosyexp.training.launch import launch
 
 STEPS = 4
-WORK = {
+MODELS = {
     "demo llm": ["model=llm"],
     "llm of 50 M": [
         "model=llm",
@@ -41,83 +41,73 @@ ENGINES = {
     "fsdp": ["engine=fsdp"],
     "fsdp, recompute": ["engine=fsdp", "engine.activation_checkpointing=true"],
 }
-ONE, TWO = (
-    ["engine.nproc_per_node=1", "trainer.accumulate=2"],
-    ["engine.nproc_per_node=2", "trainer.accumulate=1"],
-)
+CASES = [(1, "ddp"), *((2, engine) for engine in ENGINES)]  # ranks and engine
 
 
-def megabytes(cuda: bool) -> float:
-    return (
-        torch.cuda.max_memory_allocated() / 2**20
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    )
+class Measurement(NamedTuple):
+    """seconds: of a step, the median. megabytes: the peak. parameters: of the model."""
+
+    seconds: float
+    megabytes: float
+    parameters: int
 
 
-def measure(config: Mapping[str, Any]) -> tuple[float, float, int]:
-    """Seconds of a step (the median), the largest peak of memory in MB, and the number of weights; runs in every rank."""
-    engine = session._engine(config)
-    trainer = session._trainer(
-        config, engine, RunDirectory(config["run_dir"]), *session.datasets_of(config, engine)
-    )
-    size = sum(
-        parameter.numel()
-        for trainable in trainer.objective.trainables.values()
-        for parameter in trainable.module.parameters()
+def peak_megabytes(cuda: bool) -> float:
+    """Returns the peak memory of this process, or of its GPU."""
+    if cuda:
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(config: TrainConfig) -> Measurement:
+    """Takes some steps; runs in every rank."""
+    engine = build_engine(config)
+    trainer = assemble(config, RunDirectory(config.run_dir), engine)
+    trainables = trainer.objective.trainables.values()
+    parameters = sum(
+        parameter.numel() for trainable in trainables for parameter in trainable.module.parameters()
     )
     cuda, seconds = engine.device.type == "cuda", []
-    before = megabytes(cuda) - size * 4 / 2**20  # the network is there already
-    engine.setup(trainer.objective.trainables, trainer.objective.frozen_modules)
+    before = peak_megabytes(cuda) - parameters * 4 / 2**20  # the network exists already
+    trainer.setup()
     for _ in range(STEPS + 1):
-        micro_batches, began = trainer.loader.next_step(), time.perf_counter()
+        micro_batches, start = trainer.loader.next_step(), time.perf_counter()
         trainer.step(micro_batches)
         if cuda:
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    peak = max(engine.all_gather(megabytes(cuda) - before))
+        seconds.append(time.perf_counter() - start)
+    peak = max(engine.all_gather(peak_megabytes(cuda) - before))
     engine.close()
-    return statistics.median(seconds[1:]), peak, size
+    return Measurement(statistics.median(seconds[1:]), peak, parameters)
 
 
-def config_of(folder: str, *words: str) -> dict[str, Any]:
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
-        composed = compose("train", [f"run_dir={folder}", *words])
-    config: Any = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
-    return config
-
-
-def apart(config: Mapping[str, Any], pipe: int) -> None:
-    """In a process of its own, as peaks do not fall again."""
-    found = launch(measure, config)
-    os.write(pipe, " ".join(map(str, found)).encode())
+def launch_measure(config: TrainConfig) -> Measurement:
+    """Measures in as many ranks as the config has."""
+    return launch(measure, config, engine_config(config.engine))
 
 
 def main() -> None:
-    print(f"{'work':14} {'engine':22} {'ranks':>5} {'ms':>8} {'time':>6} {'MB':>7} {'memory':>7}")
+    """Prints the table."""
+    title = f"{'model':14} {'engine':22} {'ranks':>5}"
+    print(f"{title} {'ms':>8} {'time':>6} {'MB':>7} {'memory':>7}")
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        for work, words in WORK.items():
-            first: tuple[float, float] | None = None
-            for ranks, division in ((1, ONE), (2, TWO)):
-                for engine, chosen in ENGINES.items():
-                    if ranks == 1 and engine != "ddp":
-                        continue
-                    config = config_of(folder, *words, *chosen, *division, *sys.argv[1:])
-                    reading, writing = os.pipe()
-                    if (pid := os.fork()) == 0:
-                        apart(config, writing)
-                        os._exit(0)
-                    os.close(writing)
-                    os.waitpid(pid, 0)
-                    seconds, peak, size = (float(word) for word in os.read(reading, 1000).split())
-                    first = first or (seconds, peak)
-                    title = f"{work:14} {engine:22} {ranks:5}"
-                    print(
-                        f"{title} {1000 * seconds:8.0f} {seconds / first[0]:6.2f} {peak:7.0f} {peak / first[1]:7.2f}",
-                        flush=True,
-                    )
-            print(f"{'':14} {size / 1e6:.1f} M weights")
+        for model, words in MODELS.items():
+            first: Measurement | None = None
+            for ranks, engine in CASES:
+                division = [f"engine.nproc_per_node={ranks}", f"trainer.accumulate={2 // ranks}"]
+                given = [*words, *ENGINES[engine], *division, f"run_dir={folder}", *sys.argv[1:]]
+                # a new process each time, as a peak never falls
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    found = pool.submit(launch_measure, compose_train(given)).result()
+                first = first or found
+                time_ratio = found.seconds / first.seconds
+                memory_ratio = found.megabytes / first.megabytes
+                numbers = f"{1000 * found.seconds:8.0f} {time_ratio:6.2f}"
+                memory = f"{found.megabytes:7.0f} {memory_ratio:7.2f}"
+                print(f"{model:14} {engine:22} {ranks:5} {numbers} {memory}", flush=True)
+            assert first is not None
+            print(f"{'':14} {first.parameters / 1e6:.1f} M parameters")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The table of an export for the v1 estimator at its real size, with random weights: size, error, and latency against PyTorch.
+"""Size, error and latency of an exported component, compared with PyTorch.
 
-python benchmarks/export.py [precision,...] [family] [model] [component]
+Usage: python benchmarks/export.py [precision,...] [family] [model] [component]
+
+By default: the estimator of the v1 flow at its real size, with random weights, as ONNX.
 """
 
 import sys
@@ -9,39 +11,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cosyexp.registry import build
 
-from cosyexp.cli.compose import composed
+from cosyexp.cli.compose import compose_train
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.report import show
 from cosyexp.exporting.verify import compare, latencies
+from cosyexp.registry import build
+
+DEFAULTS = ["fp32,fp16,int8", "cosyvoice", "flow", "flow.decoder.estimator"]
 
 
 def main() -> None:
-    given = [
-        *sys.argv[1:],
-        *["fp32,fp16,int8", "cosyvoice", "flow", "flow.decoder.estimator"][len(sys.argv) - 1 :],
-    ]
-    precisions, family, model, name = given
+    """Prints a table for each precision."""
+    precisions, family, model, name = [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = composed(
-        "train", [f"family={family}", f"model={model}", "tokenizer@family.tokenizer=characters"]
-    )
+    # the tokenizer of a family may need a folder, and does not matter here
+    words = [f"family={family}", f"model={model}", "tokenizer@family.tokenizer=characters"]
+    config = compose_train(words)
     network: Any = build(config.network, "network")
     fold_parametrizations(network)
-    component = build(config["components"][name], network.eval().requires_grad_(False)).eval()
-    form, whole = Onnx(), {"runtime": Onnx().runtime(), "threads": 1}
+    network.eval().requires_grad_(False)
+    component = build(config.components[name], "component", network).eval()
+    form = Onnx()
+    whole = {"runtime": form.runtime(), "threads": 1}
     for precision in precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / form.file(name, precision)
             form.write(component, path, precision)
             exported = form.load(path, precision)
-            entry = {"bytes": path.stat().st_size, **compare(component, exported, precision)}
-            show(
-                precision, whole, {name: {**entry, "milliseconds": latencies(component, exported)}}
-            )
+            entry = {
+                "bytes": path.stat().st_size,
+                **compare(component, exported, precision),
+                "milliseconds": latencies(component, exported),
+            }
+            show(precision, whole, {name: entry})
 
 
 if __name__ == "__main__":
