@@ -125,7 +125,7 @@ def main() -> None:
             for file in files:
                 file.unlink()
     print(f"{count} files of {size} MB, largest tensor {size / TENSORS:.0f} MB")
-    print(f"{'method':24} {'cold: reading once':>20} {'warm: reading once':>20} {'extra MB':>9}")
+    print(f"{'way':24} {'cold: reading once':>20} {'warm: reading once':>20} {'extra MB':>9}")
     cold_once, warm_once = (results["read_once .safetensors", cold][0] for cold in (True, False))
     for name in dict.fromkeys(name for name, _ in results):
         (seconds, _), (warm_seconds, extra) = results[name, True], results[name, False]

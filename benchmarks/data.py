@@ -92,7 +92,7 @@ def rate(counts: Iterator[int]) -> float:
 
 def compare_collators(folder: Path) -> None:
     """Prints the speed of each model's batches, on the demo corpus."""
-    print(f"{'model':8} {'plain loop/s':>13} {'ours/s':>9} {'ratio':>7}")
+    print(f"{'collator':8} {'plain loop/s':>13} {'cosyexp/s':>9} {'ratio':>7}")
     for model in ("llm", "flow", "hifigan"):
         config = config_of(model)
         prepare_corpus(config.data.corpus, config.family, folder)

@@ -31,7 +31,7 @@ def cached(network: Any, prompt: Tensor, tokens: int) -> None:
         logp, cache = network.decode(network.speech_embedding(next_token(network, logp)), cache)
 
 
-def uncached(network: Any, prompt: Tensor, tokens: int) -> None:
+def again(network: Any, prompt: Tensor, tokens: int) -> None:
     """Decodes by running the network on the whole sequence for each token."""
     x = prompt
     for _ in range(tokens - 1):
@@ -56,20 +56,20 @@ def main() -> None:
     """Prints the table."""
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     torch.set_num_threads(1)
-    print(f"{'family':12} {'tokens/s':>10} {'of real time':>13} {'cached : uncached':>18}")
+    print(f"{'family':12} {'tokens/s':>10} {'of real time':>13} {'cached : again':>15}")
     for family in sys.argv[2:] or FAMILIES:
         config = compose_train([f"family={family}", "model=llm"])
         network = build(config.network, "network").eval()
         text, speaker = torch.ones(1, TEXT, dtype=torch.long), config.family.speaker_dim
         prompt = network.prompt(text, torch.randn(1, speaker))
         times = [
-            tuple(seconds(decode, network, prompt, tokens) for decode in (cached, uncached))
+            tuple(seconds(decode, network, prompt, tokens) for decode in (cached, again))
             for _ in range(ROUNDS)
         ]
         rate = tokens / min(ours for ours, _ in times)
         ratio = statistics.median(ours / theirs for ours, theirs in times)
         real_time = rate / config.family.token_rate
-        print(f"{family:12} {rate:10.1f} {real_time:13.2f} {ratio:18.3f}", flush=True)
+        print(f"{family:12} {rate:10.1f} {real_time:13.2f} {ratio:15.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ ENGINES = {
     "deepspeed, stage 2": ["engine=deepspeed", "engine.stage=2"],
     "deepspeed, stage 3": ["engine=deepspeed", "engine.stage=3"],
     "fsdp": ["engine=fsdp"],
-    "fsdp, recompute": ["engine=fsdp", "engine.activation_checkpointing=true"],
+    "fsdp, activation checkpointing": ["engine=fsdp", "engine.activation_checkpointing=true"],
 }
 CASES = [(1, "ddp"), *((2, engine) for engine in ENGINES)]  # ranks and engine
 
@@ -88,7 +88,7 @@ def launch_measure(config: TrainConfig) -> Measurement:
 
 def main() -> None:
     """Prints the table."""
-    title = f"{'model':14} {'engine':22} {'ranks':>5}"
+    title = f"{'model':14} {'engine':30} {'ranks':>5}"
     print(f"{title} {'ms':>8} {'time':>6} {'MB':>7} {'memory':>7}")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def main() -> None:
                 memory_ratio = found.megabytes / first.megabytes
                 numbers = f"{1000 * found.seconds:8.0f} {time_ratio:6.2f}"
                 memory = f"{found.megabytes:7.0f} {memory_ratio:7.2f}"
-                print(f"{model:14} {engine:22} {ranks:5} {numbers} {memory}", flush=True)
+                print(f"{model:14} {engine:30} {ranks:5} {numbers} {memory}", flush=True)
             assert first is not None
             print(f"{'':14} {first.parameters / 1e6:.1f} M parameters")
 

@@ -91,7 +91,9 @@ def main() -> None:
             blocks = [trainer.loader.next_step() for _ in range(steps)]
             bare_step(trainer, blocks[0])
             print_row(model, trainer, blocks, bare_step)
-        print_row("hifigan, loop with two forwards", trainer, blocks, bare_step_with_two_forwards)
+        print_row(
+            "hifigan, a generator run for each loss", trainer, blocks, bare_step_with_two_forwards
+        )
 
 
 if __name__ == "__main__":

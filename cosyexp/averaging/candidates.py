@@ -56,7 +56,7 @@ class Candidate:
 
     @property
     def untrained(self) -> bool:
-        """Whether it is step 0 of a run of ours; the original's initial weights are no candidate."""
+        """Whether it is step 0 of a run; the original's initial weights are not a candidate."""
         return self.step == 0 and self.path.suffix == ".safetensors"
 
     @property

@@ -136,7 +136,7 @@ def test_checkpoints_without_scores_can_be_the_last_but_not_the_best(models, sai
         "epoch_5_whole.pt",
     ]
     assert selected(models) == ["epoch_3_whole.pt"]
-    assert "epoch_7_whole.yaml is passed over: there is no epoch_7_whole.pt" in said.text
+    assert "epoch_7_whole.yaml is skipped: there is no epoch_7_whole.pt" in said.text
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(models, said):
@@ -162,9 +162,7 @@ def test_what_the_original_does_not_keep_is_a_user_error(models):
             candidates_in(models, **{option: True})
     for path in models.glob("epoch_*.pt"):
         path.unlink()
-    wanted = (
-        r"models is no run directory .* nor has it checkpoints of the original \(epoch_\*\.pt\)"
-    )
+    wanted = r"models is not a run directory .* has no checkpoints of the original \(epoch_\*\.pt\)"
     with pytest.raises(UserError, match=wanted):
         candidates_in(models)
 
