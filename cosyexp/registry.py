@@ -16,7 +16,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
@@ -91,6 +91,8 @@ def trust(packages: Iterable[str]) -> None:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
+            if not all(part.isidentifier() for part in package.split(".")):
+                raise ImportError("it is not the name of a package")
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(
@@ -170,11 +172,11 @@ def _check(node: Any, roles: tuple[str, ...], path: str) -> None:
         for key, value in node.items():
             if key != "_target_":
                 _check(value, NESTED, f"{path}.{key}")
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            _check(value, NESTED, f"{path}[{i}]")
     elif roles != NESTED:
         raise UserError(f"{path}={node!r} is not a mapping with a _target_")
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for i, value in enumerate(node):
+            _check(value, NESTED, f"{path}[{i}]")
 
 
 def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) -> None:
@@ -182,6 +184,8 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
     kind = roles[0] if len(roles) == 1 else "part of a network or an objective"
     if not isinstance(target, str) or not DOTTED.fullmatch(target):
         raise UserError(f"{path}._target_={target!r} is not the dotted name of a class")
+    if not isinstance(partial := node.get("_partial_", False), bool):
+        raise UserError(f"{path}._partial_={partial!r} must be true or false")
     listed = any(target in LISTED.get(role, ()) for role in roles)
     packages = {"cosyexp", *_trusted, *plugins().values()}
     package = next((name for name in packages if target.startswith(f"{name}.")), None)
@@ -191,7 +195,8 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
             f"trusted=[{target.split('.', 1)[0]}] to the command"
         )
     found = _find(target)
-    if package == "cosyexp" and not any(found in _registered[role] for role in roles):
+    registered = any(found is builder for role in roles for builder in _registered[role])
+    if package == "cosyexp" and not registered:
         raise UserError(f"{path}._target_={target} is not a registered {kind}")
     if package not in ("cosyexp", None):
         module = str(getattr(found, "__module__", ""))
@@ -202,9 +207,11 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
     for key in node:
         if key in ("_target_", "_partial_"):
             continue
-        if not isinstance(key, str) or key.startswith("_") or (known and key not in known):
-            near = get_close_matches(str(key), known)
-            hint = f": did you mean {near[0]}?" if near else f": it takes {', '.join(known)}"
+        taken = known is None or key in known
+        if not isinstance(key, str) or key.startswith("_") or not taken:
+            near = get_close_matches(str(key), known or [])
+            hint = f": it takes {', '.join(known) or 'none'}" if known is not None else ""
+            hint = f": did you mean {near[0]}?" if near else hint
             raise UserError(f"{path}.{key} is not an argument of {target.split('.')[-1]}{hint}")
 
 
@@ -217,8 +224,8 @@ def _find(target: str) -> Any:
         raise UserError(f"_target_={target} does not exist: correct its name") from None
 
 
-def _parameters(found: Any) -> list[str]:
-    """Returns the names of all arguments; empty if it takes any.
+def _parameters(found: Any) -> list[str] | None:
+    """Returns the names of all arguments; None if it takes any.
 
     A class that passes **options to its base takes those of its base too.
     """
@@ -227,8 +234,8 @@ def _parameters(found: Any) -> list[str]:
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
         return names
     base = found.__base__ if inspect.isclass(found) else object
-    inherited = _parameters(base) if base is not object else []
-    return [*names, *inherited] if inherited else []
+    inherited = None if base is object else _parameters(base)
+    return None if inherited is None else [*names, *inherited]
 
 
 def _innermost(error: BaseException) -> BaseException:

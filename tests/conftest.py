@@ -3,7 +3,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,16 @@ from cosyexp.data.preparation import PrepareOptions, prepare
 
 torch.set_num_threads(1)
 
-CORPUS = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
+CORPUS: dict[str, Any] = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds an option that replaces the golden losses."""
     parser.addoption("--refresh", action="store_true", help="write the golden losses anew")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How near the original's numbers the parity tests came."""
+    """Prints how far the numbers of the parity tests are from those of the original."""
     reports = [
         report
         for kind in terminalreporter.stats.values()
@@ -42,13 +45,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """A test draws the same numbers each time."""
+    """Seeds torch, so that a test draws the same numbers each time."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def said(caplog):
-    """What cosyexp logs, also after a test that attached a console of its own."""
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The log of cosyexp; the logger may have stopped to propagate in another test."""
     logger = logging.getLogger("cosyexp")
     propagated, logger.propagate = logger.propagate, True
     with caplog.at_level(logging.DEBUG, "cosyexp"):
@@ -58,9 +61,9 @@ def said(caplog):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A minute and a half of demo speech, prepared."""
+    """The folder of a minute and a half of prepared demo speech."""
     out = tmp_path_factory.mktemp("data") / "demo"
-    rates = {"token_rate": 50, "codes": 512, "speaker_dim": 192}
+    rates: dict[str, Any] = {"token_rate": 50, "codes": 512, "speaker_dim": 192}
     prepare(
         Demo(**CORPUS),
         out,

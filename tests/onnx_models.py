@@ -1,4 +1,4 @@
-"""Small ONNX models of the signatures of the trained front ends."""
+"""Small ONNX models with the signatures of the trained front ends."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 def save(
     path: Path, nodes: list[Any], inputs: list[Any], output: Any, **constants: np.ndarray
 ) -> str:
-    """A small ONNX model."""
+    """Writes an ONNX model, and returns its path."""
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "small", inputs, [output], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
@@ -22,7 +22,10 @@ def save(
 
 
 def tokenizer(path: Path, stride: int, batch: int | str = 1) -> str:
-    """Of the signature of speech_tokenizer_v*.onnx: the loudest band of every `stride`-th frame, where it is within the length."""
+    """Writes a model with the signature of speech_tokenizer_v*.onnx, and returns its path.
+
+    A speech token is the loudest band of every `stride`-th frame.
+    """
     nodes = [
         helper.make_node("ArgMax", ["mel"], ["loudest"], axis=1, keepdims=0),
         helper.make_node("Slice", ["loudest", "start", "end", "axis", "stride"], ["some"]),
@@ -46,7 +49,10 @@ def tokenizer(path: Path, stride: int, batch: int | str = 1) -> str:
 
 
 def speaker_encoder(path: Path, width: int = 192) -> str:
-    """Of the signature of campplus.onnx: a projection of the mean change from frame to frame squared."""
+    """Writes a model with the signature of campplus.onnx, and returns its path.
+
+    An embedding is a projection of the mean square of each band.
+    """
     nodes = [
         helper.make_node("Mul", ["bank", "bank"], ["power"]),
         helper.make_node("ReduceMean", ["power", "axis"], ["mean"], keepdims=0),

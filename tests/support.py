@@ -1,4 +1,4 @@
-"""What the tests share: tiny networks, configs, and commands."""
+"""Shared by the tests: tiny networks, configs, and commands."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from cosyexp.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llm", "flow", "hifigan")
-RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]  # the words that name them to synthesize
+RUNS = [f"{model}=runs/demo/{model}" for model in MODELS]  # overrides of synthesize
 
-# networks that a step takes milliseconds of
+# overrides for networks that are trained in milliseconds per step
 TINY = {
     "llm": [
         "network.text_width=16",
@@ -114,27 +114,27 @@ QUICK = [
 
 
 def family_words(family: str, model: str) -> list[str]:
-    """The words that make a network of an official family tiny."""
+    """Returns overrides that make a network of an official family tiny."""
     sizes = [f"network.{size}" for size in FAMILIES[family][model]]
     return [f"family={family}", f"model={model}", *sizes, *SMALL[model]]
 
 
 def no_dropout(model: str) -> list[str]:
+    """Returns overrides that switch off all dropout."""
     parts = {"llm": ("text_encoder", "llm"), "flow": ("encoder",), "hifigan": ()}[model]
     zeros = [f"network.{part}.dropout=0" for part in parts]
     return [*zeros, *(["network.encoder.attention_dropout=0"] if model == "flow" else [])]
 
 
 def config(model: str, data: Path, *overrides: str) -> TrainConfig:
-    """The config of `cosyexp.train` for a tiny network on prepared data."""
-    words = [f"model={model}", "data=prepared", f"data.dir={data}", *TINY[model], *QUICK]
-    return compose_train([*words, *overrides])
+    """Returns the config of `cosyexp.train` for a tiny network on prepared data."""
+    return compose_train(train_words(model, data, *overrides))
 
 
 def command(
     app: str, *words: str, cwd: Path, check: bool = True, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Runs an app as a user does."""
+    """Runs an app in another process, as a user does; by default it must succeed."""
     result = subprocess.run(
         [sys.executable, "-m", f"cosyexp.{app}", *words],
         cwd=cwd,
@@ -149,16 +149,20 @@ def command(
 
 
 def environment() -> dict[str, str]:
-    """One thread: two busy processes with two threads each are many times slower."""
+    """Returns the environment of a command, with one thread.
+
+    Two busy processes with two threads each are many times slower.
+    """
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def train_words(model: str, data: Path, *words: str) -> list[str]:
+    """Returns the overrides of `cosyexp.train` for a tiny network on prepared data."""
     return [f"model={model}", "data=prepared", f"data.dir={data}", *TINY[model], *QUICK, *words]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
+    """Returns the lines of metrics.jsonl without the values that depend on the clock."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if not key.startswith("time/")} for line in lines
@@ -168,16 +172,16 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def sentence(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     """Asserts that a command failed with one sentence that holds all parts, and returns it."""
     assert result.returncode != 0, result.stdout
-    said = result.stderr.strip().splitlines()
-    assert said and said[-1].startswith("cosyexp: "), result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines and lines[-1].startswith("cosyexp: "), result.stderr
     assert "Traceback" not in result.stderr, result.stderr
     for part in parts:
-        assert part in said[-1], (part, said[-1])
-    return said[-1]
+        assert part in lines[-1], (part, lines[-1])
+    return lines[-1]
 
 
 def folder_from(variable: str, *parts: str) -> Path:
-    """A folder of shared data; skips where this machine has none."""
+    """Returns a folder of shared data; skips the test on a machine that has none."""
     root = os.environ.get(variable)
     if not root:
         pytest.skip(
@@ -187,11 +191,15 @@ def folder_from(variable: str, *parts: str) -> Path:
 
 
 def checkpoints(run: Path) -> Sequence[str]:
+    """Returns the names in the folder of checkpoints."""
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The files below a folder with their checksums, but for logs and caches, which a start that is refused may write."""
+    """Returns the checksums of the files below a folder, by relative path.
+
+    Logs, locks and caches are left out, as a start that is refused may write them.
+    """
     files = [
         path
         for path in sorted(folder.rglob("*"))

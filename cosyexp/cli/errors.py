@@ -11,6 +11,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf.errors import (
+    ConfigAttributeError,
     ConfigKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -53,13 +54,18 @@ def _hydra_message(causes: list[BaseException]) -> str:
             return _unreadable_override(error)
         if isinstance(error, MissingMandatoryValue):
             return f"{error.full_key} must be given, for example {error.full_key}=..."
+        if isinstance(error, MissingConfigException) and "submitit" in str(error.missing_cfg_file):
+            return (
+                "hydra/launcher= needs a package that is not installed: pip install "
+                "'cosyexp[slurm]'"
+            )
         if isinstance(error, MissingConfigException) and error.options:
             return (
                 f"there is no config {error.missing_cfg_file}. Available options: "
                 f"{' '.join(sorted(error.options))}"
             )
     for error in causes:
-        if isinstance(error, ConfigKeyError):
+        if isinstance(error, ConfigKeyError | ConfigAttributeError):
             return _unknown_key(error, str(causes[0]).splitlines()[0])
     first = str(causes[0]).strip().splitlines()[0]
     for error in causes:
@@ -85,7 +91,7 @@ def _unreadable_override(error: OverrideParseException) -> str:
     )
 
 
-def _unknown_key(error: ConfigKeyError, override: str) -> str:
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError, override: str) -> str:
     schema = error.object_type
     known = [f.name for f in fields(schema)] if is_dataclass(schema) else []
     near = get_close_matches(str(error.key), known)

@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def _with_user_errors(
         try:
             if complete is not None:
                 complete(cfg)
-            if missing := sorted(OmegaConf.missing_keys(cfg)):
+            if missing := sorted(_missing_keys(OmegaConf.to_container(cfg))):
                 raise UserError(f"{', '.join(missing)} must be given, for example {missing[0]}=...")
             values: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
             config = parse(schema, values)
@@ -121,6 +121,15 @@ def _with_user_errors(
             sys.exit(f"cosyexp: {message}")
 
     return job
+
+
+def _missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the keys that must be given; OmegaConf's own function fails where others use them."""
+    for key, value in node.items():
+        if value == "???":
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _missing_keys(value, f"{prefix}{key}.")
 
 
 def register() -> None:

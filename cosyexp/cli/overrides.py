@@ -26,9 +26,10 @@ def normalize_overrides(
     """Yields the command line in Hydra's grammar.
 
     `text=Hello, world!` stays one sentence, a path that the grammar does not know is quoted,
-    `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, an older name of a
-    key the current one, and a launcher's `--local_rank=0` is left out. In a sweep (-m) commas
-    separate the jobs: text and paths stay as typed, a list has one item in each job.
+    `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, `experiment=null`,
+    which is the default, is left out, an older name of a key becomes the current one, and a
+    launcher's `--local_rank=0` is left out. In a sweep (-m) commas separate the jobs: text and
+    paths stay as typed, a list has one item in each job.
 
     Args:
         words: the arguments of the command.
@@ -42,6 +43,8 @@ def normalize_overrides(
         key, equals, value = word.partition("=")
         if equals and key.lstrip("+") in OVERLAYS:
             key = key.lstrip("+")
+            if value == "null":  # Hydra's grammar of groups does not know it
+                continue
         key = ALIASES.get(key, key)
         word = f"{key}{equals}{value}"
         if equals and not word.startswith("-"):
@@ -79,7 +82,10 @@ def add_config_dir(words: Sequence[str], inside: str) -> list[str]:
             folder = value if equals else (words[i + 1] if i + 1 < len(words) else "")
             nested = os.path.abspath(os.path.join(folder, inside))
             if folder and os.path.isdir(nested):
-                added.append(f"hydra.searchpath=[{quote(f'file://{nested}')}]")
+                # next to the other overrides, which argparse does not take in two places
+                overrides = (j for j, w in enumerate(words) if "=" in w and not w.startswith("-"))
+                at = next(overrides, len(words))
+                added.insert(at, f"hydra.searchpath=[{quote(f'file://{nested}')}]")
     return added
 
 

@@ -1,6 +1,7 @@
 """Typed configs: dataclass fields with a range, and the conversion of a composed config."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ def setting(
 
     Args:
         default: the default value; the field is required if it is missing.
-        words: strings that are allowed besides numbers in a field of type Any.
+        words: strings that are allowed besides whole numbers in a field of type Any.
         hint: what to do about a value outside the range.
     """
     bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
@@ -38,7 +39,7 @@ def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> 
 
     Args:
         schema: the dataclass.
-        values: its keys, nested, without interpolations.
+        values: its keys, nested; an interpolation is taken as it is written, as text.
         prefix: of the keys in messages, such as "engine.".
 
     Raises:
@@ -47,13 +48,22 @@ def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> 
     """
     from omegaconf import OmegaConf
 
-    parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _literal(values)))
     assert isinstance(parsed, schema)
     for path, value, metadata in _leaves(parsed, prefix):
         _check_range(path, value, metadata)
     if check := getattr(parsed, "check", None):
         check()
     return parsed
+
+
+def _literal(node: Any) -> Any:
+    """Returns a config in which `${` is only text, in OmegaConf's grammar."""
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
+    if isinstance(node, Mapping):
+        return {key: _literal(value) for key, value in node.items()}
+    return [_literal(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -75,15 +85,16 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[s
 
 
 def _check_range(path: str, value: Any, metadata: Mapping[str, Any]) -> None:
-    bounds = metadata.get("bounds", {})
-    if value is None or (isinstance(value, str) and value in metadata.get("words", ())):
+    bounds, words = metadata.get("bounds", {}), metadata.get("words", ())
+    if (value is None and not words) or (isinstance(value, str) and value in words):
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}={value} must be a finite number")
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())
     hint = f": {metadata['hint']}" if metadata.get("hint") else ""
-    if bounds and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{path}={value} must be a number {wanted}{hint}")
+    if bounds and (isinstance(value, bool) or not isinstance(value, int if words else int | float)):
+        number = f"{' or '.join(words)} or a whole number" if words else "a number"
+        raise UserError(f"{path}={value} must be {number} {wanted}{hint}")
     holds = {
         ">=": lambda bound: value >= bound,
         ">": lambda bound: value > bound,

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from cosyexp.config.fields import Node, parse, setting
+from cosyexp.errors import UserError
 
 
 class Precision(Enum):
@@ -138,8 +139,8 @@ class DataConfig:
         corpus: prepared into dir if it is missing; null: dir must exist.
     """
 
-    train: Any = None
-    valid: Any = None
+    train: Any = "???"
+    valid: Any = "???"
     speakers: str | None = None
     use_spk_embedding: bool = False
     max_frames: int = setting(2000, ge=1)
@@ -149,7 +150,7 @@ class DataConfig:
     max_bad: float = setting(0.05, ge=0, le=1)
     workers: int = setting(0, ge=0)
     processes: int = setting(2, ge=1)
-    dir: str | None = None
+    dir: str | None = "???"
     corpus: Any = None
 
 
@@ -228,8 +229,13 @@ def engine_config(engine: Mapping[str, Any]) -> EngineConfig:
     """Returns the keys of an engine's config that all engines share.
 
     Raises:
-        UserError: the value of one of them is outside its range.
+        UserError: one of them is outside its range, or has another type.
     """
+    from omegaconf.errors import ValidationError
+
     names = [f.name for f in fields(EngineConfig)]
     common = {name: engine[name] for name in names if name in engine}
-    return parse(EngineConfig, common, "engine.")
+    try:
+        return parse(EngineConfig, common, "engine.")
+    except ValidationError as error:
+        raise UserError(f"engine.{error.full_key}: {str(error).splitlines()[0]}") from None

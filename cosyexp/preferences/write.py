@@ -39,7 +39,7 @@ from cosyexp.preferences.answers import AnswerGenerator, Prompt
 from cosyexp.preferences.scores import Score, edit_distance, select_pair
 from cosyexp.registry import build, check
 from cosyexp.run.checkpoint import file_hash
-from cosyexp.run.directory import RunDirectory
+from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.files import replace_file, write_text
 from cosyexp.run.weights import find_weights
 
@@ -192,9 +192,11 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
                     f"{out} holds something else than pairs: give another out="
                 ) from None
             return
-    for key, value in settings.items():
-        if (before := begun["settings"].get(key)) != value:
-            change = f"{key}={before}, not {value}" if key in SETTINGS else f"other {key}"
+    before, now = dict(flat(begun["settings"])), dict(flat(settings))
+    for key in {**now, **before}:
+        if before.get(key) != now.get(key):
+            named = key.split(".")[0] in SETTINGS
+            change = f"{key}={before.get(key)}, not {now.get(key)}" if named else f"other {key}"
             raise UserError(
                 f"{out} was begun with {change}: repeat the old command to continue it, or give "
                 f"another out="

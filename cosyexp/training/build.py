@@ -169,10 +169,17 @@ def build_objective(config: TrainConfig) -> Objective:
     network = build(config.network, "network")
     try:
         objective: Objective = build(config.objective, "objective")(network)
-        for trainable in objective.trainables.values():
-            trainable.optimizer([torch.nn.Parameter(torch.zeros(1))])  # checks its settings
     except (ValueError, TypeError) as error:  # of a partial, which Hydra does not call
         raise UserError(f"objective cannot be built with these settings: {error}") from None
+    for name, trainable in objective.trainables.items():
+        try:  # checks its settings
+            trainable.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        except (ValueError, TypeError) as error:
+            keywords = getattr(trainable.optimizer, "keywords", {})
+            settings = ", ".join(f"{key}={value}" for key, value in keywords.items())
+            raise UserError(
+                f"the optimizer of {name} cannot be built with {settings}: {error}"
+            ) from None
     return objective
 
 

@@ -4,6 +4,9 @@ They differ from the launchers of the submitit plugin in two ways: they wait for
 job that died without a result becomes a failed row of the table. submitit writes the log and the
 result of a job below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its
 time limit.
+
+Hydra imports this module in every app. Without submitit (the extra `slurm`) the classes are
+abstract, so Hydra skips them, and composing one of their configs names the missing package.
 """
 
 import os
@@ -12,14 +15,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
-    BaseSubmititLauncher,
-    LocalLauncher,
-    SlurmLauncher,
-)
+from hydra.plugins.launcher import Launcher
 
 from cosyexp.errors import PeerRankError, UserError
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import (
+        BaseSubmititLauncher,
+        LocalLauncher,
+        SlurmLauncher,
+    )
+except ModuleNotFoundError:
+    BaseSubmititLauncher = LocalLauncher = SlurmLauncher = Launcher
 
 
 class QueueLauncher(BaseSubmititLauncher):  # type: ignore[misc]
@@ -82,6 +89,7 @@ class QueueLauncher(BaseSubmititLauncher):  # type: ignore[misc]
 
     def _executor(self) -> Any:
         import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
         cluster, common = self._EXECUTOR, set(BaseQueueConf.__dataclass_fields__)
         params = dict(self.params)

@@ -17,7 +17,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def trained(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of each model, trained for four steps: runs/demo/llm and so on. Not to be written to."""
+    """A folder with a run of four steps of each model, runs/demo/llm, ...; tests only read it."""
     folder = tmp_path_factory.mktemp("trained")
     for model in MODELS:
         warm("train", *train_words(model, data, "trainer.steps=4"), cwd=folder)
@@ -25,14 +25,17 @@ def trained(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def refused(warm, tmp_path) -> Callable[..., str]:
-    """Runs an app in `tmp_path`, which says one sentence with all `parts`, and changes no file there."""
+def refused(warm: Warm, tmp_path: Path) -> Callable[..., str]:
+    """Runs an app that must fail with one sentence, which holds all `parts`, and change no file.
+
+    Returns what it printed to stdout.
+    """
 
     def refused(app: str, words: Sequence[str], *parts: str) -> str:
         before = contents(tmp_path)
         result = warm(app, *words, cwd=tmp_path, check=False)
-        said = sentence(result, *parts)
-        assert result.stderr.strip() == said
+        output = sentence(result, *parts)
+        assert result.stderr.strip() == output
         assert contents(tmp_path) == before
         return result.stdout
 
@@ -40,7 +43,7 @@ def refused(warm, tmp_path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def runs(trained, tmp_path) -> Path:
+def runs(trained: Path, tmp_path: Path) -> Path:
     """Copies of the trained runs, in runs/demo/ of `tmp_path`."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     return tmp_path / "runs/demo"

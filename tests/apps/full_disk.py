@@ -1,6 +1,7 @@
-"""`python -m tests.apps.full_disk <where> <n> <app> <words>`: runs an app for which the disk is full at the n-th file it writes there.
+"""`python -m tests.apps.full_disk <where> <n> <app> <words>`: runs an app on a disk that gets full.
 
-where: tensors (weights), state (what the trainer goes on from), or files (configs, metadata, shards, sound).
+where: the kind of files of which the n-th does not fit: tensors (weights), state (of the trainer),
+or files (configs, metadata, shards, audio).
 """
 
 import errno
@@ -19,7 +20,7 @@ def no_space() -> OSError:
 
 
 class FullFile:
-    """Takes half of what it is given, as a disk does that becomes full."""
+    """Writes half of what it is given, as a disk does that becomes full."""
 
     def __init__(self, file: Any) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""Averages as a user makes them, of a run that keeps a checkpoint of each step."""
+"""Averages by the command, of a run that keeps a checkpoint of each step."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import yaml
 
 from cosyexp.run.tensors import read_tensors
 from cosyexp.training.evaluate import evaluator
+from tests.apps.warm import Warm
 from tests.support import MODELS, contents, train_words
 
 STEPS = 5
@@ -21,8 +22,8 @@ EACH_STEP = [
 
 
 @pytest.fixture(scope="module")
-def stepped(data, warm, tmp_path_factory) -> Path:
-    """A folder with a run, `run`."""
+def stepped(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `run`."""
     folder = tmp_path_factory.mktemp("stepped")
     warm(
         "train",
@@ -43,11 +44,11 @@ def losses(folder: Path) -> dict[int, float]:
     return {meta["step"]: meta["loss_dict"]["loss"] for meta in metas}
 
 
-def test_the_running_mean_is_that_of_all_steps_in_between(stepped, warm):
-    said = warm(
+def test_the_running_mean_is_the_mean_of_all_steps_in_between(stepped, warm):
+    output = warm(
         "average", "run_dir=run", "select=window", "window=[1,4]", "method=running", cwd=stepped
     ).stdout
-    assert "after each of the steps 2 to 4" in said
+    assert "averaging the weights after steps 2 to 4" in output
     found = read_tensors(stepped / "run/averages/window1-4-running/llm.safetensors")
     parts = [weights(stepped, step) for step in (2, 3, 4)]
     for name, tensor in found.items():
@@ -67,7 +68,7 @@ def test_ema_weights_are_those_of_the_newest_checkpoint(stepped, warm):
     )
 
 
-def test_a_soup_is_no_worse_than_its_best_part(stepped, warm):
+def test_a_greedy_soup_is_no_worse_than_its_best_checkpoint(stepped, warm):
     warm("average", "run_dir=run", "num=3", "method=greedy", cwd=stepped)
     average = stepped / "run/averages/best3-greedy"
     sources = yaml.safe_load((average / "meta.yaml").read_text())["sources"]
@@ -77,22 +78,24 @@ def test_a_soup_is_no_worse_than_its_best_part(stepped, warm):
     assert found == best if len(sources) == 1 else found < best
 
 
-def test_weights_are_printed_and_kept(stepped, warm):
-    words = ["run_dir=run", "select=last", "num=2", "method=weighted", "temperature=0.05"]
-    said = warm("average", *words, cwd=stepped).stdout.splitlines()
+def test_the_weights_of_the_checkpoints_are_printed_and_kept(stepped, warm):
+    words = ["run_dir=run", "select=last", "num=2", "method=weighted", "method.temperature=0.05"]
+    output = warm("average", *words, cwd=stepped).stdout.splitlines()
     path = stepped / "run/averages/last2-weighted0.05/meta.yaml"
     meta, known = yaml.safe_load(path.read_text()), losses(stepped)
     shares = torch.softmax(
         torch.tensor([known[4], known[5]], dtype=torch.float64) / -0.05, 0
     ).tolist()
     assert [source["weight"] for source in meta["sources"]] == pytest.approx(shares)
-    assert [line.split() for line in said[1:3]] == [
+    assert [line.split() for line in output[1:3]] == [
         [str(n), "0", f"{known[n]:.4f}", f"{s:.3f}"] for n, s in zip((4, 5), shares, strict=True)
     ]
-    assert (meta["method"], meta["temperature"]) == ("weighted", 0.05)
+    weighted = "cosyexp.averaging.methods.Weighted"
+    assert meta["method"] == {"_target_": weighted, "temperature": 0.05}
+    assert (meta["select"], meta["metric"], meta["metric_mode"]) == ("last", "loss", "min")
 
 
-def test_every_way_can_be_repeated(stepped, warm):
+def test_every_selection_and_method_can_be_repeated(stepped, warm):
     words = ["-m", "run_dir=run", "select=best,last", "num=2,3", "method=uniform,weighted,running"]
     warm("average", *words, cwd=stepped)
     before = contents(stepped / "run/averages")
@@ -116,7 +119,7 @@ def test_an_average_for_the_original_s_runtime(stepped, warm):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_weights_are_measured_as_in_training_to_the_last_bit(model, trained):
+def test_an_average_is_validated_exactly_as_in_training(model, trained):
     run = trained / "runs/demo" / model
     measure = evaluator(run)
     for checkpoint in sorted((run / "checkpoints").iterdir())[-2:]:

@@ -1,4 +1,4 @@
-"""What is wrong with data: one sentence, or a line that counts and names what was left out."""
+"""Bad data get one sentence, or a line that counts and names the utterances left out."""
 
 import shutil
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.support import QUICK, TINY, sentence, train_words
 
 
 @pytest.fixture(scope="module")
-def rows(data) -> list[dict[str, Any]]:
+def rows(data: Path) -> list[dict[str, Any]]:
     return [
         row
         for shard in read_list(str(data / "train.list"))
@@ -23,7 +23,7 @@ def rows(data) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def valid(data, tmp_path_factory) -> Path:
+def valid(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small validation set."""
     path = tmp_path_factory.mktemp("valid") / "valid.parquet"
     write_shard(path, list(read_rows(read_list(str(data / "valid.list"))[0], COLUMNS.names))[:4])
@@ -121,7 +121,7 @@ def test_unusable_lists(make, parts, refused, valid, tmp_path):
     refused("train", parquet_words("a.list", valid), *parts)
 
 
-def test_two_ranks_say_it_once(warm, valid, tmp_path):
+def test_two_ranks_print_one_sentence(warm, valid, tmp_path):
     result = warm(
         "train",
         *parquet_words("a.list", valid, "engine.nproc_per_node=2"),
@@ -148,15 +148,16 @@ def test_utterances_without_tokens_are_left_out_counted_and_named(warm, rows, va
         tmp_path / "a.parquet",
         [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)],
     )
-    said = warm(
+    output = warm(
         "train", *parquet_words("a.parquet", valid, "data.max_bad=0.2", "run_dir=run"), cwd=tmp_path
     ).stdout
-    told = f"2 of 12 utterances left out: {rows[2]['utt']}: it has no speech_token; {rows[5]['utt']}: it has no speech_token"
-    assert told in said and "10 utterances to train on" in said
-    assert told in (tmp_path / "run/logs/rank_0.log").read_text()
+    reasons = "; ".join(f"{rows[i]['utt']}: it has no speech_token" for i in (2, 5))
+    message = f"a.parquet: 2 of 12 utterances left out: {reasons}"
+    assert message in output and "10 training utterances" in output
+    assert message in (tmp_path / "run/logs/rank_0.log").read_text()
 
 
-def test_more_bad_utterances_than_may_be(warm, rows, valid, tmp_path):
+def test_more_bad_utterances_than_tolerated(warm, rows, valid, tmp_path):
     write_shard(
         tmp_path / "a.parquet",
         [{**row, "speech_token": []} if i in (2, 5) else row for i, row in enumerate(rows)],
@@ -195,18 +196,20 @@ def test_data_that_were_never_prepared(refused):
     refused(
         "train",
         train_words("llm", Path("nowhere"), "trainer.steps=1"),
-        "nowhere is no prepared data set",
+        "nowhere is not a prepared data set",
         "cosyexp.prepare out=nowhere",
     )
 
 
 def test_data_of_another_token_rate(refused, data):
     words = train_words("llm", data, "trainer.steps=1", "family.token_rate=25")
-    refused("train", words, "holds 50 speech tokens a second", "wants 25", "prepare another folder")
+    refused(
+        "train", words, "holds 50 speech tokens per second", "needs 25", "prepare another folder"
+    )
 
 
 def test_missing_speakers(refused, data):
-    """Found out before the run directory is made, which would hold the wrong name for ever."""
+    """This is noticed before the run directory is made, which would keep the wrong name."""
     refused(
         "train",
         train_words("llm", data, "trainer.steps=1", "data.speakers=nowhere.safetensors"),
@@ -238,7 +241,7 @@ def test_a_corpus_that_is_not_there(refused):
     )
 
 
-def test_more_codes_than_there_is_speech_for(refused):
+def test_more_codes_than_the_speech_allows(refused):
     words = [
         "corpus.minutes=0.3",
         "speech_tokenizer.codes=4000",
@@ -250,8 +253,8 @@ def test_more_codes_than_there_is_speech_for(refused):
 
 
 @pytest.fixture(scope="module")
-def recordings(rows, tmp_path_factory) -> Path:
-    """A corpus in LJSpeech's layout: 12 utterances, of which one is no audio and one is missing."""
+def recordings(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus in LJSpeech's layout: 12 utterances, one not audio, one missing."""
     root = tmp_path_factory.mktemp("corpus")
     (root / "wavs").mkdir()
     for i, row in enumerate(rows):
@@ -275,10 +278,10 @@ def prepare_words(root: Path, *words: str) -> list[str]:
 
 
 def test_recordings_that_cannot_be_used_are_left_out_and_named(recordings, warm, tmp_path):
-    said = warm("prepare", *prepare_words(recordings, "max_bad=0.2"), cwd=tmp_path).stdout
+    output = warm("prepare", *prepare_words(recordings, "max_bad=0.2"), cwd=tmp_path).stdout
     assert (
-        "2 of 12 recordings left out: 3: the audio cannot be decoded" in said
-        and "; 7: " in said
-        and "data: 10 utterances" in said
+        "2 of 12 recordings left out: 3: the audio cannot be decoded" in output
+        and "; 7: " in output
+        and "data: 10 utterances" in output
     )
     assert sum(yaml.safe_load((tmp_path / "data/meta.yaml").read_text())["left_out"].values()) == 2

@@ -1,4 +1,4 @@
-"""What is wrong with run directories and what is asked of them: one sentence, and no file changed."""
+"""A wrong run directory, or a wrong setting for one, gets one sentence; no file is changed."""
 
 import subprocess
 import sys
@@ -62,6 +62,7 @@ def test_two_trainings_in_one_run_directory(warm, data, tmp_path):
         result, "another process is training in run", "another run_dir="
     )
     first.terminate()
+    assert first.stderr is not None
     assert (first.wait(60), first.stderr.read()) == (0, "")
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(
         range(1, len(metrics(tmp_path / "run")) + 1)
@@ -95,7 +96,7 @@ def test_a_folder_that_is_no_run(app, refused, runs, data):
     refused(
         app,
         COMMANDS[app](data),
-        "runs/demo/llm is no run directory",
+        "runs/demo/llm is no" if app == "average" else "runs/demo/llm is not a run directory",
         "name one that cosyexp.train wrote",
     )
 
@@ -104,28 +105,37 @@ def test_a_folder_that_is_no_run(app, refused, runs, data):
 def test_checkpoints_that_were_all_cut_short(app, refused, runs, data):
     for path in runs.glob("llm/checkpoints/*/llm.safetensors"):
         path.write_bytes(path.read_bytes()[:1000])
-    said = refused(app, COMMANDS[app](data), "runs/demo/llm has no checkpoint", "train it further")
-    assert said.count("llm.safetensors does not match its checksum") == 3
+    what = "readable checkpoint" if app == "average" else "checkpoint for weights=best"
+    output = refused(app, COMMANDS[app](data), f"runs/demo/llm has no {what}", "train it further")
+    # step 0 is not among the best
+    assert output.count("llm.safetensors does not match its checksum") == 2
 
 
 def test_a_checkpoint_that_was_cut_short_is_not_averaged(warm, runs, tmp_path):
     path = runs / "llm/checkpoints/step_00000004/llm.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    said = warm("average", "run_dir=runs/demo/llm", "num=2", cwd=tmp_path).stdout
-    assert "llm.safetensors does not match its checksum" in said and "step_00000004 is" in said
-    meta = yaml.safe_load((runs / "llm/averages/best2/meta.yaml").read_text())
+    output = warm("average", "run_dir=runs/demo/llm", "select=last", "num=2", cwd=tmp_path).stdout
+    assert "step_00000004 is skipped: llm.safetensors does not match its checksum" in output
+    meta = yaml.safe_load((runs / "llm/averages/last2/meta.yaml").read_text())
     assert [source["step"] for source in meta["sources"]] == [0, 2]
+    warm("average", "run_dir=runs/demo/llm", "num=1", cwd=tmp_path)
+    meta = yaml.safe_load((runs / "llm/averages/best1/meta.yaml").read_text())
+    assert [source["step"] for source in meta["sources"]] == [2]
 
 
-# average, export, synthesize ----------------------------------------------------------------------------------------
+# average, export, synthesize ---------------------------------------------------------------------
 
 ON_RUNS = {
     "too few checkpoints": (
         "average",
         ["run_dir=runs/demo/llm", "num=9"],
-        ["has 3 checkpoints", "num=9", "smaller num, or strict=false"],
+        ["has 2 such checkpoints, not num=9", "smaller num, or strict=false"],
     ),
-    "no checkpoints at all": ("average", ["run_dir=runs/demo/llm", "num=0"], ["num=0", "num=1"]),
+    "no checkpoints at all": (
+        "average",
+        ["run_dir=runs/demo/llm", "num=0"],
+        ["num=0 must be >= 1"],
+    ),
     "unknown metric": (
         "average",
         ["run_dir=runs/demo/llm", "metric=wer"],
@@ -139,12 +149,12 @@ ON_RUNS = {
     "nothing in the window": (
         "average",
         ["run_dir=runs/demo/llm", "window=[5,9]"],
-        ["from step 5 to 9", "has those of steps 0 to 4"],
+        ["from step 5 to 9", "its checkpoints are of steps 0 to 4"],
     ),
     "no temperature": (
         "average",
-        ["run_dir=runs/demo/llm", "num=2", "method=weighted", "temperature=0"],
-        ["temperature=0", "above 0"],
+        ["run_dir=runs/demo/llm", "num=2", "method=weighted", "method.temperature=0"],
+        ["temperature=0 must be > 0"],
     ),
     "no running sums": (
         "average",
@@ -156,7 +166,7 @@ ON_RUNS = {
         ["run_dir=runs/demo/llm", "select=ema"],
         ["ema.safetensors", "trainer.ema="],
     ),
-    "two means of their own": (
+    "two kinds of means": (
         "average",
         ["run_dir=runs/demo/llm", "select=ema", "method=running"],
         ["select=ema", "method=running"],
@@ -205,11 +215,11 @@ ON_RUNS = {
         ["text=hello", "llm=runs/demo/flow", "flow=runs/demo/llm", RUNS[2]],
         ["runs/demo/flow is a run of flow", "one of llm as llm="],
     ),
-    "no text": ("synthesize", ["text=", *RUNS], ["text=''", "has nothing to say"]),
+    "no text": ("synthesize", ["text=", *RUNS], ["text='' has no character that the model knows"]),
     "text outside the alphabet": (
         "synthesize",
         ["text=你好42", *RUNS],
-        ["你好42", "has nothing to say", "alphabet"],
+        ["text='你好42' has no character that the model knows", "give another sentence"],
     ),
     "unknown speaker": (
         "synthesize",
@@ -219,7 +229,15 @@ ON_RUNS = {
     "nothing exported": (
         "synthesize",
         ["text=hello", *RUNS, "backend=onnx"],
-        ["llm.prefill.fp32.onnx", "cosyexp.export run_dir=runs/demo/llm"],
+        [
+            "there is no export runs/demo/llm/exports/onnx",
+            "cosyexp.export run_dir=runs/demo/llm format=onnx",
+        ],
+    ),
+    "unknown backend": (
+        "synthesize",
+        ["text=hello", *RUNS, "backend=tvm"],
+        ["there is no export runs/demo/llm/exports/tvm", "format=tvm"],
     ),
     "wav is a folder": ("synthesize", ["text=hello", *RUNS, "out=runs"], ["runs"]),
     "weights to start from are missing": ("train", ["init_from=nowhere.pt"], ["nowhere.pt"]),
@@ -232,7 +250,7 @@ ON_RUNS = {
 
 
 @pytest.mark.parametrize("case", ON_RUNS)
-def test_words_about_runs(case, refused, runs, data):
+def test_refused_settings_for_runs(case, refused, runs, data):
     app, words, parts = ON_RUNS[case]
     refused(
         app, train_words("llm", data, "run_dir=new", *words) if app == "train" else words, *parts
@@ -242,7 +260,7 @@ def test_words_about_runs(case, refused, runs, data):
 def test_a_run_without_speakers(refused, runs):
     for model in ("llm", "flow"):
         (runs / model / "speakers.safetensors").unlink()
-    refused("synthesize", ["text=hello", *RUNS], "keeps speakers", "data.speakers=")
+    refused("synthesize", ["text=hello", *RUNS], "has speakers", "data.speakers=")
 
 
 @pytest.mark.parametrize("name", ["speakers.safetensors", "exports/jit/llm.decode.fp32.zip"])
@@ -257,12 +275,25 @@ def test_a_file_of_a_run_that_is_damaged(name, refused, runs, warm, tmp_path):
     )
 
 
-def test_a_run_may_not_name_code_of_others(refused, runs):
+def test_a_run_cannot_name_foreign_code(refused, runs):
     config = runs / "llm/config.yaml"
     config.write_text(
         config.read_text().replace("cosyexp.models.llm.transformer_lm.TransformerLM", "os.system")
     )
-    refused("export", ["run_dir=runs/demo/llm", "format=jit"], "os.system", "may be built")
-    refused(
-        "average", ["run_dir=runs/demo/llm", "num=2", "method=greedy"], "os.system", "may be built"
-    )
+    parts = ["os.system is not a registered network", "trusted=[os]"]
+    refused("export", ["run_dir=runs/demo/llm", "format=jit"], *parts)
+    refused("average", ["run_dir=runs/demo/llm", "num=2", "method=greedy"], *parts)
+
+
+def test_a_run_cannot_set_what_is_trusted(refused, runs):
+    config = runs / "llm/config.yaml"
+    network = "cosyexp.models.llm.transformer_lm.TransformerLM"
+    config.write_text(config.read_text().replace(network, "os.system") + "trusted: [os]\n")
+    refused("export", ["run_dir=runs/demo/llm", "format=jit"], "os.system is not a registered")
+
+
+def test_a_run_of_another_version(refused, runs):
+    config = runs / "llm/config.yaml"
+    assert config.read_text().startswith("format_version: 1\n")
+    config.write_text(config.read_text().replace("format_version: 1", "format_version: 2"))
+    refused("average", ["run_dir=runs/demo/llm"], "format version 2, this cosyexp reads 1")

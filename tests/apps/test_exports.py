@@ -1,10 +1,11 @@
-"""Exports as a user has them made: every combination, from official files, and what goes wrong on the way."""
+"""Exports by the command: formats and precisions, official files, damage, and refusals."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ QUICK = "latency=false"
 SIZES = ",".join(word for word in TINY["hifigan"] if word.startswith("network."))
 
 
-def test_every_combination_is_there_and_repeating_changes_nothing(runs, warm, tmp_path):
+def test_every_combination_is_exported_and_repeating_changes_nothing(runs, warm, tmp_path):
     folder = runs / "llm/exports"
     warm(
         "export",
@@ -29,7 +30,7 @@ def test_every_combination_is_there_and_repeating_changes_nothing(runs, warm, tm
         cwd=tmp_path,
     )
     ours, original = {"llm.prefill", "llm.decode"}, {"llm.text_encoder", "llm.llm"}
-    beside = {"llm.yaml", "speakers.safetensors", "report.fp32.json", "report.fp16.json"}
+    common = {"llm.yaml", "speakers.safetensors", "report.fp32.json", "report.fp16.json"}
     files = {
         "onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}
     }
@@ -37,7 +38,7 @@ def test_every_combination_is_there_and_repeating_changes_nothing(runs, warm, tm
         f"{name}.fp16.zip" for name in original
     }
     for form, names in files.items():
-        assert {path.name for path in (folder / form).iterdir()} == names | beside
+        assert {path.name for path in (folder / form).iterdir()} == names | common
     before = contents(folder)
     warm(
         "export", "run_dir=runs/demo/llm", "format=jit", "precision=fp32,fp16", QUICK, cwd=tmp_path
@@ -46,7 +47,7 @@ def test_every_combination_is_there_and_repeating_changes_nothing(runs, warm, tm
     assert contents(folder) == before
 
 
-def test_what_was_exported_in_fp16_speaks(runs, warm, tmp_path):
+def test_an_fp16_export_synthesizes(runs, warm, tmp_path):
     for model in ("llm", "flow", "hifigan"):
         warm(
             "export",
@@ -65,9 +66,9 @@ def test_what_was_exported_in_fp16_speaks(runs, warm, tmp_path):
 def test_an_official_file_is_exported_without_a_run(runs, warm, tmp_path):
     warm("export", "run_dir=runs/demo/hifigan", "format=official", "out=official", cwd=tmp_path)
     warm("export", "run_dir=runs/demo/hifigan", "format=jit", QUICK, cwd=tmp_path)
-    said = warm(
+    output = warm(
         "export",
-        "family=demo",
+        "official=demo",
         "weights=official/hift.pt",
         f"settings={SIZES}",
         "format=jit",
@@ -75,7 +76,7 @@ def test_an_official_file_is_exported_without_a_run(runs, warm, tmp_path):
         QUICK,
         cwd=tmp_path,
     )
-    assert "exporting official/hift.pt" in said.stdout
+    assert "exporting official/hift.pt" in output.stdout
     assert {path.name for path in (tmp_path / "voice").iterdir()} == {
         "hift.fp32.zip",
         "hifigan.yaml",
@@ -108,7 +109,7 @@ def test_a_killed_export_leaves_the_earlier_one(runs, warm, tmp_path):
     assert contents(folder) == before
 
 
-def flip(path, at=-100):
+def flip(path: Path, at: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)
@@ -123,17 +124,17 @@ def test_a_flipped_byte_is_noticed(runs, warm, refused, tmp_path):
         "llm.safetensors does not match its checksum",
     )
     flip(runs / "llm/checkpoints/step_00000004/llm.safetensors")
-    said = warm(
+    output = warm(
         "export", "run_dir=runs/demo/llm", "format=jit", "weights=last", QUICK, cwd=tmp_path
     ).stdout
     assert (
-        "step_00000004 is skipped" in said
-        and "exporting runs/demo/llm/checkpoints/step_00000002/llm.safetensors" in said
+        "step_00000004 is skipped" in output
+        and "exporting runs/demo/llm/checkpoints/step_00000002/llm.safetensors" in output
     )
 
 
 @pytest.mark.parametrize("form", ["official", "jit"])
-def test_weights_that_are_no_numbers_are_refused(runs, refused, tmp_path, form):
+def test_weights_that_are_not_finite_are_refused(runs, refused, tmp_path, form):
     tensors = {
         name: tensor.clone()
         for name, tensor in read_tensors(
@@ -150,19 +151,22 @@ def test_weights_that_are_no_numbers_are_refused(runs, refused, tmp_path, form):
 
 
 REFUSED = {
-    "no file": (["family=demo", "weights=flow.pt", "out=voice"], ["weights=flow.pt is no file"]),
-    "no folder": (["family=demo", "weights=hift.pt"], ["out=<folder>"]),
-    "no name that tells": (
-        ["family=demo", "weights=best.pt", "out=voice"],
+    "no file": (
+        ["official=demo", "weights=flow.pt", "out=voice"],
+        ["weights=flow.pt is not a file"],
+    ),
+    "no folder": (["official=demo", "weights=hift.pt"], ["out=<folder>"]),
+    "unknown file name": (
+        ["official=demo", "weights=best.pt", "out=voice"],
         ["best.pt", "model=flow|hifigan|llm"],
     ),
     "no such family": (
-        ["family=demi", "weights=hift.pt", "out=voice"],
+        ["official=demi", "weights=hift.pt", "out=voice"],
         ["family/demi", "Available options"],
     ),
     "a run too": (
-        ["family=demo", "run_dir=runs/demo/llm", "weights=hift.pt", "out=voice"],
-        ["leave family=demo out"],
+        ["official=demo", "run_dir=runs/demo/llm", "weights=hift.pt", "out=voice"],
+        ["run_dir=runs/demo/llm and official= exclude each other"],
     ),
     "jit in int8": (
         ["run_dir=runs/demo/flow", "format=jit", "precision=int8"],
@@ -172,7 +176,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_words_about_exports(case, runs, refused):
+def test_refused_exports(case, runs, refused):
     refused("export", REFUSED[case][0], *REFUSED[case][1])
 
 
@@ -188,7 +192,7 @@ def test_a_qwen_in_torchscript_is_refused_before_anything_is_made(warm, tmp_path
     sizes = [word for word in words("cosyvoice2", "llm") if word.startswith("network.")]
     torch.save({"weight": torch.zeros(1)}, tmp_path / "llm.pt")
     order = [
-        "family=cosyvoice2",
+        "official=cosyvoice2",
         "weights=llm.pt",
         f"settings={','.join(sizes)}",
         "format=jit",
@@ -205,9 +209,12 @@ def test_a_qwen_in_torchscript_is_refused_before_anything_is_made(warm, tmp_path
 @pytest.mark.parametrize(
     ("order", "parts"),
     [
-        (["exports=voice", "backend=onnx"], ["voice holds nothing that was exported"]),
-        (["exports=voice"], ["exports=", "backend=onnx|jit|pt2"]),
+        (
+            ["exports=voice", "backend=onnx"],
+            ["voice holds no export", "cosyexp.export format=onnx out=voice"],
+        ),
+        (["exports=voice"], ["exports= excludes runs and backend=torch", "such as onnx"]),
     ],
 )
-def test_words_about_what_was_exported(order, parts, refused):
+def test_refused_export_folders(order, parts, refused):
     refused("synthesize", ["text=hello", *order], *parts)

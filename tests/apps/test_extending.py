@@ -1,4 +1,4 @@
-"""examples/mylab: a package outside of cosyexp that adds one of each kind, used as its README says."""
+"""examples/mylab: a package outside of cosyexp that adds one of each kind, as in its README."""
 
 import json
 import shutil

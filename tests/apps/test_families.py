@@ -1,6 +1,7 @@
-"""All networks of all families through the commands, at tiny size: nothing on the way asks which family it serves."""
+"""The networks of all families, at tiny size, by the commands."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import soundfile
 import torch
 
 from cosyexp.run.tensors import read_tensors
+from tests.apps.warm import Warm
 from tests.support import FAMILIES, MODELS, QUICK, checkpoints, family_words, metrics
 
 
-def words(family, model, *more):
+def words(family: str, model: str, *more: str) -> list[str]:
     return [*family_words(family, model), "data.corpus.minutes=0.8", *QUICK, *more]
 
 
-def hashes(tensors):
+def hashes(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {
         name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
         for name, tensor in tensors.items()
@@ -23,21 +25,23 @@ def hashes(tensors):
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def walked(request, warm, tmp_path_factory) -> Path:
-    """The three runs of a family: trained for two steps, resumed for two more, averaged, exported; a folder that holds runs/<family>/."""
+def walked(
+    request: pytest.FixtureRequest, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """runs/<family>: three runs, trained for two steps, resumed for two, averaged, exported."""
     family, folder = request.param, tmp_path_factory.mktemp(request.param)
     for model in MODELS:
         run = f"run_dir=runs/{family}/{model}"
         warm("train", *words(family, model, "data=demo", "trainer.steps=2"), cwd=folder)
-        said = warm("train", *words(family, model, "data=demo", "trainer.steps=4"), cwd=folder)
-        assert "resuming at step 2" in said.stdout + said.stderr
+        output = warm("train", *words(family, model, "data=demo", "trainer.steps=4"), cwd=folder)
+        assert "resuming at step 2" in output.stdout + output.stderr
         warm("average", run, "num=2", cwd=folder)
         for form in ("onnx", "official"):
             warm("export", run, f"format={form}", "weights=average", "latency=false", cwd=folder)
     return folder / "runs" / family
 
 
-def test_training_goes_on_and_its_losses_are_numbers(walked):
+def test_training_resumes_and_its_losses_are_finite(walked):
     for model in MODELS:
         assert checkpoints(walked / model)[-1] == "step_00000004"
         losses = [line["train/loss"] for line in metrics(walked / model) if "train/loss" in line]
@@ -45,9 +49,9 @@ def test_training_goes_on_and_its_losses_are_numbers(walked):
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx"])
-def test_the_three_models_of_a_family_speak(walked, warm, tmp_path, backend):
+def test_the_three_models_of_a_family_synthesize(walked, warm, tmp_path, backend):
     runs = [f"{model}={walked / model}" for model in MODELS]
-    said = warm(
+    output = warm(
         "synthesize",
         "text=hello there",
         f"backend={backend}",
@@ -58,10 +62,10 @@ def test_the_three_models_of_a_family_speak(walked, warm, tmp_path, backend):
     wave, rate = soundfile.read(tmp_path / "out.wav")
     assert rate == {"cosyvoice": 22050}.get(walked.name, 24000)
     assert len(wave) > rate / 10 and abs(wave).max() > 0
-    assert f"{len(wave) / rate:.2f} s" in said.stdout
+    assert f"{len(wave) / rate:.2f} s" in output.stdout
 
 
-def test_both_backends_say_the_same(walked, warm, tmp_path):
+def test_both_backends_compute_the_same(walked, warm, tmp_path):
     runs = [f"{model}={walked / model}" for model in MODELS]
     for backend in ("torch", "onnx"):
         warm(
@@ -89,13 +93,13 @@ def test_the_llm_of_a_family_makes_preference_pairs(walked, warm, tmp_path):
         "data.corpus.minutes=0.8",
         "limit=2",
     ]
-    said = warm("prefer", *words, cwd=tmp_path).stdout.splitlines()[-1]
-    assert said.startswith(f"data/{walked.name}_pairs: 4 pairs, 0 skipped")
+    output = warm("prefer", *words, cwd=tmp_path).stdout.splitlines()[-1]
+    assert output.startswith(f"data/{walked.name}_pairs: 4 pairs, 0 skipped")
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_official_weights_come_back_as_they_went(walked, warm, tmp_path, model):
-    """Exported, and taken up again by a training of no steps."""
+def test_official_weights_round_trip(walked, warm, tmp_path, model):
+    """Exported, and loaded again by a training of no steps."""
     name = {"hifigan": "hift"}.get(model, model)
     official = walked / model / "exports" / "official" / f"{name}.pt"
     family, data = walked.name, f"data.dir={next(walked.parents[1].glob('data/*'))}"

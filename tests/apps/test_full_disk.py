@@ -1,4 +1,4 @@
-"""A disk that is full: one sentence, nothing lost, and the same command goes on when there is space."""
+"""On a full disk: one sentence, nothing is lost, and the command resumes when there is space."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from tests.support import RUNS, contents, sentence, train_words
 FULL = "the disk is full"
 
 
-def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_costs_nothing(
+def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_loses_nothing(
     trained, data, warm, tmp_path
 ):
     words = train_words("llm", data, "trainer.steps=4", "run_dir=run")
@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_keeps_the_older_average(warm, runs, tmp_path):
     assert path.read_bytes() == before and not list(path.parents[1].glob("*.tmp"))
 
 
-def test_a_disk_that_is_full_keeps_the_older_sound(warm, runs, tmp_path):
+def test_a_disk_that_is_full_keeps_the_older_wav(warm, runs, tmp_path):
     (tmp_path / "out.wav").write_text("precious")
     result = warm.module(
         "tests.apps.full_disk", "files", 1, "synthesize", "text=hello", *RUNS, cwd=tmp_path
@@ -77,7 +77,7 @@ def test_a_disk_that_is_full_leaves_data_unprepared(where, times, warm, tmp_path
 
 
 @pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
+def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Four megabytes; skips where this process may not mount a file system."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -95,7 +95,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def leave(disk: Path, size: int) -> None:
-    """Fills a disk but for some bytes."""
+    """Fills a disk except for some bytes."""
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - size))
 

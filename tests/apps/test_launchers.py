@@ -25,7 +25,7 @@ LAUNCHERS = {
 
 
 @pytest.fixture(scope="module")
-def own(data, tmp_path_factory):
+def own(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     command("train", *train_words("flow", data, *WORDS), "engine.nproc_per_node=2", cwd=folder)
     return folder

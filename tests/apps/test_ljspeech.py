@@ -9,6 +9,7 @@ import soundfile
 import yaml
 
 from cosyexp.data.shards import COLUMNS, read_list
+from tests.apps.warm import Warm
 from tests.support import MODELS, folder_from, metrics
 
 
@@ -18,7 +19,7 @@ def corpus() -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(corpus, warm, tmp_path_factory) -> Path:
+def prepared(corpus: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     said = warm(
         "prepare",

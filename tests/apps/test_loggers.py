@@ -24,13 +24,15 @@ from tests.support import metrics, train_words
 EVERY = ["trainer.valid_every=2", "checkpoint.every=2", "trainer.log_every=1"]
 
 
-def killed_and_resumed(logger: str, data: Path, warm: Warm, folder: Path, **env: str) -> Path:
+def killed_and_resumed(
+    logger: str, data: Path, warm: Warm, folder: Path, env: Mapping[str, str] | None = None
+) -> Path:
     """A run of six steps that was killed after step 3 was logged, before it was saved."""
     words = train_words("llm", data, *EVERY, f"logger=[jsonl,{logger}]", "trainer.steps=6")
     run = [*words, "run_dir=run"]
-    killed = warm.module("tests.resume.killer", "step", "5", *run, cwd=folder, **env)
+    killed = warm.module("tests.resume.killer", "step", "5", *run, cwd=folder, env=env)
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
-    said = warm("train", *run, cwd=folder, **env)
+    said = warm("train", *run, cwd=folder, env=env)
     assert "resuming at step 4" in said.stdout or "resuming at step 2" in said.stdout
     return folder / "run"
 
@@ -63,11 +65,13 @@ def test_mlflow_goes_on_in_the_same_run(data, warm, tmp_path, monkeypatch):
         assert {point.step: point.value for point in history} == by_step(run, name)
 
 
-def resumed(logger: str, data: Path, warm: Warm, folder: Path, **env: str) -> Path:
+def resumed(
+    logger: str, data: Path, warm: Warm, folder: Path, env: Mapping[str, str] | None = None
+) -> Path:
     """A run of four steps that goes on to six."""
     words = train_words("llm", data, *EVERY, f"logger=[jsonl,{logger}]", "run_dir=run")
     for steps in (4, 6):
-        warm("train", *words, f"trainer.steps={steps}", cwd=folder, **env)
+        warm("train", *words, f"trainer.steps={steps}", cwd=folder, env=env)
     return folder / "run"
 
 
@@ -75,7 +79,7 @@ def resumed(logger: str, data: Path, warm: Warm, folder: Path, **env: str) -> Pa
 def test_trackio_goes_on_in_the_same_run(start, data, warm, tmp_path):
     """Trackio writes in the background: a killed run may lack steps, but has none twice."""
     pytest.importorskip("trackio", reason="the extra trackio is not installed")
-    run = start("trackio", data, warm, tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
+    run = start("trackio", data, warm, tmp_path, {"TRACKIO_DIR": str(tmp_path / "trackio")})
     (database,) = (tmp_path / "trackio").glob("cosyexp*.db")
     with sqlite3.connect(database) as connection:
         rows = connection.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
@@ -90,7 +94,7 @@ def test_trackio_goes_on_in_the_same_run(start, data, warm, tmp_path):
 def test_wandb_offline_goes_on_in_the_same_run(start, data, warm, tmp_path):
     """wandb writes in the background: a killed run may lack steps, but has none twice."""
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    run = start("wandb", data, warm, tmp_path, WANDB_MODE="offline")
+    run = start("wandb", data, warm, tmp_path, {"WANDB_MODE": "offline"})
     folders = sorted((run / "wandb").glob("offline-run-*"))
     identifier = json.loads((run / "loggers/wandb.json").read_text())["id"]
     assert len(folders) == 2 and all(path.name.endswith(identifier) for path in folders)
@@ -128,7 +132,7 @@ def wandb_history(folder: Path) -> list[tuple[int, float]]:
     (path,) = folder.glob("*.wandb")
     found = []
     for content in leveldb_records(path.read_bytes()[7:]):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
         record.ParseFromString(content)
         items = {
             item.key or "/".join(item.nested_key): item.value_json for item in record.history.item

@@ -1,4 +1,4 @@
-"""The whole path as a user walks it: prepare, train, average, export, synthesize."""
+"""The whole path: prepare, train, average, export, synthesize."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cosyexp.data.shards import COLUMNS, read_list
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.tensors import read_tensors
+from tests.apps.warm import Warm
 from tests.support import MODELS, RUNS, checkpoints, command, environment, metrics, train_words
 
 COMPONENTS = {
@@ -31,20 +33,20 @@ ORIGINAL = {
     "llm": {"llm.text_encoder", "llm.llm"},
     "flow": {"flow.encoder"},
     "hifigan": set(),
-}  # what the original's runtime takes
+}  # for the original's runtime
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     """The files below a folder, with their size and time of writing."""
+    files = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
-        str(path.relative_to(folder)): path.stat()[6:9:2]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }  # type: ignore[misc]
+        str(path.relative_to(folder)): (stat.st_size, stat.st_mtime_ns)
+        for path, stat in files.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def walked(trained, warm, tmp_path_factory) -> Path:
+def walked(trained: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained runs, averaged and exported."""
     folder = tmp_path_factory.mktemp("walked")
     shutil.copytree(trained, folder, dirs_exist_ok=True)
@@ -62,11 +64,11 @@ def walked(trained, warm, tmp_path_factory) -> Path:
     return folder
 
 
-# prepare ------------------------------------------------------------------------------------------------------------
+# prepare ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> tuple[Path, str]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("prepared")
     words = [
         "corpus.minutes=0.3",
@@ -78,14 +80,12 @@ def prepared(tmp_path_factory) -> tuple[Path, str]:
     return folder, command("prepare", *words, cwd=folder).stdout
 
 
-def test_prepare_writes_shards_front_ends_and_says_what_it_made(prepared):
-    folder, said = prepared
+def test_prepare_writes_shards_and_front_ends_and_prints_a_summary(prepared):
+    folder, output = prepared
     out = folder / "data/small"
     meta = yaml.safe_load((out / "meta.yaml").read_text())
-    assert (
-        f"data/small: {meta['utterances']} utterances, {meta['hours']} hours, {len(meta['speakers'])} speakers"
-        in said
-    )
+    counts = f"{meta['utterances']} utterances, {meta['hours']} hours"
+    assert f"data/small: {counts}, {len(meta['speakers'])} speakers" in output
     shards = {split: read_list(str(out / f"{split}.list")) for split in ("train", "valid")}
     tables = {split: [pq.read_table(shard) for shard in shards[split]] for split in shards}
     assert all(table.schema.equals(COLUMNS) for split in tables.values() for table in split)
@@ -120,7 +120,7 @@ def test_speech_tokens_and_embeddings_fit_their_audio(prepared):
         assert len(row["utt_embedding"]) == len(row["spk_embedding"]) == 192
 
 
-def test_what_is_prepared_is_left_alone(prepared, warm):
+def test_prepared_data_are_left_unchanged(prepared, warm):
     folder, _ = prepared
     before = tree(folder)
     words = [
@@ -130,8 +130,8 @@ def test_what_is_prepared_is_left_alone(prepared, warm):
         "shard_size=3",
         "out=data/small",
     ]
-    said = warm("prepare", *words, cwd=folder).stdout
-    assert tree(folder) == before and "preparing" not in said
+    output = warm("prepare", *words, cwd=folder).stdout
+    assert tree(folder) == before and "preparing" not in output
 
 
 def test_train_prepares_the_demo_by_itself_once_and_shows_it(tmp_path, warm):
@@ -142,15 +142,15 @@ def test_train_prepares_the_demo_by_itself_once_and_shows_it(tmp_path, warm):
     assert "preparing 20 recordings in" in shown and "starting from scratch" in shown
     assert "prepare: 100%" in shown and "2/2" in shown and "loss=" in shown
     before = tree(tmp_path / "data")
-    said = warm(
+    output = warm(
         "train", *train_words("flow", tmp_path / "data/demo_50hz", *words), cwd=tmp_path
     ).stdout
-    assert "preparing" not in said
+    assert "preparing" not in output
     assert before.items() <= tree(tmp_path / "data").items()
 
 
 def on_a_terminal(words: list[str], cwd: Path) -> str:
-    """What a command shows on a terminal of its own."""
+    """What a command shows on a terminal."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
     child = subprocess.Popen(
@@ -167,11 +167,11 @@ def on_a_terminal(words: list[str], cwd: Path) -> str:
     return shown.decode()
 
 
-# train --------------------------------------------------------------------------------------------------------------
+# train --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run_directory_holds_the_whole_run_and_nothing_lies_beside_it(model, trained):
+def test_a_run_directory_holds_the_whole_run(model, trained):
     run = trained / "runs/demo" / model
     assert {path.name for path in trained.iterdir()} == {"runs"}
     assert {path.name for path in run.iterdir()} == {
@@ -211,7 +211,7 @@ def test_a_checkpoint_names_its_files_and_losses(model, trained):
     assert [checkpoint.meta["tag"] for checkpoint in found] == ["step", "step", "last"]
 
 
-def test_a_run_keeps_its_config_words_and_surroundings(trained, data):
+def test_a_run_keeps_its_config_overrides_and_environment(trained, data):
     run = trained / "runs/demo/llm"
     assert yaml.safe_load((run / "overrides.yaml").read_text()) == train_words(
         "llm", data, "trainer.steps=4"
@@ -263,7 +263,7 @@ def test_metrics_have_flat_keys_and_the_last_step_logs_and_validates(model, trai
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_tensorboard_holds_scalars_pictures_and_sounds(model, trained):
+def test_tensorboard_holds_scalars_images_and_audio(model, trained):
     run = trained / "runs/demo" / model
     events = EventAccumulator(
         str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "audio": 0}
@@ -292,13 +292,13 @@ def test_tensorboard_holds_scalars_pictures_and_sounds(model, trained):
 
 def test_a_run_starts_from_the_weights_of_another(trained, data, warm, tmp_path):
     source = trained / "runs/demo/llm"
-    said = warm(
+    output = warm(
         "train",
         *train_words("llm", data, "trainer.steps=1", f"init_from={source}", "run_dir=second"),
         cwd=tmp_path,
     ).stdout
     last = source / "checkpoints/step_00000004/llm.safetensors"
-    assert f"second: starting from {last}" in said
+    assert f"second: starting from {last}" in output
     wanted, found = (
         read_tensors(last),
         read_tensors(tmp_path / "second/checkpoints/step_00000000/llm.safetensors"),
@@ -308,22 +308,22 @@ def test_a_run_starts_from_the_weights_of_another(trained, data, warm, tmp_path)
     )
 
 
-def test_a_run_that_has_begun_says_that_it_reads_no_other_weights(trained, data, warm, tmp_path):
+def test_a_resumed_run_warns_that_it_ignores_init_from(trained, data, warm, tmp_path):
     words = train_words("llm", data, f"init_from={trained}/runs/demo/llm", "run_dir=run")
-    assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
-    assert "is not read" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
+    assert "is ignored" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
+    assert "is ignored" not in warm("train", *words, "trainer.steps=1", cwd=tmp_path).stdout
     assert (
-        "init_from=other.pt is not read"
+        "init_from=other.pt is ignored"
         in warm("train", *words, "trainer.steps=2", "init_from=other.pt", cwd=tmp_path).stdout
     )
 
 
-def test_a_run_without_a_checkpoint_takes_the_corrected_command(trained, data, warm, tmp_path):
+def test_a_run_without_a_checkpoint_accepts_another_config(trained, data, warm, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(
         trained / "runs/demo/llm/config.yaml", run / "config.yaml"
-    )  # what a first step that failed leaves
+    )  # as a run leaves that failed before its first checkpoint
     warm(
         "train", *train_words("llm", data, "trainer.steps=1", "seed=3", "run_dir=run"), cwd=tmp_path
     )
@@ -336,13 +336,13 @@ def test_a_run_without_a_checkpoint_takes_the_corrected_command(trained, data, w
 def test_a_run_starts_from_a_file_of_weights(trained, data, warm, tmp_path):
     weights = read_tensors(trained / "runs/demo/llm/checkpoints/step_00000002/llm.safetensors")
     torch.save({**weights, "epoch": 3, "step": 7}, tmp_path / "llm.pt")
-    said = warm(
+    output = warm(
         "train",
         *train_words("llm", data, "trainer.steps=1", "init_from=llm.pt", "run_dir=run"),
         cwd=tmp_path,
     ).stdout
     found = read_tensors(tmp_path / "run/checkpoints/step_00000000/llm.safetensors")
-    assert "starting from llm.pt" in said and all(
+    assert "starting from llm.pt" in output and all(
         torch.equal(weights[name], found[name]) for name in weights
     )
 
@@ -352,20 +352,20 @@ def test_a_finished_run_has_nothing_left_to_do(trained, data, warm, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         shutil.copy(trained / "runs/demo/llm" / name, tmp_path / "run" / name)
     before = tree(tmp_path / "run/checkpoints")
-    said = warm(
+    output = warm(
         "train", *train_words("llm", data, "trainer.steps=4", "run_dir=run"), cwd=tmp_path
     ).stdout
-    assert "resuming at step 4" in said and "done at step 4" in said
+    assert "resuming at step 4" in output and "done at step 4" in output
     assert tree(tmp_path / "run/checkpoints") == before
     assert metrics(tmp_path / "run") == metrics(trained / "runs/demo/llm")
 
 
-# average ------------------------------------------------------------------------------------------------------------
+# average ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("name", "steps"), [("best2", [2, 4]), ("last3", [0, 2, 4])])
-def test_an_average_is_the_mean_of_what_its_meta_names(model, name, steps, walked):
+def test_an_average_is_the_mean_of_the_checkpoints_in_its_meta(model, name, steps, walked):
     run = walked / "runs/demo" / model
     meta = yaml.safe_load((run / "averages" / name / "meta.yaml").read_text())
     assert [
@@ -386,8 +386,8 @@ def test_an_average_is_the_mean_of_what_its_meta_names(model, name, steps, walke
         assert torch.allclose(tensor.double(), wanted.double(), rtol=1e-6, atol=1e-7)
 
 
-def test_average_says_what_went_in(walked, warm):
-    said = warm(
+def test_average_prints_its_checkpoints(walked, warm):
+    output = warm(
         "average", "run_dir=runs/demo/llm", "num=2", "output=elsewhere/llm.safetensors", cwd=walked
     ).stdout.splitlines()
     losses = {
@@ -395,18 +395,18 @@ def test_average_says_what_went_in(walked, warm):
         for line in metrics(walked / "runs/demo/llm")
         if "valid/loss" in line
     }
-    assert [line.split() for line in said] == [
+    assert [line.split() for line in output] == [
         ["step", "epoch", "loss", "weight"],
         ["2", "0", losses[2], "0.500"],
         ["4", "0", losses[4], "0.500"],
         ["elsewhere/llm.safetensors"],
     ]
-    assert (walked / said[-1]).read_bytes() == (
+    assert (walked / output[-1]).read_bytes() == (
         walked / "runs/demo/llm/averages/best2/llm.safetensors"
     ).read_bytes()
 
 
-# export -------------------------------------------------------------------------------------------------------------
+# export -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -429,16 +429,16 @@ def test_an_export_writes_the_components_and_a_report(model, form, suffix, walke
         assert component["bytes"] == (folder / f"{name}.fp32.{suffix}").stat().st_size
 
 
-def test_export_takes_the_newest_run_and_says_so(walked, warm):
+def test_export_takes_the_newest_run_by_default(walked, warm):
     now = (walked / "runs/demo/llm/checkpoints").stat().st_mtime
     for model in MODELS:
         os.utime(walked / "runs/demo" / model / "checkpoints", (now, now + (model == "llm")))
-    said = warm(
+    output = warm(
         "export", "format=jit", "components=llm.decode", "weights=average", "out=only", cwd=walked
     ).stdout
     assert (
-        "the newest run, runs/demo/llm" in said
-        and "exporting runs/demo/llm/averages/last3/llm.safetensors" in said
+        "the newest run, runs/demo/llm" in output
+        and "exporting runs/demo/llm/averages/last3/llm.safetensors" in output
     )
     assert {path.name for path in (walked / "only").iterdir()} == {
         "llm.decode.fp32.zip",
@@ -447,7 +447,7 @@ def test_export_takes_the_newest_run_and_says_so(walked, warm):
         "speakers.safetensors",
     }
     table = [
-        line.split() for line in said.splitlines() if line.startswith(("component", "llm.decode"))
+        line.split() for line in output.splitlines() if line.startswith(("component", "llm.decode"))
     ]
     assert table[0] == [
         "component",
@@ -471,8 +471,8 @@ def test_export_takes_the_newest_run_and_says_so(walked, warm):
     )
 
 
-def test_what_was_exported_speaks_alone(walked, warm, tmp_path):
-    """Where no run is, and says what the trained weights say."""
+def test_exports_synthesize_without_their_runs(walked, warm, tmp_path):
+    """The wave is that of the trained weights."""
     for model in MODELS:
         shutil.copytree(walked / "runs/demo" / model / "exports/onnx", tmp_path / model)
     warm(
@@ -490,7 +490,7 @@ def test_what_was_exported_speaks_alone(walked, warm, tmp_path):
     assert len(found) == len(wanted) and abs(found - wanted).max() < 1e-3 < abs(wanted).max()
 
 
-def test_a_folder_of_all_models_speaks(walked, warm, tmp_path):
+def test_a_folder_with_exports_of_all_models_synthesizes(walked, warm, tmp_path):
     (tmp_path / "voice").mkdir()
     for model in MODELS:
         shutil.copytree(
@@ -500,28 +500,28 @@ def test_a_folder_of_all_models_speaks(walked, warm, tmp_path):
     assert samples((tmp_path / "out.wav").read_bytes()).any()
 
 
-# synthesize ---------------------------------------------------------------------------------------------------------
+# synthesize ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def say(walked, warm):
-    """Speaks, and returns the file's bytes."""
+def say(walked: Path, warm: Warm) -> Callable[..., bytes]:
+    """Synthesizes, and returns the bytes of the WAV file."""
 
     def say(*words: str) -> bytes:
-        said = warm(
-            "synthesize", "text=hello, you!", *RUNS, "out=said/it.wav", *words, cwd=walked
+        output = warm(
+            "synthesize", "text=hello, you!", *RUNS, "out=wavs/it.wav", *words, cwd=walked
         ).stdout
-        content = (walked / "said/it.wav").read_bytes()
-        info = soundfile.info(str(walked / "said/it.wav"))
+        content = (walked / "wavs/it.wav").read_bytes()
+        info = soundfile.info(str(walked / "wavs/it.wav"))
         assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
-        assert said.splitlines()[-1] == f"said/it.wav: {info.duration:.2f} s"
+        assert output.splitlines()[-1] == f"wavs/it.wav: {info.duration:.2f} s"
         return content
 
     return say
 
 
 @pytest.fixture(scope="module")
-def spoken(say) -> bytes:
+def spoken(say: Callable[..., bytes]) -> bytes:
     return say()
 
 
@@ -529,12 +529,12 @@ def samples(content: bytes) -> np.ndarray:
     return np.frombuffer(content[44:], np.int16).astype(float)
 
 
-def test_the_same_seed_says_the_same(say, spoken):
+def test_the_same_seed_gives_the_same_wave(say, spoken):
     assert say("seed=0", "weights=best") == spoken
     assert samples(spoken).any()
 
 
-def test_another_seed_speaker_or_text_says_something_else(say, spoken):
+def test_another_seed_speaker_or_text_gives_another_wave(say, spoken):
     others = [say("seed=1"), say("speaker=dora"), say("text=good morning")]
     assert len({spoken, *others}) == 4
 
@@ -543,32 +543,32 @@ def test_the_first_speaker_is_the_default(say, spoken):
     assert say("speaker=anna") == spoken
 
 
-def test_averaged_weights_say_something_else(say, spoken):
+def test_averaged_weights_give_another_wave(say, spoken):
     assert say("weights=average") != spoken
 
 
 @pytest.mark.parametrize("backend", ["onnx", "jit"])
-def test_exported_models_say_what_pytorch_says(backend, say, spoken):
+def test_exported_models_compute_what_pytorch_computes(backend, say, spoken):
     wanted, found = samples(spoken), samples(say(f"backend={backend}"))
     assert len(found) == len(wanted)
     assert np.abs(found - wanted).max() <= max(4, 1e-3 * np.abs(wanted).max())
 
 
-def test_characters_without_a_sound_are_named(walked, warm):
-    said = warm("synthesize", "text=call 23!", *RUNS, "out=said/numbers.wav", cwd=walked).stdout
-    assert "left out: '2' '3'" in said
+def test_characters_outside_the_alphabet_are_named(walked, warm):
+    output = warm("synthesize", "text=call 23!", *RUNS, "out=wavs/numbers.wav", cwd=walked).stdout
+    assert "left out: '2' '3'" in output
 
 
-def test_text_with_commas_quotes_and_equal_signs_is_one_sentence(walked, warm):
-    said = warm(
-        "synthesize", 'text=no, "it\'s" a=b', *RUNS, "out=said/odd=name.wav", cwd=walked
+def test_text_may_hold_commas_quotes_and_equal_signs(walked, warm):
+    output = warm(
+        "synthesize", 'text=no, "it\'s" a=b', *RUNS, "out=wavs/odd=name.wav", cwd=walked
     ).stdout
-    assert "left out: '\"' '='" in said
-    assert (walked / "said/odd=name.wav").exists()
+    assert "left out: '\"' '='" in output
+    assert (walked / "wavs/odd=name.wav").exists()
 
 
-def test_a_dollar_in_a_text_is_only_a_character(walked, warm):
-    said = warm(
-        "synthesize", "text=the ${red} door", *RUNS, "out=said/dollar.wav", cwd=walked
+def test_a_dollar_in_a_text_is_a_character(walked, warm):
+    output = warm(
+        "synthesize", "text=the ${red} door", *RUNS, "out=wavs/dollar.wav", cwd=walked
     ).stdout
-    assert "left out: '$' '{' '}'" in said
+    assert "left out: '$' '{' '}'" in output

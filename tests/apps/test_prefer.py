@@ -1,20 +1,27 @@
-"""Preference pairs through the command."""
+"""Preference pairs, by the command."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from cosyexp.data.shards import COLUMNS, read_list
+from tests.apps.warm import Warm
 from tests.support import contents, sentence, train_words
 
 LLM, SPOKEN = "run_dir=runs/demo/llm", ["limit=6", "batch_size=4"]
 
 
 @pytest.fixture
-def spoken(runs, warm, data, tmp_path):
+def spoken(
+    runs: Path, warm: Warm, data: Path, tmp_path: Path
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the app on the prepared data."""
 
-    def spoken(*words, check=True):
+    def spoken(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return warm(
             "prefer",
             LLM,
@@ -30,8 +37,8 @@ def spoken(runs, warm, data, tmp_path):
 
 
 def test_pairs_of_a_trained_run_train(spoken, warm, tmp_path):
-    said = spoken("out=pairs").stdout.splitlines()[-1]
-    assert said.startswith("pairs: 12 pairs, 0 skipped, mean edit distance 0.")
+    output = spoken("out=pairs").stdout.splitlines()[-1]
+    assert output.startswith("pairs: 12 pairs, 0 skipped, mean edit distance 0.")
     for name in ("train", "valid"):
         (shard,) = read_list(str(tmp_path / f"pairs/{name}.list"))
         table = pq.read_table(shard)
@@ -47,11 +54,12 @@ def test_pairs_of_a_trained_run_train(spoken, warm, tmp_path):
         "trainer.steps=1",
         "run_dir=dpo",
     )
-    said = warm("train", *words, cwd=tmp_path).stdout
-    assert "6 utterances to train on, 6 to validate on" in said and "done at step 1" in said
+    output = warm("train", *words, cwd=tmp_path).stdout
+    assert "6 training utterances" in output and "6 validation utterances" in output
+    assert "done at step 1" in output
 
 
-def test_a_command_that_was_stopped_goes_on(spoken, warm, data, tmp_path):
+def test_a_stopped_command_resumes(spoken, warm, data, tmp_path):
     words = [LLM, "data=prepared", f"data.dir={data}", "limit=20", "out=pairs"]
     stopped = warm.module(
         "tests.apps.full_disk", "files", 3, "prefer", *words, cwd=tmp_path
@@ -63,15 +71,17 @@ def test_a_command_that_was_stopped_goes_on(spoken, warm, data, tmp_path):
         "pairs was begun with seed=0, not 3",
         "another out=",
     )
-    told = spoken("limit=20", "out=pairs").stdout.splitlines()[-1]
-    assert spoken("limit=20", "out=whole").stdout.splitlines()[-1] == told.replace(
+    message = spoken("limit=20", "out=pairs").stdout.splitlines()[-1]
+    assert spoken("limit=20", "out=whole").stdout.splitlines()[-1] == message.replace(
         "pairs:", "whole:"
     )
     assert contents(tmp_path / "pairs") == contents(tmp_path / "whole")
-    assert spoken("limit=20", "out=pairs").stdout.splitlines()[-1] == told  # nothing is left to do
+    assert (
+        spoken("limit=20", "out=pairs").stdout.splitlines()[-1] == message
+    )  # nothing is left to do
 
 
-def test_pairs_by_what_a_recogniser_hears(spoken, tmp_path):
+def test_pairs_by_the_word_error_rate_of_a_recognizer(spoken, tmp_path):
     words = [
         "score=wer",
         "candidates=2",
@@ -81,15 +91,15 @@ def test_pairs_by_what_a_recogniser_hears(spoken, tmp_path):
         "hifigan=runs/demo/hifigan",
         "out=pairs",
     ]
-    said = spoken(*words).stdout.splitlines()[-1]
+    output = spoken(*words).stdout.splitlines()[-1]
     assert (
-        said.startswith("pairs: ")
+        output.startswith("pairs: ")
         and yaml.safe_load((tmp_path / "pairs/meta.yaml").read_text())["utterances"] == 2
     )
-    assert spoken(*words).stdout.splitlines()[-1] == said
+    assert spoken(*words).stdout.splitlines()[-1] == output
     sentence(
         spoken(*words, "flow=other", check=False),
-        "pairs was begun with flow=runs/demo/flow, not other",
+        "pairs was begun with score.flow=runs/demo/flow, not other",
     )
 
 
@@ -99,8 +109,8 @@ def test_the_demo_corpus_prepares_itself(runs, warm, tmp_path):
     assert (tmp_path / "data/demo_50hz/meta.yaml").exists() and (
         tmp_path / "data/demo_pairs/meta.yaml"
     ).exists()
-    said = warm("prefer", "-m", LLM, "seed=1,2", *words, cwd=tmp_path).stdout
-    assert "data/demo_pairs+seed-1:" in said and "data/demo_pairs+seed-2:" in said
+    output = warm("prefer", "-m", LLM, "seed=1,2", *words, cwd=tmp_path).stdout
+    assert "data/demo_pairs+seed-1:" in output and "data/demo_pairs+seed-2:" in output
 
 
 def test_lists_of_parquet_files(runs, warm, data, tmp_path):
@@ -117,12 +127,12 @@ def test_lists_of_parquet_files(runs, warm, data, tmp_path):
     ("words", "parts"),
     [
         (["run_dir=runs/demo/flow"], ["is a run of flow", "run_dir="]),
-        (["run_dir=runs/demo/none"], ["is no run directory"]),
-        (["candidates=0"], ["candidates=0 makes no sense", "at least 1"]),
-        (["limit=0"], ["limit=0 makes no sense"]),
-        (["batch_size=-1"], ["batch_size=-1 makes no sense"]),
-        (["score=edit"], ["score=edit compares candidates", "candidates=2"]),
-        (["score=mos"], ["score", "mos", "none, edit, wer"]),
+        (["run_dir=runs/demo/none"], ["is not a run directory"]),
+        (["candidates=0"], ["candidates=0 must be >= 1"]),
+        (["limit=0"], ["limit=0 must be >= 1"]),
+        (["batch_size=-1"], ["batch_size=-1 must be >= 1"]),
+        (["score=edit"], ["score= ranks candidates", "candidates=2"]),
+        (["score=mos"], ["score/mos", "edit none wer"]),
         (
             ["score=wer", "candidates=2", "flow=runs/demo/flow"],
             ["give flow=<run> and hifigan=<run>"],
@@ -142,7 +152,7 @@ def test_lists_of_parquet_files(runs, warm, data, tmp_path):
             ["is not a Whisper model"],
         ),
         (["weights=average"], ["has no average yet"]),
-        (["data.dir=nowhere"], ["nowhere is no prepared data set"]),
+        (["data.dir=nowhere"], ["nowhere is not a prepared data set"]),
         (
             ["data=parquet", "data.train=a.list", "data.valid=b.list"],
             ["there is no data list a.list"],
@@ -150,7 +160,7 @@ def test_lists_of_parquet_files(runs, warm, data, tmp_path):
         (["data=parquet"], ["data.train, data.valid must be given"]),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence(runs, refused, data, words, parts):
+def test_refused_settings(runs, refused, data, words, parts):
     base = [] if "data=parquet" in words else ["data=prepared", f"data.dir={data}"]
     refused("prefer", [LLM, *base, "out=pairs", *words], *parts)
 
@@ -165,6 +175,6 @@ def test_data_of_another_token_rate(runs, refused, data):
     refused(
         "prefer",
         [LLM, "data=prepared", f"data.dir={data}"],
-        "50 speech tokens a second",
-        "wants 25",
+        "50 speech tokens per second",
+        "needs 25",
     )

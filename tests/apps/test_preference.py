@@ -1,7 +1,9 @@
-"""mode=dpo through the commands."""
+"""mode=dpo by the commands."""
 
 import shutil
 import signal
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +12,15 @@ import pytest
 import yaml
 
 from cosyexp.training.evaluate import evaluator
+from tests.apps.warm import Warm
 from tests.support import checkpoints, metrics, sentence, train_words
 
 EVERY = ["trainer.steps=8", "trainer.valid_every=4", "checkpoint.every=2"]
 
 
 @pytest.fixture(scope="module")
-def folder(data, warm, tmp_path_factory):
-    """An sft run `sft`, and `pairs`: the same data with an answer to reject for four rows of five."""
+def folder(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sft run `sft`, and `pairs`: its data with a rejected answer for four rows of five."""
     folder, draw = tmp_path_factory.mktemp("preference"), np.random.default_rng(0)
     shutil.copytree(data, folder / "pairs", ignore=shutil.ignore_patterns("*.fields"))
     for path in (folder / "pairs").rglob("*.parquet"):
@@ -35,21 +38,21 @@ def folder(data, warm, tmp_path_factory):
     return folder
 
 
-def words(folder, *more):
+def words(folder: Path, *more: str) -> list[str]:
     return train_words(
         "llm", folder / "pairs", "mode=dpo", f"init_from={folder}/sft", *EVERY, *more
     )
 
 
 @pytest.fixture(scope="module")
-def straight(folder, warm):
-    """A run that nothing interrupted, with the reference beside the policy."""
-    said = warm("train", *words(folder, "run_dir=straight"), cwd=folder).stdout
-    assert "has no reject_speech_token" in said  # named, and no fault
+def straight(folder: Path, warm: Warm) -> Path:
+    """An uninterrupted run, with a live reference model."""
+    output = warm("train", *words(folder, "run_dir=straight"), cwd=folder).stdout
+    assert "has no reject_speech_token" in output  # named, but not counted as bad
     return folder / "straight"
 
 
-def last(run):
+def last(run: Path) -> bytes:
     return (run / "checkpoints/step_00000008/llm.safetensors").read_bytes()
 
 
@@ -76,7 +79,7 @@ def test_a_run_begins_as_its_own_reference(straight):
 @pytest.mark.parametrize(
     "engine", [["engine=fsdp"], ["engine=deepspeed", "engine.stage=3"]], ids=lambda words: words[0]
 )
-def test_a_live_reference_stands_beside_a_sharded_policy(folder, straight, warm, tmp_path, engine):
+def test_a_live_reference_with_a_sharded_policy(folder, straight, warm, tmp_path, engine):
     warm("train", *words(folder, *engine, "run_dir=sharded"), cwd=tmp_path)
     for ours, theirs in zip(metrics(tmp_path / "sharded"), metrics(straight), strict=True):
         assert ours == pytest.approx(
@@ -94,16 +97,16 @@ def test_a_cached_reference_trains_as_a_live_one(folder, straight, warm, tmp_pat
         "trainer.steps=9",
         "init_from=null",
         "reference=gone",
-    ]  # it is not needed any more, nor looked for
+    ]  # neither is needed any more
     with pytest.raises(AssertionError, match="was begun with reference"):
         warm("train", *words(folder, *cache, *more), cwd=tmp_path)
-    said = warm(
+    output = warm(
         "train", *words(folder, *cache, "trainer.steps=9", "init_from=gone"), cwd=tmp_path
     ).stdout
-    assert "done at step 9" in said
+    assert "done at step 9" in output
 
 
-def test_what_was_cached_for_another_objective_is_not_taken(folder, straight, warm, tmp_path):
+def test_the_cache_of_another_objective_is_not_used(folder, straight, warm, tmp_path):
     more = words(folder, "objective.cache_reference=true", "run_dir=cached", "trainer.steps=2")
     warm("train", *more, "objective.normalize=sum", cwd=tmp_path)
     kept = (tmp_path / "cached/reference/logps.safetensors").read_bytes()
@@ -147,7 +150,7 @@ def test_weights_are_measured_against_the_reference_as_in_training(straight):
     )
 
 
-def test_average_and_export_take_it_as_any_run(straight, warm):
+def test_average_and_export_work_as_on_any_run(straight, warm):
     warm("average", f"run_dir={straight}", "num=2", cwd=straight.parent)
     warm("export", f"run_dir={straight}", "format=jit", "weights=average", cwd=straight.parent)
     assert (straight / "exports/jit/llm.decode.fp32.zip").exists()
@@ -165,8 +168,8 @@ def test_other_losses_train(folder, warm, tmp_path):
         assert np.isfinite(metrics(tmp_path / loss)[-1]["valid/loss"])
 
 
-def test_what_cannot_be_compared_is_a_sentence(folder, straight, warm, tmp_path):
-    def refused(*more):
+def test_refused_references(folder, straight, warm, tmp_path):
+    def refused(*more: str) -> subprocess.CompletedProcess[str]:
         return warm("train", *words(folder, "run_dir=refused", *more), cwd=tmp_path, check=False)
 
     sentence(refused("init_from=null"), "give reference=")
@@ -176,12 +179,12 @@ def test_what_cannot_be_compared_is_a_sentence(folder, straight, warm, tmp_path)
     assert not (tmp_path / "refused/checkpoints").exists()
 
 
-def test_a_run_goes_on_with_its_own_reference_alone(folder, straight, warm, tmp_path):
+def test_a_run_resumes_only_with_its_own_reference(folder, straight, warm, tmp_path):
     shutil.copytree(folder / "sft", tmp_path / "sft")
     begin = words(folder, f"init_from={tmp_path}/sft", "run_dir=run", "trainer.steps=2")
     warm("train", *begin, cwd=tmp_path)
     shutil.copytree(
         straight / "checkpoints/step_00000008", tmp_path / "sft/checkpoints/step_00000099"
     )
-    said = warm("train", *begin, "trainer.steps=4", cwd=tmp_path, check=False)
-    sentence(said, "was started with the reference", "step_00000004")
+    output = warm("train", *begin, "trainer.steps=4", cwd=tmp_path, check=False)
+    sentence(output, "was started with the reference", "step_00000004")

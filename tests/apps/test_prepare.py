@@ -1,7 +1,8 @@
-"""prepare on what people have: hostile files, other layouts, trained front ends, kills."""
+"""prepare: bad files, corpora in other layouts, ONNX front ends, kills."""
 
 import csv
 import io
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from cosyexp.data.frontends.onnx import OnnxSpeaker, OnnxTokenizer
 from cosyexp.data.preparation import PrepareOptions
 from cosyexp.data.shards import read_list, read_rows
 from cosyexp.errors import UserError
+from tests.apps.warm import Warm
 from tests.onnx_models import speaker_encoder, tokenizer
 from tests.support import contents, environment, sentence
 
@@ -41,7 +43,7 @@ def encoded(wave: np.ndarray, rate: int = 16000, form: str = "WAV", **kwargs: An
 
 
 @pytest.fixture(scope="module")
-def waves(data) -> list[np.ndarray]:
+def waves(data: Path) -> list[np.ndarray]:
     """Eight utterances of the demo, at 16 kHz."""
     rows = list(read_rows(data / "train/00000.parquet", ["utt", "audio_data"]))[:8]
     decoded = [soundfile.read(io.BytesIO(row["audio_data"]), dtype="float32") for row in rows]
@@ -70,7 +72,9 @@ def rows_of(out: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+def hostile(
+    waves: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
     """A folder with a table of 20 utterances that cannot be used, and why, among 8 that can."""
     folder = tmp_path_factory.mktemp("hostile")
     wave = waves[0]
@@ -153,7 +157,9 @@ def hostile(waves, tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def prepared(hostile, warm, tmp_path_factory) -> tuple[Path, str]:
+def prepared(
+    hostile: tuple[Path, dict[str, str]], warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("prepared")
     words = (
         "corpus=table",
@@ -167,8 +173,8 @@ def prepared(hostile, warm, tmp_path_factory) -> tuple[Path, str]:
     return folder / "data", warm("prepare", *words, cwd=folder).stdout
 
 
-def test_every_hostile_input_is_named_and_the_rest_prepared(hostile, prepared):
-    reasons, (out, said) = hostile[1], prepared
+def test_every_bad_recording_is_named_and_the_rest_prepared(hostile, prepared):
+    reasons, (out, output) = hostile[1], prepared
     dropped = dict(
         line.split("\t")[:2] for line in (out / "dropped.tsv").read_text().splitlines()[1:]
     )
@@ -188,11 +194,13 @@ def test_every_hostile_input_is_named_and_the_rest_prepared(hostile, prepared):
     for row in rows.values():
         seconds = soundfile.info(io.BytesIO(row["audio_data"])).duration
         assert abs(len(row["speech_token"]) - 50 * seconds) <= 2
-    assert "20 of 28 recordings left out: " in said and "; and 10 more in data/dropped.tsv" in said
-    assert "data: 8 utterances" in said and "'😀' in 1 texts" in said
+    assert (
+        "20 of 28 recordings left out: " in output and "; and 10 more in data/dropped.tsv" in output
+    )
+    assert "data: 8 utterances" in output and "'😀' in 1 texts" in output
 
 
-def test_the_report_has_a_picture_and_the_asked_for_fields(prepared):
+def test_the_report_has_a_histogram_and_cached_fields(prepared):
     out, _ = prepared
     assert (out / "lengths.png").read_bytes()[:4] == b"\x89PNG"
     for shard in read_list(f"{out}/train.list"):
@@ -202,9 +210,9 @@ def test_the_report_has_a_picture_and_the_asked_for_fields(prepared):
     assert not (out / "parts").exists() and not (out / "preparing.yaml").exists()
 
 
-def test_inspect_says_what_a_list_holds(prepared, warm):
+def test_inspect_describes_a_list(prepared, warm):
     out, _ = prepared
-    said = warm("prepare", f"inspect={out}/train.list", cwd=out).stdout
+    output = warm("prepare", f"inspect={out}/train.list", cwd=out).stdout
     for part in (
         "8 utterances in 3 shards, 1 speakers",
         "per second; ",
@@ -212,7 +220,7 @@ def test_inspect_says_what_a_list_holds(prepared, warm):
         "example    good 0: 'hello there'",
         "'😀'",
     ):
-        assert part in said
+        assert part in output
     sentence(
         warm("prepare", "inspect=nothing.list", cwd=out, check=False),
         "there is no data list nothing.list",
@@ -220,7 +228,7 @@ def test_inspect_says_what_a_list_holds(prepared, warm):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.tsv", "utt\twav\ttext\n", r"a\.tsv has no column 'speaker', but .* corpus\.columns\."),
         (
@@ -237,7 +245,7 @@ def test_inspect_says_what_a_list_holds(prepared, warm):
         (None, "", r"there is no file .*a\.csv: .* corpus\.path="),
     ],
 )
-def test_unusable_tables(name, content, told, tmp_path):
+def test_unusable_tables(name, content, message, tmp_path):
     if name:
         (tmp_path / name).write_text(content)
     table = Table(
@@ -247,15 +255,15 @@ def test_unusable_tables(name, content, told, tmp_path):
         delimiter=None,
         held_out=0.1,
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         list(table.recordings())
 
 
-def test_a_field_that_is_none(refused):
+def test_an_unknown_field(refused):
     refused(
         "prepare",
         ["cache=mel,pitch", *WORDS, "out=data"],
-        "cache=pitch is no field: choose of mel, f0, wave",
+        "cache=pitch is not a field: choose of mel, f0, wave",
     )
 
 
@@ -269,7 +277,7 @@ def test_a_table_without_rows(refused, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def spoken(waves, tmp_path_factory) -> Path:
+def spoken(waves: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spoken")
     for i, wave in enumerate(waves):
         (folder / f"{i}.wav").write_bytes(encoded(wave))
@@ -294,10 +302,8 @@ def test_a_table_has_a_bom_columns_of_other_names_and_no_ids(spoken, warm, tmp_p
 
 
 def test_json_lines(spoken, warm, tmp_path):
-    lines = [
-        f'{{"utt": "u{i}", "wav": "{spoken}/{i}.wav", "text": "hello", "speaker": "s", "how": "gently"}}'
-        for i in range(7)
-    ]
+    common = {"text": "hello", "speaker": "s", "how": "gently"}
+    lines = [json.dumps({"utt": f"u{i}", "wav": f"{spoken}/{i}.wav", **common}) for i in range(7)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{cut"]))
     words = (
         "corpus=table",
@@ -315,7 +321,7 @@ def test_json_lines(spoken, warm, tmp_path):
 
 
 @pytest.fixture
-def kaldi(spoken, tmp_path) -> Path:
+def kaldi(spoken: Path, tmp_path: Path) -> Path:
     root = tmp_path / "kaldi"
     root.mkdir()
     (root / "wav.scp").write_text("".join(f"u{i} {spoken}/{i}.wav\n" for i in range(8)))
@@ -326,7 +332,7 @@ def kaldi(spoken, tmp_path) -> Path:
 
 
 def test_kaldi_s_layout(kaldi, warm, tmp_path):
-    said = warm(
+    output = warm(
         "prepare",
         "corpus=kaldi",
         "corpus.root=kaldi",
@@ -336,9 +342,9 @@ def test_kaldi_s_layout(kaldi, warm, tmp_path):
         cwd=tmp_path,
     ).stdout
     assert (
-        "left out: u7: kaldi/text has no line for it" in said
-        and "7 utterances" in said
-        and "2 speakers" in said
+        "left out: u7: kaldi/text has no line for it" in output
+        and "7 utterances" in output
+        and "2 speakers" in output
     )
     rows = rows_of(tmp_path / "data")
     assert rows["u3"]["text"] == "number 3, please" and rows["u3"]["spk"] == "s1"
@@ -377,15 +383,15 @@ def test_libritts_layout(spoken, warm, refused, tmp_path):
         "tts has no folder gone",
         "corpus.train=",
     )
-    said = warm(
+    output = warm(
         "prepare", "corpus=libritts", "corpus.root=tts", *WORDS, "out=data", cwd=tmp_path
     ).stdout
-    assert "8 utterances" in said and "3 speakers" in said
+    assert "8 utterances" in output and "3 speakers" in output
     (held_out,) = read_rows(tmp_path / "data/valid/00000.parquet", ["utt", "text", "spk"])
     assert held_out == {"utt": "9_1_7", "text": "Text 7.", "spk": "9"}
 
 
-# trained front ends --------------------------------------------------------------------------------------------------
+# trained front ends -------------------------------------------------------------------------------
 
 
 def onnx_words(folder: Path, tokenizer: str, speaker: str, *words: str) -> list[str]:
@@ -447,7 +453,7 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
     good, speaker = tokenizer(folder / "v1.onnx", 2), speaker_encoder(folder / "campplus.onnx")
     (folder / "prose.onnx").write_text("no model")
     wanted = Wanted(token_rate=50, codes=4096, speaker_dim=192)
-    for recipe, path, told in (
+    for recipe, path, message in (
         (OnnxTokenizer, speaker, r"campplus\.onnx takes bank .* speech_tokenizer\.path="),
         (OnnxSpeaker, good, r"v1\.onnx takes mel .* speaker_encoder\.path="),
         (
@@ -463,7 +469,7 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
         (OnnxTokenizer, f"{folder}/prose.onnx", r"prose\.onnx cannot be opened as an ONNX model"),
         (OnnxTokenizer, f"{folder}/gone.onnx", r"there is no file .*gone\.onnx"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             recipe(path=path).fit([], wanted)
     with pytest.raises(UserError, match="the family has 9 tokens"):
         OnnxTokenizer(path=good).fit([], replace(wanted, codes=9))
@@ -472,7 +478,7 @@ def test_wrong_onnx_files_are_refused_in_a_sentence(hostile, refused, tmp_path):
     )
 
 
-# resuming ------------------------------------------------------------------------------------------------------------
+# resuming -----------------------------------------------------------------------------------------
 
 
 def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
@@ -496,8 +502,12 @@ def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
     warm("prepare", *words, "processes=1", "out=whole", cwd=tmp_path)
     child = subprocess.Popen(
         [sys.executable, "-m", "cosyexp.prepare", *words, "out=killed"],
-        cwd=tmp_path, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while child.poll() is None and not list(tmp_path.glob("killed/parts/*.arrow")):
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
@@ -506,12 +516,12 @@ def test_a_killed_preparation_resumes_to_the_same_bits(spoken, warm, tmp_path):
     assert len(others) < 3 and not (tmp_path / "killed/meta.yaml").exists()
     (tmp_path / "killed/parts/000003.arrow").write_bytes(
         first.read_bytes()[:9000]
-    )  # as a disk may leave it
+    )  # as a crash may leave it
     warm("prepare", *words, "out=killed", cwd=tmp_path)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
+def test_finished_work_is_not_repeated(spoken, monkeypatch, tmp_path):
     source = Table(
         name="t", path=str(tmp_path / "a.csv"), columns=COLUMNS, delimiter=None, held_out=0.1
     )
@@ -523,8 +533,13 @@ def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
         ],
     )
     options = PrepareOptions(token_rate=50, codes=16, speaker_dim=8, processes=1)
-    made = []
-    monkeypatch.setattr(KMeansTokenizer, "encode", lambda self, wave: made.append(1) or [1, 2, 3])
+    made: list[np.ndarray] = []
+
+    def encode(self: object, wave: np.ndarray) -> list[int]:
+        made.append(wave)
+        return [1, 2, 3]
+
+    monkeypatch.setattr(KMeansTokenizer, "encode", encode)
     with monkeypatch.context() as broken, pytest.raises(OSError, match="no more"):
         broken.setattr(preparation, "write", raises)
         preparation.prepare(source, tmp_path / "data", options, {})
@@ -533,11 +548,11 @@ def test_what_is_done_is_not_done_again(spoken, monkeypatch, tmp_path):
     assert len(made) == 6
 
 
-def raises(job):
+def raises(job: object) -> NoReturn:
     raise OSError("no more")
 
 
-def test_more_bad_recordings_than_may_be_lose_no_work(hostile, warm, tmp_path):
+def test_more_bad_recordings_than_tolerated_lose_no_work(hostile, warm, tmp_path):
     words = ("corpus=table", f"corpus.path={hostile[0]}/all.tsv", *WORDS, "out=data")
     result = warm("prepare", *words, cwd=tmp_path, check=False)
     sentence(

@@ -1,9 +1,11 @@
-"""Sweeps: jobs do not share a folder, one that fails hides no other, and a table says what came of each."""
+"""Sweeps: each job has a folder, a failed one stops no other, and a table shows how each ended."""
 
 import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -11,25 +13,25 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra.errors import HydraException
 from tensorboard import program
 
-from cosyexp.cli.errors import user_message
+from tests.apps.warm import Warm
 from tests.support import (
     MODELS,
     RUNS,
     checkpoints,
     command,
     contents,
+    environment,
     metrics,
     sentence,
     train_words,
 )
 
 
-def table(said: str) -> list[dict[str, str]]:
-    """The rows of the table at the end of what a sweep prints, cut where its columns begin."""
-    lines = said.split("this table is also")[0].splitlines()
+def table(output: str) -> list[dict[str, str]]:
+    """The rows of the table that a sweep prints last, cut where its columns begin."""
+    lines = output.split("this table is also")[0].splitlines()
     start = next(i for i, line in enumerate(lines) if line.split()[:2] == ["job", "status"])
     names = lines[start].split()
     edges = [*(lines[start].index(name) for name in names), None]
@@ -44,16 +46,18 @@ def folders(root: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def swept(data, warm, tmp_path_factory):
-    """Two learning rates."""
+def swept(
+    data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, str]]]:
+    """A sweep over two learning rates: its folder and table."""
     folder = tmp_path_factory.mktemp("swept")
-    said = warm(
+    output = warm(
         "train",
         "-m",
         *train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3"),
         cwd=folder,
     )
-    return folder, table(said.stdout)
+    return folder, table(output.stdout)
 
 
 def test_runs_are_named_by_what_is_swept(swept):
@@ -83,15 +87,19 @@ def test_the_table_is_kept_as_csv_with_all_digits(swept):
     folder, rows = swept
     (path,) = folder.glob("multirun/train/*/sweep.csv")
     kept = list(csv.DictReader(path.read_text().splitlines()))
-    assert [{**row, "valid_loss": f"{float(row['valid_loss']):.6g}"} for row in kept] == rows
+    short = {"valid_loss": ".6g", "time": ".6g"}
+    rounded = [
+        {**row, **{k: f"{float(row[k]):{form}}" for k, form in short.items()}} for row in kept
+    ]
+    assert rounded == rows
     for row in kept:
         assert float(row["valid_loss"]) in [
             line.get("valid/loss") for line in metrics(folder / row["run_dir"])
         ]
 
 
-def test_tensorboard_tells_the_runs_apart_by_their_settings_and_losses(swept):
-    """Asks TensorBoard for what its page HParams shows."""
+def test_tensorboard_shows_the_settings_and_losses_of_the_runs(swept):
+    """Requests what the HParams page of TensorBoard shows."""
     folder, rows = swept
     board = program.TensorBoard()
     board.configure(logdir=str(folder / "runs"), port=0, host="127.0.0.1", load_fast="false")
@@ -129,16 +137,16 @@ def metrics_of(group: dict[str, Any]) -> dict[str, float]:
     return {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
 
 
-def test_the_same_sweep_goes_on_in_the_same_folders(swept, data, warm):
+def test_the_same_sweep_resumes_in_the_same_folders(swept, data, warm):
     folder, _ = swept
     before = folders(folder / "runs")
-    said = warm(
+    output = warm(
         "train",
         "-m",
         *train_words("llm", data, "trainer.steps=2", "optimizer.lr=1e-3,3e-3"),
         cwd=folder,
     ).stdout
-    assert said.count("resuming at step 1") == 2
+    assert output.count("resuming at step 1") == 2
     assert folders(folder / "runs") == before
 
 
@@ -150,63 +158,54 @@ def test_models_of_a_sweep_take_the_names_of_single_runs(data, warm, tmp_path):
         "trainer.steps=0",
         "trainer.previews=0",
     ]
-    said = warm("train", "-m", "model=llm,hifigan", *words, cwd=tmp_path).stdout
-    assert [row["run_dir"] for row in table(said)] == ["runs/demo/llm", "runs/demo/hifigan"]
+    output = warm("train", "-m", "model=llm,hifigan", *words, cwd=tmp_path).stdout
+    assert [row["run_dir"] for row in table(output)] == ["runs/demo/llm", "runs/demo/hifigan"]
     assert folders(tmp_path / "runs") == {"demo/llm", "demo/hifigan"}
 
 
-def test_values_that_no_folder_can_be_named_by_still_get_folders_of_their_own(data, warm, tmp_path):
+def test_values_that_no_file_name_can_hold_get_separate_folders(data, warm, tmp_path):
     words = train_words("llm", data, "trainer.steps=0", "optimizer.betas=[0.9,0.99],[0.8,0.99]")
-    said = warm("train", "-m", *words, cwd=tmp_path).stdout
-    names = [row["run_dir"] for row in table(said)]
+    output = warm("train", "-m", *words, cwd=tmp_path).stdout
+    names = [row["run_dir"] for row in table(output)]
     assert len(set(names)) == 2 and folders(tmp_path) == set(names)
     assert not any(character in name for name in names for character in ",=[]")
 
 
-def test_a_failed_job_hides_no_other(data, warm, tmp_path):
-    words = train_words("llm", f"nowhere,{data}", "trainer.steps=1")
-    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
-    sentence(said, "nowhere is no prepared data set")
-    rows = table(said.stdout)
+def test_a_failed_job_stops_no_other(data, warm, tmp_path):
+    words = train_words("llm", Path(f"nowhere,{data}"), "trainer.steps=1")
+    output = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(output, "nowhere is not a prepared data set")
+    rows = table(output.stdout)
     assert [row["status"] for row in rows] == ["failed", "completed"]
     assert (
-        "nowhere is no prepared data set" in rows[0]["error"] and float(rows[1]["valid_loss"]) > 0
+        "nowhere is not a prepared data set" in rows[0]["error"]
+        and float(rows[1]["valid_loss"]) > 0
     )
     assert checkpoints(tmp_path / rows[1]["run_dir"])[-1] == "step_00000001"
 
 
-def test_a_sweeper_finds_settings_by_the_validation_loss(data, warm, tmp_path):
-    words = train_words(
-        "llm", data, "trainer.steps=1", "hydra/sweeper=search", "hydra.sweeper.n_trials=3"
-    )
-    rows = table(warm("train", "-m", *words, cwd=tmp_path).stdout)
-    assert len({row["run_dir"] for row in rows}) == 3
-    (path,) = tmp_path.glob("multirun/train/*/optimization_results.yaml")
-    found = yaml.safe_load(path.read_text())
-    best = min(rows, key=lambda row: float(row["valid_loss"]))
-    assert best["overrides"] == f"optimizer.lr={found['best_params']['optimizer.lr']}"
-    assert f"{found['best_value']:.6g}" == best["valid_loss"]
-
-
 def test_jobs_side_by_side_on_this_machine(data, warm, tmp_path):
-    """Each in a process of its own, with a log of its own; of two ranks each."""
+    """Each job is a process with its own log; here it starts two ranks."""
     words = train_words(
         "llm",
-        f"nowhere,{data}",
+        Path(f"nowhere,{data}"),
         "trainer.steps=1",
         "hydra/launcher=local",
         "hydra.launcher.tasks_per_node=2",
     )
-    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
-    sentence(said, "nowhere is no prepared data set")
-    rows = table(said.stdout)
+    output = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(output, "nowhere is not a prepared data set")
+    rows = table(output.stdout)
     assert [row["status"] for row in rows] == ["failed", "completed"]
-    assert "nowhere is no prepared data set" in rows[0]["error"]
+    assert "nowhere is not a prepared data set" in rows[0]["error"]
     assert len(list((tmp_path / rows[1]["run_dir"] / "logs").glob("rank_*.log"))) == 2
     named = re.findall(
-        r"^job \d, data.dir=.*: local job \d+, whose log is (\S+)$", said.stdout, re.MULTILINE
+        r"^job \d, data.dir=.*: local job \d+, log (\S+)$", output.stdout, re.MULTILINE
     )
-    assert ["nowhere is no" in (tmp_path / log).read_text() for log in named] == [True, False]
+    assert ["nowhere is not a prepared" in (tmp_path / log).read_text() for log in named] == [
+        True,
+        False,
+    ]
     assert "done at step 1" in (tmp_path / named[1]).read_text()
 
 
@@ -218,32 +217,61 @@ def test_a_sweep_under_torchrun_is_refused(tmp_path, monkeypatch):
     )
 
 
-def test_a_launcher_whose_package_is_missing_says_how_to_get_it():
-    said = "In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'"
-    assert (
-        user_message(HydraException(said))
-        == "hydra/launcher= needs a package that is not installed: pip install 'cosyexp[slurm]'"
+WITHOUT = """
+import sys
+for name in {packages}:
+    sys.modules[name] = None
+from cosyexp.train import main
+main()
+"""
+PACKAGES = {
+    "launcher=slurm": ("slurm", ["submitit", "hydra_plugins.hydra_submitit_launcher"]),
+    "launcher=local": ("slurm", ["submitit", "hydra_plugins.hydra_submitit_launcher"]),
+    "sweeper=optuna": ("optuna", ["optuna"]),
+}
+
+
+def without(packages: list[str], *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Trains where packages are not installed; warnings are shown."""
+    env = {key: value for key, value in environment().items() if key != "PYTHONWARNINGS"}
+    code = WITHOUT.format(packages=packages)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=cwd, env=env, capture_output=True, text=True
     )
+
+
+@pytest.mark.parametrize("option", PACKAGES)
+def test_an_option_whose_package_is_missing_names_it(option, tmp_path):
+    extra, packages = PACKAGES[option]
+    result = without(packages, "-m", f"hydra/{option}", "seed=1,2", cwd=tmp_path)
+    name = sentence(result, "a package that is not installed", f"pip install 'cosyexp[{extra}]'")
+    assert result.stderr.strip() == name
+
+
+def test_the_extras_of_a_sweep_are_not_missed_without_one(tmp_path):
+    packages = [name for _, names in PACKAGES.values() for name in names]
+    result = without(packages, "--cfg", "job", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_two_jobs_in_one_run_directory_are_refused(data, warm, tmp_path):
     words = train_words("llm", data, "trainer.steps=1", "optimizer.lr=1e-3,3e-3", "run_dir=same")
-    said = warm("train", "-m", *words, cwd=tmp_path, check=False)
-    sentence(said, "same was begun with", "optimizer.lr=0.001, not 0.003", "run_dir=")
-    assert [row["status"] for row in table(said.stdout)] == ["completed", "failed"]
+    output = warm("train", "-m", *words, cwd=tmp_path, check=False)
+    sentence(output, "same was begun with", "optimizer.lr=0.001, not 0.003", "run_dir=")
+    assert [row["status"] for row in table(output.stdout)] == ["completed", "failed"]
     assert yaml.safe_load((tmp_path / "same/config.yaml").read_text())["optimizer"]["lr"] == 0.001
 
 
 def test_a_misspelled_word_ends_a_sweep_before_its_first_job(data, warm, tmp_path):
-    said = warm(
+    output = warm(
         "train", "-m", *train_words("llm", data, "trainer.stepz=1,2"), cwd=tmp_path, check=False
     )
-    sentence(said, "trainer.stepz", "Did you mean steps?")
+    sentence(output, "there is no key trainer.stepz", "did you mean steps?")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")
-def copies(trained, tmp_path_factory) -> Path:
+def copies(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copies")
     shutil.copytree(trained, folder, dirs_exist_ok=True)
     return folder
@@ -269,17 +297,17 @@ def test_average_sweeps_over_runs_choices_and_numbers(copies, warm):
     assert contents(copies / "runs/demo") == before
 
 
-def test_a_failed_average_hides_no_other(copies, warm):
-    said = warm(
+def test_a_failed_average_stops_no_other(copies, warm):
+    output = warm(
         "average",
         "-m",
         "run_dir=runs/demo/llm,nowhere,runs/demo/flow",
-        "num=3",
+        "num=2",
         cwd=copies,
         check=False,
     )
-    sentence(said, "nowhere is no run directory")
-    assert [row["status"] for row in table(said.stdout)] == ["completed", "failed", "completed"]
+    sentence(output, "nowhere is no")
+    assert [row["status"] for row in table(output.stdout)] == ["completed", "failed", "completed"]
 
 
 def test_a_list_is_one_job_and_a_sweep_over_it_several(copies, warm):
@@ -314,6 +342,6 @@ def test_exports_of_other_weights_do_not_overwrite_one_another(copies, warm):
     assert len({row["result"] for row in rows}) == 2
 
 
-def test_readings_of_several_seeds_do_not_overwrite_one_another(copies, warm):
+def test_wavs_of_several_seeds_do_not_overwrite_one_another(copies, warm):
     rows = table(warm("synthesize", "-m", "seed=0,1", "text=hello", *RUNS, cwd=copies).stdout)
     assert len({(copies / row["result"]).read_bytes() for row in rows}) == 2

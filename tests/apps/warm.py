@@ -1,7 +1,7 @@
-"""Runs modules in forks of a process that has imported the heavy packages already, which takes most of a cold start.
+"""Runs apps without a cold start: in forks of a process that has imported the heavy packages.
 
-`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err, env} and answers each with an exit status. What a
-fork runs is what `python -m <module> <words>` runs, in a process of its own.
+`python -m tests.apps.warm` reads JSON lines {module, words, cwd, seconds, out, err, env} and
+answers each with an exit status. A fork runs what `python -m <module> <words>` runs.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,33 +37,43 @@ HEAVY = (
 
 
 class Warm:
-    """`warm("train", "model=flow", cwd=...)` is `support.command`, but for the imports."""
+    """`warm("train", "model=flow", cwd=...)` is `support.command` without the imports."""
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self.server = server
 
     def __call__(
-        self, app: str, *words: str, cwd: Path, check: bool = True, **env: str
+        self,
+        app: str,
+        *words: str,
+        cwd: Path,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        result = self.module(f"cosyexp.{app}", *words, cwd=cwd, **env)
+        result = self.module(f"cosyexp.{app}", *words, cwd=cwd, env=env)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
         return result
 
     def module(
-        self, name: str, *words: object, cwd: Path, seconds: int = 300, **env: str
+        self,
+        name: str,
+        *words: object,
+        cwd: Path,
+        seconds: int = 300,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         assert self.server.stdin and self.server.stdout
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            order = {
+            order: dict[str, Any] = {
                 "module": name,
                 "words": list(map(str, words)),
                 "cwd": str(cwd),
                 "seconds": seconds,
                 "out": str(out),
                 "err": str(err),
-                "env": env,
+                "env": dict(env or {}),
             }
             self.server.stdin.write(json.dumps(order) + "\n")
             self.server.stdin.flush()
@@ -88,7 +98,7 @@ def warm_process() -> Iterator[Warm]:
 
 
 def run(order: dict[str, Any]) -> None:
-    """Never returns to the server's loop: what the module raises ends this fork."""
+    """Runs a module in this fork; what it raises ends the fork."""
     signal.alarm(order["seconds"])
     os.chdir(order["cwd"])
     os.environ |= order["env"]

@@ -1,4 +1,7 @@
-"""A SLURM of one node on loopback, started by hand: no systemd, no cgroups, no accounts. Needs root, and Debian's slurm-wlm and munge."""
+"""A SLURM of one node on loopback, without systemd, cgroups and accounting.
+
+It needs root, and Debian's slurm-wlm and munge.
+"""
 
 import os
 import shutil
@@ -11,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-CPUS = 4  # also on a machine that has fewer: jobs of tests are small
+CPUS = 4  # also on a machine with fewer; the jobs of tests are small
 CONFIG = """
 ClusterName=cosyexp
 SlurmctldHost={host}(127.0.0.1)
@@ -47,12 +50,12 @@ PartitionName=test Nodes={host} Default=YES MaxTime=60 GraceTime=30
 
 
 def missing() -> str | None:
-    """Why no cluster can be started here; None where it can."""
+    """Returns why no cluster can be started here, or None."""
     if absent := [
         name for name in (*DAEMONS, "srun") if shutil.which(name, path=search_path()) is None
     ]:
         return f"{', '.join(absent)} not found: apt-get install slurm-wlm munge"
-    return None if os.geteuid() == 0 else "SLURM's daemons are started by root alone"
+    return None if os.geteuid() == 0 else "only root can start SLURM's daemons"
 
 
 def search_path() -> str:
@@ -61,7 +64,11 @@ def search_path() -> str:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands speak to a cluster whose files lie in `folder`; stops what it started."""
+    """Starts a cluster and yields the environment of its commands; on exit, stops it.
+
+    Args:
+        folder: for the files of the cluster.
+    """
     host = socket.gethostname().split(".")[0]
     with socket.socket() as one, socket.socket() as two:
         for probe in (one, two):
@@ -74,11 +81,11 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     )
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    stand_ins = Path(__file__).with_name("bin")
+    substitutes = Path(__file__).with_name("bin")  # sacct, which needs accounting
     env = {
         **os.environ,
         "SLURM_CONF": str(folder / "slurm.conf"),
-        "PATH": f"{stand_ins}:{search_path()}",
+        "PATH": f"{substitutes}:{search_path()}",
     }
     files = {
         "key-file": "munge.key",
@@ -122,12 +129,12 @@ def run(env: dict[str, str], *words: str, check: bool = True) -> str:
 def until(true: Callable[[], bool], what: str, seconds: float) -> None:
     limit = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < limit, f"waited {seconds} s in vain until {what}"
+        assert time.monotonic() < limit, f"waited {seconds} s until {what}"
         time.sleep(0.1)
 
 
 def stop(name: str, pid_file: Path) -> None:
-    """Ends a daemon by the number it wrote down, if that is still its own."""
+    """Ends a daemon by the process id in a file, if that process still is this daemon."""
     if not pid_file.exists():
         return
     pid = int(pid_file.read_text())

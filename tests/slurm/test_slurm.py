@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm on a real SLURM of one node: sweeps, jobs of several tasks, preemption, jobs that die."""
+"""hydra/launcher=slurm on a real SLURM of one node: sweeps, tasks, preemption, jobs that die."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import pytest
 from tests.slurm.cluster import run, until
 from tests.support import ROOT, command, metrics, train_words
 
-PATIENCE = 300  # seconds, on a machine that does much else
+PATIENCE = 300  # seconds, on a busy machine
 QUEUE = ["hydra/launcher=slurm", "hydra.launcher.timeout_min=30"]
 STEPS = 120
 LONG = [f"trainer.steps={STEPS}", "trainer.valid_every=60", "run_dir=run"]
@@ -45,7 +45,7 @@ def logs(folder: Path) -> str:
 
 
 def job_of(folder: Path) -> str:
-    """The number SLURM gave to the only job of a sweep."""
+    """Returns SLURM's number of the only job of a sweep."""
     (path,) = folder.glob("multirun/*/*/.submitit/*/*_submitted.pkl")
     return path.name.split("_")[0]
 
@@ -60,7 +60,7 @@ def steps_done(run_dir: Path) -> int:
 
 
 def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
-    """What SLURM does to a job of lower priority; then, instead of the two minutes that it waits, at once what it does after them."""
+    """Preempts a job as SLURM does, and starts it again without SLURM's delay of two minutes."""
     until(lambda: steps_done(run_dir) > 5, "it trains", PATIENCE)
     job = job_of(folder)
     run(env, "scancel", "--signal=USR2", job)
@@ -76,9 +76,8 @@ def preempt(env: dict[str, str], folder: Path, run_dir: Path) -> None:
         PATIENCE,
     )
 
-    run(
-        env, "scontrol", "update", f"jobid={job}", "StartTime=now+2"
-    )  # in the second of its end, a node takes a job for the old one
+    # a node takes a job that starts in the second of its end for the old one
+    run(env, "scontrol", "update", f"jobid={job}", "StartTime=now+2")
     until(lambda: not pending(), "it starts again", PATIENCE)
 
 
@@ -99,7 +98,7 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
     assert (
         len(
             re.findall(
-                r"^job \d, optimizer.lr=.* slurm job \d+_\d, whose log is multirun/",
+                r"^job \d, optimizer.lr=.*: slurm job \d+_\d, log multirun/",
                 out,
                 re.MULTILINE,
             )
@@ -128,7 +127,7 @@ def test_two_trainings_in_the_queue(slurm, data, tmp_path):
         assert {"official/llm.pt", "jit/llm.text_encoder.fp32.zip", "jit/llm.llm.fp32.zip"} <= files
 
 
-def test_a_training_by_srun_itself(slurm, data, tmp_path):
+def test_a_training_under_srun(slurm, data, tmp_path):
     words = train_words("flow", data, "trainer.steps=2", "run_dir=run")
     srun = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, "-m", "cosyexp.train"]
     env = {**slurm, "PYTHONPATH": str(ROOT)}
@@ -141,18 +140,18 @@ def test_a_training_by_srun_itself(slurm, data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
-    """The same training by two ranks that nobody disturbed."""
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training by two ranks, without interruption."""
     folder = tmp_path_factory.mktemp("straight")
     command("train", *train_words("llm", data, *LONG), "engine.nproc_per_node=2", cwd=folder)
     return folder / "run"
 
 
 @pytest.mark.parametrize("how", ["hydra.launcher.tasks_per_node=2", "engine.nproc_per_node=2"])
-def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(
+def test_a_preempted_job_resumes_and_ends_like_an_uninterrupted_one(
     how, slurm, data, tmp_path, straight
 ):
-    """Two ranks, as tasks of SLURM or started by one: all stop at the same step, before the job is requeued."""
+    """Two ranks, as tasks of SLURM or started by one task, stop at the same step."""
     process = sweep(slurm, "train", *train_words("llm", data, *LONG), how, cwd=tmp_path)
     try:
         preempt(slurm, tmp_path, tmp_path / "run")
@@ -160,15 +159,15 @@ def test_a_preempted_job_comes_back_and_ends_like_an_undisturbed_one(
     finally:
         process.kill()
     assert code == 0, out + err + logs(tmp_path)
-    said, found = logs(tmp_path), tmp_path / "run"
-    (step,) = re.findall(r"stopped at step (\d+)", said)
-    assert 0 < int(step) < STEPS and said.count(f"resuming at step {step}") == 1
+    output, found = logs(tmp_path), tmp_path / "run"
+    (step,) = re.findall(r"stopped at step (\d+)", output)
+    assert 0 < int(step) < STEPS and output.count(f"resuming at step {step}") == 1
     assert [(row["status"], row["steps"]) for row in table(tmp_path)] == [("completed", str(STEPS))]
     assert (found / LAST).read_bytes() == (straight / LAST).read_bytes()
     assert metrics(found) == metrics(straight)
 
 
-def test_a_job_that_dies_without_a_word_hides_no_other(slurm, data, tmp_path):
+def test_a_job_that_is_killed_stops_no_other(slurm, data, tmp_path):
     process = sweep(
         slurm, "train", *train_words("llm", data, "trainer.steps=1,1000000"), cwd=tmp_path
     )
@@ -193,4 +192,4 @@ def test_a_job_that_dies_without_a_word_hides_no_other(slurm, data, tmp_path):
         ("trainer.steps=1", "completed"),
         ("trainer.steps=1000000", "failed"),
     ]
-    assert os.path.exists(tmp_path / rows[1]["error"].split("its log is ")[1])
+    assert os.path.exists(tmp_path / rows[1]["error"].split("see its log ")[1])

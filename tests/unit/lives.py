@@ -1,4 +1,4 @@
-"""What an engine makes of a small network; a module of its own, as it runs in a process of its own."""
+"""Trainings of a small network with each engine; a module that a separate process imports."""
 
 import copy
 import io
@@ -16,10 +16,12 @@ from cosyexp.training.engines.ddp import DDP
 from cosyexp.training.engines.deepspeed import DeepSpeed
 from cosyexp.training.engines.fsdp import FSDP
 
+Content = dict[str, dict[str, torch.Tensor]]
+
 ENGINES: dict[str, Any] = {"ddp": DDP, "fsdp": FSDP} | {
     f"zero{stage}": partial(DeepSpeed, stage=stage) for stage in range(4)
 }
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Any] = {
     "fused AdamW": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01, fused=True),
     "Adam": partial(torch.optim.Adam, lr=0.1),
     "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
@@ -29,6 +31,8 @@ HALF = len(SCALES) // 2
 
 
 class Block(nn.Module):
+    """A residual layer with dropout, and weights that are not used."""
+
     def __init__(self) -> None:
         super().__init__()
         self.linear, self.dropout, self.unused = nn.Linear(5, 5), nn.Dropout(0.3), nn.Linear(5, 3)
@@ -38,7 +42,9 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """With blocks, odd sizes, weights that are not used and one that is not trained."""
+    """Blocks, odd sizes, weights that are not used, and one that is not trained."""
+
+    seen: torch.Tensor
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -55,6 +61,7 @@ class Net(nn.Module):
 
 
 def engine_of(name: str, net: Net, optimizer: str, **options: Any) -> Any:
+    """Returns an engine that is set up for a network."""
     engine = ENGINES[name](max_grad_norm=0.7, ema=0.5, running_sum=True, **options)
     engine.setup(
         {"net": Trainable(net, OPTIMIZERS[optimizer], lambda update, lr: lr / (update + 1))}, []
@@ -63,7 +70,7 @@ def engine_of(name: str, net: Net, optimizer: str, **options: Any) -> Any:
 
 
 def update(engine: Any, net: Net, number: int, scale: float) -> Any:
-    """Of two micro-batches."""
+    """Makes an update of two micro-batches, and returns its report."""
     for half in (0, 1):
         torch.manual_seed(2 * number + half)
         with engine.autocast():
@@ -77,7 +84,8 @@ def update(engine: Any, net: Net, number: int, scale: float) -> Any:
     return engine.step("net", number)
 
 
-def content(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
+def content(engine: Any) -> Content:
+    """Returns copies of the weights and of their averages."""
     kept = {"net": engine.weights("net"), **engine.weight_averages()}
     return {
         name: {key: tensor.detach().clone() for key, tensor in tensors}
@@ -86,17 +94,24 @@ def content(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> dict[str, Any]:
-    """Some updates, a few of them not finite; halfway, perhaps, through a file into a new engine."""
+    """Makes some updates, a few of them not finite.
+
+    Args:
+        name: of the engine.
+        optimizer: its name.
+        resumed: whether everything goes through a file into a new engine halfway.
+        options: of the engine.
+
+    Returns:
+        The content of the engine, and the gradient norm of each update and whether it was applied.
+    """
     net = Net()
     engine, norms, applied = engine_of(name, net, optimizer, **options), [], []
     for number, scale in enumerate(SCALES):
         if resumed and number == HALF:
             with TemporaryDirectory() as own:
-                saved, file, folder = (
-                    copy.deepcopy(content(engine)),
-                    io.BytesIO(),
-                    Path(engine.all_gather(own)[0]),
-                )
+                saved, file = copy.deepcopy(content(engine)), io.BytesIO()
+                folder = Path(engine.all_gather(own)[0])
                 torch.save(engine.save_state(folder), file)
                 engine.all_gather(None)
                 engine.close()
@@ -116,5 +131,6 @@ def life(name: str, optimizer: str, resumed: bool = False, **options: Any) -> di
 
 
 def lives(calls: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Returns the result of `life` for each of several options."""
     torch.set_num_threads(1)
     return {key: life(**options) for key, options in calls.items()}

@@ -1,20 +1,40 @@
-"""Run directories that nothing was trained in."""
+"""Run directories for the tests, with checkpoints but without a training."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from cosyexp.config import TrainConfig, parse, to_dict
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import save_tensors
 
+SMALLEST = {
+    "model": {"name": "llm"},
+    "data": {"train": "train.list", "valid": None, "dir": None},
+    "run_dir": "unused",
+}
 
-def make_run(path: Path, config: Mapping[str, Any] | None = None) -> RunDirectory:
+
+def smallest_config(values: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Returns a config that can be stored, though not trained, with some values changed."""
+    merged = OmegaConf.merge(SMALLEST, dict(values or {}))
+    return parse(TrainConfig, OmegaConf.to_container(merged))  # type: ignore[arg-type]
+
+
+def changed(config: TrainConfig, **values: Any) -> TrainConfig:
+    """Returns a copy of a config with other top-level values."""
+    return parse(TrainConfig, {**to_dict(config), **values})
+
+
+def make_run(path: Path, config: TrainConfig | None = None) -> RunDirectory:
+    """Makes a run directory without checkpoints; by default that of an llm."""
     run = RunDirectory(path)
-    run.write_config({"family": {}, "model": {"name": "llm"}, "network": {}, **(config or {})}, [])
+    run.write_config(smallest_config() if config is None else config, [])
     return run
 
 
@@ -25,12 +45,17 @@ def add(
     tensors: Mapping[str, Tensor] | None = None,
     **others: Mapping[str, Tensor],
 ) -> Checkpoint:
-    """A checkpoint with the model's weights, and with the other files of weights, by name."""
-    folder, model = run.checkpoints.begin(step), run.config()["model"]["name"]
-    for name, content in {
-        model: tensors or {"weight": torch.full((4,), float(step))},
-        **others,
-    }.items():
+    """Adds a checkpoint to a run.
+
+    Args:
+        step: the step of the checkpoint.
+        losses: its validation losses, if it was validated.
+        tensors: the weights of the model; by default 4 numbers, all equal to `step`.
+        others: more files of weights, by name.
+    """
+    folder, model = run.checkpoints.begin(step), run.config().model.name
+    weights = tensors or {"weight": torch.full((4,), float(step))}
+    for name, content in {model: weights, **others}.items():
         save_tensors(folder / f"{name}.safetensors", content)
     return run.checkpoints.commit(
         folder,
@@ -39,10 +64,12 @@ def add(
 
 
 def cut(path: Path) -> None:
+    """Removes the last byte of a file."""
     path.write_bytes(path.read_bytes()[:-1])
 
 
 def steps(run: RunDirectory) -> list[int]:
+    """Returns the steps of the checkpoints of a run."""
     return [
         int(path.name.removeprefix("step_"))
         for path in sorted((run.path / "checkpoints").glob("step_*"))

@@ -7,18 +7,31 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from cosyexp.averaging.candidates import candidates_in
 from cosyexp.averaging.mean import PIECE, combine
-from cosyexp.averaging.methods import mix
-from cosyexp.averaging.select import Choice, select
+from cosyexp.averaging.methods import (
+    Evaluate,
+    Greedy,
+    Method,
+    Running,
+    Uniform,
+    Weighted,
+    WeightedSum,
+)
+from cosyexp.averaging.select import Selection, select
 from cosyexp.averaging.write import folder_name, write_file, write_folder
 from cosyexp.errors import UserError
-from cosyexp.run.checkpoint import file_hash
+from cosyexp.registry import build
+from cosyexp.run.checkpoint import BY_LOSS, Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors
 from cosyexp.run.weights import find_weights
@@ -26,13 +39,14 @@ from tests.support import contents, environment
 from tests.unit.runs import add, cut, make_run
 
 
-def average(files, out, pickled=False):
+def average(files: list[Path], out: Path, pickled: bool = False) -> None:
+    """Writes the plain mean of files, the newest last."""
     combine([(file, 1.0) for file in files], len(files), files[-1], out, pickled)
 
 
-def mean_of(folder, *contents):
-    """The average of files, the newest last."""
-    files = []
+def mean_of(folder: Path, *contents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the average of safetensors files, the newest last."""
+    files: list[Path] = []
     for i, tensors in enumerate(contents):
         files.append(folder / f"{i}.safetensors")
         save_tensors(files[-1], tensors)
@@ -129,12 +143,14 @@ def test_a_tensor_of_many_pieces_is_whole(tmp_path):
 # .pt
 
 
-def pt_mean_of(folder, *contents):
+def pt_mean_of(folder: Path, *contents: Any) -> dict[str, Tensor]:
+    """Returns the average of .pt files, the newest last."""
     files = [folder / f"{i}.pt" for i in range(len(contents))]
     for file, tensors in zip(files, contents, strict=True):
         torch.save(tensors, file)
     average(files, folder / "mean.pt", pickled=True)
-    return torch.load(folder / "mean.pt", weights_only=True)
+    mean: dict[str, Tensor] = torch.load(folder / "mean.pt", weights_only=True)
+    return mean
 
 
 def test_a_pt_comes_back_as_torch_would_have_written_it(tmp_path):
@@ -172,7 +188,7 @@ def test_a_pt_comes_back_as_torch_would_have_written_it(tmp_path):
         assert archive.testzip() is None
 
 
-def test_step_and_epoch_are_no_weights(tmp_path):
+def test_step_and_epoch_are_not_averaged(tmp_path):
     contents = [
         {"a": torch.ones(2), "step": step, "epoch": torch.tensor(epoch)}
         for step, epoch in ((1, 1), (5, 2))
@@ -237,22 +253,21 @@ import re, sys
 from pathlib import Path
 from cosyexp.averaging.mean import combine
 
-def most():  # memory so far, in megabytes; ru_maxrss would start from the parent's
+def peak():  # memory so far, in megabytes; ru_maxrss would start from the parent's
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 small, large, out = map(Path, sys.argv[1:])
 pickled = out.suffix == ".pt"
 combine([(small, 1.0)] * 3, 3, small, out, pickled)  # the code's own pages count too
-before = most()
+before = peak()
 combine([(large, 1.0)] * 3, 3, large, out, pickled)
-print(most() - before)
+print(peak() - before)
 """
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by /proc")
-def test_memory_grows_with_nothing(tmp_path, kind):
-    """Not even with the largest tensor."""
+def test_memory_does_not_grow_with_the_largest_tensor(tmp_path, kind):
     megabytes, count = 16, 3
     for name, size in (("small", 1), ("large", megabytes * 2**18)):
         tensors = {f"t{i}": torch.ones(size) for i in range(count)}
@@ -276,7 +291,8 @@ def test_memory_grows_with_nothing(tmp_path, kind):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> RunDirectory:
+    """A run with six checkpoints, some of whose losses are not finite."""
     run = make_run(tmp_path / "run")
     for step, loss, mse in (
         (10, 3.0, 0.1),
@@ -290,50 +306,65 @@ def run(tmp_path):
     return RunDirectory(run.path)
 
 
-def chosen(run, how, num=None, **options):
-    return [
-        candidate.step for candidate in select(candidates_in(run.path), Choice(how, num, **options))
-    ]
+def selected(run: RunDirectory, rule: str, num: int | None = None, **options: Any) -> list[int]:
+    """Returns the steps of the selected checkpoints, in order."""
+    return [c.step for c in select(candidates_in(run.path), Selection(rule, num, **options))]
 
 
 def test_the_best_are_those_with_the_lowest_loss(run):
-    assert chosen(run, "best", 1) == [20]
-    assert chosen(run, "best", 2) == [20, 40]
-    assert chosen(run, "best", 3) == [20, 40, 10]
+    assert selected(run, "best", 1) == [20]
+    assert selected(run, "best", 2) == [20, 40]
+    assert selected(run, "best", 3) == [20, 40, 10]
 
 
-def test_the_best_may_go_by_another_metric(run):
-    assert chosen(run, "best", 2, metric="mse") == [30, 10]
+def test_the_best_may_be_those_by_another_metric(run):
+    assert selected(run, "best", 2, criterion=Criterion("mse")) == [30, 10]
+    assert selected(run, "best", 2, criterion=Criterion("mse", "max")) == [20, 40]
+
+
+def test_untrained_weights_are_not_among_the_best_unless_there_are_no_others(tmp_path):
+    run = make_run(tmp_path / "run")
+    add(run, 0, {"loss": 0.5})
+    assert selected(run, "best", 1) == [0]
+    add(run, 10, {"loss": 2.0})
+    assert selected(run, "best", 1) == [10] and selected(run, "last", 2) == [10, 0]
+    with pytest.raises(UserError, match="has 1 such checkpoints, not num=2"):
+        selected(run, "best", 2)
 
 
 def test_the_last_need_no_validation(run):
-    assert chosen(run, "last", 3) == [60, 50, 40] and chosen(run, "last") == [60, 50, 40, 30, 20]
+    assert selected(run, "last", 3) == [60, 50, 40] and selected(run, "last") == [
+        60,
+        50,
+        40,
+        30,
+        20,
+    ]
 
 
 def test_a_window_has_all_from_a_step_to_a_step(run):
-    assert chosen(run, "window", window=(20, 50)) == [50, 40, 30, 20]
-    assert chosen(run, "window", 2, window=(20, 50)) == [50, 40]
-    assert chosen(run, "best", 1, window=(30, 60)) == [40]
+    assert selected(run, "window", window=(20, 50)) == [50, 40, 30, 20]
+    assert selected(run, "window", 2, window=(20, 50)) == [50, 40]
+    assert selected(run, "best", 1, window=(30, 60)) == [40]
 
 
 def test_too_few_are_refused_unless_not_strict(run, said):
     with pytest.raises(
-        UserError, match=r"has 3 checkpoints to choose from, not num=4.*strict=false"
+        UserError, match=r"has 3 such checkpoints, not num=4: give a smaller num, or strict=false"
     ):
-        chosen(run, "best", 4)
+        selected(run, "best", 4)
     assert (
-        chosen(run, "best", 4, strict=False) == [20, 40, 10]
-        and "has 3 checkpoints to choose from, not num=4" in said.text
+        selected(run, "best", 4, strict=False) == [20, 40, 10]
+        and "has 3 such checkpoints, not num=4: averaging these" in said.text
     )
 
 
-def test_damaged_checkpoints_are_passed_over_aloud(run, said):
+def test_damaged_checkpoints_are_skipped_with_a_warning(run, said):
     for step in (20, 60):
         cut(run.path / "checkpoints" / f"step_{step:08d}" / "llm.safetensors")
-    assert chosen(run, "best", 2) == [40, 10] and chosen(run, "last", 2) == [50, 40]
-    assert (
-        "step_00000020 is passed over" in said.text and "step_00000060 is passed over" in said.text
-    )
+    assert selected(run, "best", 2) == [40, 10] and selected(run, "last", 2) == [50, 40]
+    for step in (20, 60):
+        assert f"step_{step:08d} is skipped: llm.safetensors does not match" in said.text
 
 
 def test_one_flipped_bit_is_noticed(run, said):
@@ -342,7 +373,7 @@ def test_one_flipped_bit_is_noticed(run, said):
     content[-1] ^= 1
     path.write_bytes(content)
     assert (
-        chosen(run, "best", 1) == [40]
+        selected(run, "best", 1) == [40]
         and "step_00000020" in said.text
         and "llm.safetensors does not match its checksum" in said.text
     )
@@ -351,29 +382,27 @@ def test_one_flipped_bit_is_noticed(run, said):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"how": "last", "num": 0}, "num=0"),
-        ({"how": "last", "num": -1}, "num=-1"),
         (
-            {"how": "best", "num": 1, "metric": "nonsense"},
+            {"rule": "best", "num": 1, "criterion": Criterion("nonsense")},
             "no checkpoint with a validation nonsense.*select=last",
         ),
-        ({"how": "window"}, r"give window=\[from,to\]"),
-        ({"how": "window", "window": (5,)}, r"window=\[5\] is no stretch"),
-        ({"how": "last", "window": (5, 4)}, r"window=\[5, 4\] is no stretch"),
+        ({"rule": "window"}, r"give window=\[from,to\]"),
+        ({"rule": "window", "window": (5,)}, r"window=\[5\] is not a range of steps"),
+        ({"rule": "last", "window": (5, 4)}, r"window=\[5, 4\] is not a range of steps"),
         (
-            {"how": "window", "window": (61, 99)},
-            "no checkpoint from step 61 to 99: it has those of steps 10 to 60",
+            {"rule": "window", "window": (61, 99)},
+            "no checkpoint from step 61 to 99: its checkpoints are of steps 10 to 60",
         ),
     ],
 )
-def test_what_cannot_be_chosen_is_a_sentence(run, options, message):
+def test_a_selection_that_is_not_possible_is_refused(run, options, message):
     with pytest.raises(UserError, match=message):
-        chosen(run, **options)
+        selected(run, **options)
 
 
-def test_a_run_without_checkpoints_is_not_told_to_select_the_last_ones(tmp_path):
-    with pytest.raises(UserError, match="no checkpoint") as error:
-        chosen(make_run(tmp_path / "run"), "last", 1)
+def test_the_error_of_a_run_without_checkpoints_does_not_propose_the_last_ones(tmp_path):
+    with pytest.raises(UserError, match="has no readable checkpoint: train it further") as error:
+        selected(make_run(tmp_path / "run"), "last", 1)
     assert "select=last" not in str(error.value)
 
 
@@ -386,23 +415,35 @@ def test_what_was_not_kept_in_training_is_named_with_its_option(run):
 # how much of each
 
 
-def mixed(run, method="uniform", num=3, how="best", evaluate=None, **options):
-    candidates = candidates_in(run.path, sums=method == "running")
-    return mix(
-        select(candidates, Choice(how, num)),
-        method,
-        "loss",
-        options.get("temperature", 1.0),
-        evaluate,
-    )
+def no_evaluation(_: Path) -> Mapping[str, float]:
+    """Fails, as most methods validate nothing."""
+    raise AssertionError("nothing is validated")
 
 
-def written(average, folder):
-    return read_tensors(write_file(average, folder / "out.safetensors"))["weight"].tolist()
+def mixed(
+    run: RunDirectory,
+    method: Method,
+    num: int = 3,
+    rule: str = "best",
+    evaluate: Evaluate = no_evaluation,
+    criterion: Criterion = BY_LOSS,
+) -> WeightedSum:
+    """Returns the average that a method makes of selected checkpoints."""
+    candidates = candidates_in(run.path, sums=method.running_sums)
+    sources = select(candidates, Selection(rule, num, criterion))
+    return method(sources, criterion, evaluate)
+
+
+def written(average: WeightedSum, folder: Path) -> list[float]:
+    """Returns the weights of an average, which is written to a file."""
+    weights: list[float] = read_tensors(write_file(average, folder / "out.safetensors"))[
+        "weight"
+    ].tolist()
+    return weights
 
 
 def test_weights_are_the_softmax_of_the_losses(run, tmp_path):
-    average = mixed(run, "weighted", temperature=0.5)
+    average = mixed(run, Weighted(temperature=0.5))
     shares = torch.softmax(
         torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64) / -0.5, 0
     ).tolist()  # of the steps 10, 20, 40
@@ -413,34 +454,55 @@ def test_weights_are_the_softmax_of_the_losses(run, tmp_path):
 
 
 def test_a_low_temperature_takes_the_best_alone(run, tmp_path):
-    assert written(mixed(run, "weighted", temperature=1e-6), tmp_path) == [20.0] * 4
+    assert written(mixed(run, Weighted(temperature=1e-6)), tmp_path) == [20.0] * 4
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_weighs_nothing_is_refused(run, temperature):
-    with pytest.raises(UserError, match="temperature="):
-        mixed(run, "weighted", temperature=temperature)
+def test_weights_follow_the_direction_of_the_metric(run):
+    """Of the greatest mse, as of the lowest: 0.1, 0.3 and 0.2 at the steps 10, 20 and 40."""
+    average = mixed(run, Weighted(temperature=0.1), criterion=Criterion("mse", "max"))
+    shares = torch.softmax(torch.tensor([0.1, 0.3, 0.2], dtype=torch.float64) / 0.1, 0)
+    assert [source.step for source, _ in average.rows()] == [10, 20, 40]
+    assert [weight for _, weight in average.rows()] == pytest.approx(shares.tolist(), rel=1e-12)
 
 
-@pytest.mark.parametrize("method", ["weighted", "greedy"])
-def test_what_has_no_finite_loss_cannot_be_gone_by(run, method):
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_is_not_a_positive_number_is_refused(temperature):
+    node = {"_target_": "cosyexp.averaging.methods.Weighted", "temperature": temperature}
+    with pytest.raises(UserError, match=rf"Weighted .*temperature={temperature:g} must be > 0"):
+        build(node, "method")
+
+
+@pytest.mark.parametrize("method", [Weighted(), Greedy()], ids=["weighted", "greedy"])
+def test_checkpoints_without_a_finite_loss_cannot_be_ranked(run, method):
     with pytest.raises(
         UserError, match=r"step_000000.0/llm\.safetensors has no finite validation loss"
     ):
-        mixed(run, method, how="last")
+        mixed(run, method, rule="last")
 
 
 def test_a_soup_takes_what_lowers_the_loss_and_nothing_else(run, tmp_path):
-    """The loss is a bowl around 14: 20 alone, then with 40, which is worse, then with 10, which is better."""
-    tried = []
+    """The loss is a bowl around 14: 20 alone, with 40, which is worse, with 10, which is better."""
+    tried: list[float] = []
 
     def evaluate(path):
         tried.append(read_tensors(path)["weight"][0].item())
         return {"loss": abs(tried[-1] - 14)}
 
-    average = mixed(run, "greedy", evaluate=evaluate)
+    average = mixed(run, Greedy(), evaluate=evaluate)
     assert tried == [20, 30, 15] and [source.step for source, _ in average.rows()] == [10, 20]
     assert written(average, tmp_path) == [15.0] * 4
+
+
+def test_a_soup_may_raise_a_metric(run):
+    """The accuracy is highest at 14; the order is that of the greatest mse: 20, 40, 10."""
+    tried: list[float] = []
+
+    def evaluate(path):
+        tried.append(read_tensors(path)["weight"][0].item())
+        return {"mse": -abs(tried[-1] - 14)}
+
+    average = mixed(run, Greedy(), evaluate=evaluate, criterion=Criterion("mse", "max"))
+    assert tried == [20, 30, 15] and [source.step for source, _ in average.rows()] == [10, 20]
 
 
 def test_running_sums_give_the_mean_of_all_steps_in_between(tmp_path):
@@ -462,27 +524,37 @@ def test_running_sums_give_the_mean_of_all_steps_in_between(tmp_path):
                 sum={"weight": total.clone()},
             )
     found = read_tensors(
-        write_file(mixed(run, "running", how="last"), tmp_path / "out.safetensors")
+        write_file(mixed(run, Running(), rule="last"), tmp_path / "out.safetensors")
     )
     torch.testing.assert_close(found["weight"], torch.stack(kept[20:]).mean(0), rtol=0, atol=1e-7)
     assert found["weight"].dtype == torch.float32 and found["count"] == 40
-    with pytest.raises(UserError, match="between two checkpoints"):
-        mixed(run, "running", num=1, how="last")
+    with pytest.raises(UserError, match=r"between two checkpoints, and there is only .* step 40"):
+        mixed(run, Running(), num=1, rule="last")
 
 
 # where they go
 
 
-def write(run, how="last", num=2, name=None):
+def write(run: RunDirectory, rule: str = "last", num: int = 2, name: str | None = None) -> Path:
+    """Writes the mean of some checkpoints into the run."""
     candidates = candidates_in(run.path)
-    average = mix(select(candidates, Choice(how, num)), "uniform", "loss", 1.0, None)
-    return write_folder(average, candidates, name or f"{how}{num}", {"method": "uniform"})
+    average = Uniform()(select(candidates, Selection(rule, num)), BY_LOSS, no_evaluation)
+    return write_folder(average, candidates, name or f"{rule}{num}", {"method": "uniform"})
 
 
 def test_folders_are_named_by_all_that_makes_them_differ():
+    methods: dict[str, Method] = {
+        "uniform": Uniform(),
+        "weighted0.1": Weighted(temperature=0.1),
+        "weighted0.25": Weighted(temperature=0.25),
+        "greedy": Greedy(),
+        "running": Running(),
+    }
     names = {
-        folder_name(Choice(how, num, metric, window), method, temperature)
-        for how, window in (
+        (rule, num, metric, window, method): folder_name(
+            Selection(rule, num, Criterion(metric), window), methods[method]
+        )
+        for rule, window in (
             ("best", None),
             ("last", None),
             ("ema", None),
@@ -491,8 +563,7 @@ def test_folders_are_named_by_all_that_makes_them_differ():
         )
         for num in (None, 3)
         for metric in ("loss", "mse")
-        for method in ("uniform", "weighted", "greedy", "running")
-        for temperature in (0.1, 0.25)
+        for method in methods
     }
     assert {
         "best5",
@@ -503,12 +574,25 @@ def test_folders_are_named_by_all_that_makes_them_differ():
         "best5-mse",
         "last5-weighted0.1",
         "last3-mse-greedy",
-    } <= names
-    # the metric matters for best, and for what goes by it, the temperature for weighted; 3 of a window are the last 3 in it
-    assert len(names) == 2 * 10 + 7 * 8
+    } <= set(names.values())
+
+    def content(key):
+        """Returns what the average is made of."""
+        rule, num, metric, window, method = key
+        # the metric matters for the best and for the methods that use it
+        uses_metric = rule == "best" or methods[method].uses_metric
+        # 3 of a window are the last 3 in it
+        rule = "last" if rule == "window" and num else rule
+        return rule, num, metric if uses_metric else None, window, method
+
+    by_name: dict[str, set[Any]] = {}
+    for key, name in names.items():
+        by_name.setdefault(name, set()).add(content(key))
+    assert all(len(contents) == 1 for contents in by_name.values())
+    assert len(by_name) == len({content(key) for key in names})
 
 
-def test_an_average_says_what_it_was_made_of(run):
+def test_the_meta_of_an_average_lists_its_checkpoints(run):
     path = write(run, "best")
     assert (
         path == run.averages / "best2" / "llm.safetensors"
@@ -545,8 +629,8 @@ def test_an_average_that_fails_leaves_the_old_one(run):
     assert contents(run.path) == before and find_weights(run, "average") == path
 
 
-def forked(work):
-    """Begins it in a process of its own; returns what waits for its exit status."""
+def forked(work: Callable[[], object]) -> Callable[[], int]:
+    """Starts work in another process; returns a function that waits for its exit status."""
     if (pid := os.fork()) == 0:
         try:
             work()
@@ -563,7 +647,7 @@ def test_an_average_that_is_killed_leaves_the_old_one(run, point, monkeypatch):
     add(run, 70)
     calls = iter(range(100))
 
-    def die(*_):
+    def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def killed():
@@ -615,7 +699,8 @@ def test_an_average_with_a_flipped_bit_is_not_used(run):
     for choice in ("average", "last2"):
         with pytest.raises(
             UserError,
-            match=r"averages/last2 is damaged \(llm\.safetensors does not match its checksum\): create it again",
+            match=r"averages/last2 is damaged \(llm\.safetensors does not match its checksum\): "
+            r"create it again",
         ):
             find_weights(run, choice)
 
@@ -623,7 +708,7 @@ def test_an_average_with_a_flipped_bit_is_not_used(run):
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_an_average_goes_where_output_says(run, tmp_path, suffix):
     out = tmp_path / "a" / f"b.{suffix}"
-    assert write_file(mixed(run, how="last", num=2), out) == out
+    assert write_file(mixed(run, Uniform(), rule="last", num=2), out) == out
     found = read_tensors(out) if suffix == "safetensors" else torch.load(out, weights_only=True)
     assert found["weight"].tolist() == [55.0] * 4
     assert list(out.parent.iterdir()) == [out] and not run.averages.exists()

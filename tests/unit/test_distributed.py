@@ -1,4 +1,4 @@
-"""Which rank the environment makes a process."""
+"""The rank of a process, from the environment of its launcher."""
 
 import pytest
 
@@ -27,7 +27,8 @@ TORCHRUN = {
 }
 
 
-def named(rank, local, world, address, port):
+def named(rank: str, local: str, world: str, address: str, port: str) -> dict[str, str]:
+    """Returns the variables of a rank."""
     return {
         "RANK": rank,
         "LOCAL_RANK": local,

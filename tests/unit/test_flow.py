@@ -1,21 +1,22 @@
-"""The flow models of all families: from tokens to frames, rows apart, chunks, the way from noise to mel, synthesis, export."""
+"""The flow models of all families: layers, padding, chunks, integration, synthesis, export."""
 
 import math
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cosyexp.registry import build
-from hydra import compose, initialize_config_dir
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.hydra_app import CONFIG_DIR, register
+from cosyexp.cli.compose import compose_train
+from cosyexp.config import TrainConfig
 from cosyexp.data.collators.flow import FlowCollator
 from cosyexp.data.draws import Draws
+from cosyexp.errors import UserError
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, compare
@@ -23,6 +24,7 @@ from cosyexp.models.flow.generate import generate
 from cosyexp.models.flow.length_regulator import LengthRegulator, stretch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
+from cosyexp.registry import build
 
 VOCABULARY, SPEAKER, BINS = 20, 6, 8
 FRAMES = torch.tensor([16, 9, 1, 13])
@@ -71,28 +73,28 @@ CHUNKED = ("cosyvoice2", "cosyvoice3")
 FAMILY = pytest.mark.parametrize("family", TINY)
 
 
-def mask_of(lengths, size=None):
+def mask_of(lengths: Tensor, size: int | None = None) -> Tensor:
+    """Returns the mask of frames within the lengths, (B, 1, T)."""
     return (torch.arange(size or int(lengths.max())) < lengths[:, None]).unsqueeze(1)
 
 
 @cache
-def config(family, *words):
-    """The config of a tiny network of a family."""
-    register()
+def config(family: str, *words: str) -> TrainConfig:
+    """Returns the config of a tiny network of a family."""
     chunk = [f"network.estimator.chunk={2 * CHUNK}"] if family in CHUNKED else []
     sizes = [
         f"family.mel.bins={BINS}",
         f"family.speaker_dim={SPEAKER}",
         f"family.speech_vocabulary={VOCABULARY}",
     ]
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
-        return compose(
-            "train",
-            overrides=["model=flow", f"family={family}", *sizes, *TINY[family], *chunk, *words],
-        )
+    data = ["data=prepared", "data.dir=unused", "tokenizer@family.tokenizer=characters"]
+    return compose_train(
+        ["model=flow", f"family={family}", *data, *sizes, *TINY[family], *chunk, *words]
+    )
 
 
-def network(family, *words):
+def network(family: str, *words: str) -> Any:
+    """Returns a tiny network of a family, in double precision."""
     torch.manual_seed(0)
     net = build(config(family, *words).network, "network")
     with torch.no_grad():
@@ -105,7 +107,8 @@ def network(family, *words):
 # layers
 
 
-def interpolated(x, frames):
+def interpolated(x: Tensor, frames: int) -> Tensor:
+    """Returns a linear interpolation."""
     return functional.interpolate(x, size=frames, mode="linear", align_corners=False)
 
 
@@ -183,14 +186,14 @@ def test_channels_that_do_not_divide_into_groups_are_refused():
 
 
 @pytest.fixture
-def batch(family):
-    """Four rows of different lengths, two of them seen by chunks."""
+def batch(family: str) -> dict[str, Tensor]:
+    """Four rows of different lengths, two of which stream."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.tensor([9, 4, 1, 7])
     frames = 2 * tokens if family in CHUNKED else FRAMES
     size = int(frames.max())
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
     return {
@@ -206,19 +209,21 @@ def batch(family):
     }
 
 
-def row_alone(batch, row):
+def row_alone(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """Returns a row without padding."""
     alone = {name: x[row : row + 1] for name, x in batch.items()}
     tokens, frames = int(alone["token_lens_B"]), int(alone["mel_lens_B"])
     sizes = {"token_BN": tokens, "noisy_BFT": frames, "prompt_BFT": frames}
     return {name: x[..., : sizes[name]] if name in sizes else x for name, x in alone.items()}
 
 
-def valid(batch, x):
+def valid(batch: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Returns x with zeros in the padding."""
     return x * mask_of(batch["mel_lens_B"], x.size(2))
 
 
-def check_rows(net, batch):
-    """Outputs of the rows, and gradients of their sum."""
+def check_rows(net: Any, batch: dict[str, Tensor]) -> None:
+    """Asserts that outputs and gradients of a batch are those of its rows."""
     together = net(**batch)
     assert together.shape == batch["noisy_BFT"].shape
     valid(batch, together).square().sum().backward()
@@ -242,7 +247,7 @@ def test_a_row_alone_is_the_row_in_a_batch(batch, family):
 
 @pytest.mark.parametrize("family", ["cosyvoice"])
 @pytest.mark.parametrize(("blocks", "channels"), [(0, "[8,8]"), (2, "[8,8,16]"), (1, "[8]")])
-def test_rows_are_apart_at_any_depth(batch, family, blocks, channels):
+def test_rows_do_not_mix_at_any_depth(batch, family, blocks, channels):
     check_rows(
         network(
             family, f"network.estimator.blocks={blocks}", f"network.estimator.channels={channels}"
@@ -276,7 +281,9 @@ def test_the_original_s_padding_mixes_rows(batch, family, place):
     ("family", "place"), [("cosyvoice", "network"), ("cosyvoice2", "network.encoder")]
 )
 def test_a_padding_of_another_name_is_refused(family, place):
-    with pytest.raises(Exception, match="padding='none' must be"):
+    with pytest.raises(
+        UserError, match="cannot be built with these settings: padding='none' must be"
+    ):
         network(family, f"{place}.padding=none")
 
 
@@ -342,7 +349,7 @@ def test_without_chunks_streaming_rows_are_as_all_others(batch, family):
     assert torch.equal(net(**batch), net(**whole))
 
 
-def test_only_the_first_head_of_the_transformer_knows_positions():
+def test_only_the_first_head_of_the_transformer_has_positions():
     attention = network("cosyvoice3").decoder.estimator.transformer_blocks[0].attn
     x, visible = torch.randn(1, 6, 16, dtype=torch.float64), torch.ones(1, 1, 1, 6).bool()
     angles = torch.rand(6, 8, dtype=torch.float64)
@@ -356,7 +363,7 @@ def test_only_the_first_head_of_the_transformer_knows_positions():
 # from noise to mel
 
 
-def test_the_path_leads_from_noise_to_mel_at_the_speed_that_it_says():
+def test_the_path_leads_from_noise_to_mel_with_its_velocity():
     mel, noise = torch.randn(2, 3, BINS, 5, dtype=torch.float64)
     start, velocity = probability_path(mel, noise, torch.zeros(3, dtype=torch.float64))
     end, _ = probability_path(mel, noise, torch.ones(3, dtype=torch.float64))
@@ -368,7 +375,7 @@ def test_the_path_leads_from_noise_to_mel_at_the_speed_that_it_says():
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_a_straight_way_is_followed_exactly(steps):
+def test_a_straight_path_is_followed_exactly(steps):
     mel, noise = torch.randn(2, 3, BINS, 5, dtype=torch.float64)
     found = euler(lambda y, t: probability_path(mel, noise, t)[1], noise, steps)
     assert_close(found, mel, rtol=0, atol=1e-5)
@@ -448,7 +455,7 @@ def test_synthesis_continues_a_prompt(batch, family):
 
 
 @FAMILY
-def test_what_is_remembered_is_not_made_anew(batch, family):
+def test_frames_in_the_memory_are_not_computed_again(batch, family):
     net, alone = network(family), row_alone(batch, 0)
     given = (net, alone["token_BN"], alone["speaker_BE"])
     mel, made = generate(*given, alone["noisy_BFT"], steps=2)
@@ -464,7 +471,7 @@ def test_what_is_remembered_is_not_made_anew(batch, family):
 
 
 @pytest.mark.parametrize("family", CHUNKED)
-def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
+def test_tokens_without_frames_are_only_the_look_ahead(batch, family):
     net, alone = network(family), row_alone(batch, 0)
     tokens, noise = alone["token_BN"], alone["noisy_BFT"][:, :, :-6]
 
@@ -481,12 +488,20 @@ def test_tokens_without_frames_are_only_looked_at_ahead(batch, family):
     assert (mu(tokens[:, :-3]) != mu(tokens)).any()
 
 
-# the view
+# the collator
 
 
-def collator(**options):
-    mel = {"n_fft": 64, "hop": 16, "win": 64, "bins": BINS, "fmin": 0.0, "fmax": None}
-    shared = {
+def collator(**options: Any) -> FlowCollator:
+    """Returns a small collator."""
+    mel: dict[str, Any] = {
+        "n_fft": 64,
+        "hop": 16,
+        "win": 64,
+        "bins": BINS,
+        "fmin": 0.0,
+        "fmax": None,
+    }
+    shared: dict[str, Any] = {
         "speech_vocabulary": VOCABULARY,
         "token_rate": 50,
         "speaker_dim": SPEAKER,
@@ -495,7 +510,8 @@ def collator(**options):
     return FlowCollator(**shared, sample_rate=16000, mel=mel, **options)
 
 
-def rows_of(*sizes):
+def rows_of(*sizes: tuple[int, int]) -> list[dict[str, np.ndarray]]:
+    """Returns rows with these numbers of tokens and of mel frames."""
     draw = np.random.default_rng(0)
     return [
         {
@@ -546,7 +562,7 @@ def test_each_row_streams_or_not_by_its_own_draw():
 
 
 @FAMILY
-def test_families_with_chunks_train_half_of_the_rows_by_chunks(family):
+def test_families_with_chunks_stream_half_of_the_rows(family):
     assert config(family).model.collator.get("streaming", 0.0) == (
         0.5 if family in CHUNKED else 0.0
     )
@@ -565,15 +581,12 @@ def test_components_compute_the_same_after_export(tmp_path, family, part, form):
         else ["network.estimator.mid_blocks=0", "network.estimator.channels=[8]"]
     )
     net = network(family, *words).float().requires_grad_(False)
-    component, path = (
-        build(config(family, *words).components[part], net).eval(),
-        tmp_path / f"part.{form.suffix}",
-    )
+    component = build(config(family, *words).components[part], "component", net).eval()
+    path = tmp_path / f"part.{form.suffix}"
     form.write(component, path)
     assert max(compare(component, form.load(path))["largest_error"].values()) < TOLERANCE
-    if (
-        part == "flow.conditions" and family in CHUNKED
-    ):  # unfinished: the last tokens have no frames
+    if part == "flow.conditions" and family in CHUNKED:
+        # unfinished: the last tokens have no frames
         token, speaker, noise = component.example(20, torch.Generator().manual_seed(0))
         inputs = (token, speaker, noise[:, :, :-6])
         for found, wanted in zip(form.load(path)(*inputs), component(*inputs), strict=True):

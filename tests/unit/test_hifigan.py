@@ -1,22 +1,22 @@
 """Spectrograms, the harmonic source, and the vocoder with its discriminators."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cosyexp.registry import build
-from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from cosyexp.cli.hydra_app import CONFIG_DIR, register
+from cosyexp.cli.compose import compose_train
+from cosyexp.config import TrainConfig
 from cosyexp.data.collators.hifigan import VocoderBatch, VocoderCollator
 from cosyexp.data.draws import Draws
+from cosyexp.errors import UserError
 from cosyexp.exporting.components import fold_parametrizations
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
@@ -30,6 +30,7 @@ from cosyexp.models.layers.spectrogram import (
     mel_filters,
     slaney_mel,
 )
+from cosyexp.registry import build
 
 RATE, HOP, BINS, HARMONICS = 16000, 256, 20, 5
 FAMILIES = ("demo", "cosyvoice", "cosyvoice2", "cosyvoice3")
@@ -45,18 +46,15 @@ TINY = [
 ]
 
 
-def config(family, *words):
-    """The resolved config of `cosyexp.train` for a tiny vocoder of a family."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR.resolve())):
-        composed = compose(
-            "train",
-            overrides=[f"family={family}", "model=hifigan", "run_dir=unused", *TINY, *words],
-        )
-    return OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+def config(family: str, *words: str) -> TrainConfig:
+    """Returns the config of `cosyexp.train` for a tiny vocoder of a family."""
+    return compose_train(
+        [f"family={family}", "model=hifigan", "data=prepared", "data.dir=unused", *TINY, *words]
+    )
 
 
-def network(family):
+def network(family: str) -> Any:
+    """Returns a tiny vocoder of a family."""
     torch.manual_seed(0)
     return build(config(family).network, "network")
 
@@ -94,7 +92,8 @@ def test_the_inverse_stft_of_any_spectrum_is_torch_s():
     assert_close(ours.inverse(parts.flatten(1, 2)), wanted, rtol=0, atol=1e-5)
 
 
-def mel(fmax=8000.0):
+def mel(fmax: float = 8000.0) -> MelSpectrogram:
+    """Returns a spectrogram of 80 bands."""
     return MelSpectrogram(
         sample_rate=RATE, n_fft=1024, hop=HOP, win=1024, bins=80, fmin=0.0, fmax=fmax
     )
@@ -151,17 +150,18 @@ def test_a_mel_is_in_full_precision_also_under_autocast(dtype):
 # the source
 
 
-def source(harmonics=HARMONICS):
+def source(harmonics: int = HARMONICS) -> HarmonicSource:
+    """Returns a source with random weights."""
     torch.manual_seed(0)
     return HarmonicSource(sample_rate=RATE, hop=HOP, harmonics=harmonics)
 
 
-def sines(f0, phase=None, noise=None):
-    """Of one row, (H, S)."""
-    f0 = torch.as_tensor(f0, dtype=torch.float32)[None]
+def sines(f0: Sequence[float], phase: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    """Returns the sines of one row, (H, S)."""
+    f0_1T = torch.as_tensor(f0, dtype=torch.float32)[None]
     phase = torch.zeros(1, HARMONICS) if phase is None else phase
-    noise = torch.zeros(1, HARMONICS, f0.size(1) * HOP) if noise is None else noise
-    return source().sines(f0, phase, noise)[0]
+    noise = torch.zeros(1, HARMONICS, f0_1T.size(1) * HOP) if noise is None else noise
+    return source().sines(f0_1T, phase, noise)[0]
 
 
 @pytest.mark.parametrize("f0", [62.5, 110.0, 187.5, 430.0])
@@ -235,9 +235,15 @@ def test_the_source_merges_its_harmonics():
 # the networks
 
 
-def generator(n_fft=16, n_hop=4, rates=(8, 8), kernels=(16, 16)):
+def generator(
+    n_fft: int = 16,
+    n_hop: int = 4,
+    rates: Sequence[int] = (8, 8),
+    kernels: Sequence[int] = (16, 16),
+) -> HiFTGenerator:
+    """Returns a small generator in double precision."""
     torch.manual_seed(0)
-    parts = {"source": source(), "f0": F0Predictor(mel_bins=BINS, channels=8)}
+    parts: dict[str, Any] = {"source": source(), "f0": F0Predictor(mel_bins=BINS, channels=8)}
     net = HiFTGenerator(
         mel_bins=BINS,
         channels=16,
@@ -253,7 +259,8 @@ def generator(n_fft=16, n_hop=4, rates=(8, 8), kernels=(16, 16)):
     return net.double().eval()
 
 
-def draws(rows=3, frames=6):
+def draws(rows: int = 3, frames: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns random inputs of a generator: mel, phase and noise."""
     draw = torch.Generator().manual_seed(0)
     mel = torch.randn(rows, BINS, frames, generator=draw, dtype=torch.float64) * 2 - 5
     phase = (torch.rand(rows, HARMONICS, generator=draw, dtype=torch.float64) * 2 - 1) * math.pi
@@ -277,7 +284,7 @@ def test_a_wave_has_a_hop_a_frame_and_is_never_too_loud(frames, sizes):
 
 
 def test_f0_learns_from_its_own_loss_alone():
-    net = generator()
+    net: Any = generator()
     wave, f0 = net(*draws())
     wave.square().sum().backward()
     assert all(parameter.grad is None for parameter in net.f0_predictor.parameters())
@@ -301,8 +308,8 @@ def test_snake_has_its_formula():
         ("resblock_kernels=[4]", "one of them is 4"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(word, reason):
-    with pytest.raises(InstantiationException, match=reason):
+def test_sizes_that_do_not_fit_together_are_refused(word, reason):
+    with pytest.raises(UserError, match=f"HiFTGenerator cannot be built .*{reason}"):
         build(config("demo", f"network.{word}").network, "network")
 
 
@@ -314,7 +321,8 @@ def test_a_residual_block_keeps_the_length():
 # discriminators
 
 
-def judges():
+def discriminators() -> Discriminators:
+    """Returns small discriminators."""
     torch.manual_seed(0)
     return Discriminators(
         periods=[2, 3],
@@ -325,8 +333,8 @@ def judges():
 
 
 @torch.no_grad()
-def test_discriminators_judge_every_row_by_itself():
-    net, waves = judges().double(), torch.randn(3, 1999, dtype=torch.float64)
+def test_discriminators_treat_every_row_by_itself():
+    net, waves = discriminators().double(), torch.randn(3, 1999, dtype=torch.float64)
     together = net(waves)
     assert len(together) == 4 and all(x.size(0) == 3 for maps in together for x in maps)
     for row in range(3):
@@ -348,7 +356,7 @@ def test_a_period_discriminator_sees_each_phase_by_itself():
 
 @torch.no_grad()
 def test_spectra_are_in_full_precision_under_autocast():
-    net, wave = judges(), torch.randn(1, 2000)
+    net, wave = discriminators(), torch.randn(1, 2000)
     with torch.autocast("cpu", torch.bfloat16):
         found = net(wave)
     for ours, theirs in zip(found, net(wave), strict=True):
@@ -361,16 +369,15 @@ def test_spectra_are_in_full_precision_under_autocast():
 # the families
 
 
-def batch_of(family, rows=3, frames=8):
-    """Random segments, in double precision."""
-    settings, draw = config(family)["family"], torch.Generator().manual_seed(0)
-    harmonics, samples = 9, frames * settings["mel"]["hop"]
+def batch_of(family: str, rows: int = 3, frames: int = 8) -> VocoderBatch:
+    """Returns random segments in double precision."""
+    spec, draw = config(family).family.mel, torch.Generator().manual_seed(0)
+    harmonics, samples = 9, frames * spec.hop
     scale = torch.arange(1, rows + 1, dtype=torch.float64)[:, None]
     return VocoderBatch(
         utts=tuple(str(row) for row in range(rows)),
         wave_BS=torch.randn(rows, samples, generator=draw).double() * 0.1 * scale,
-        mel_BFT=torch.randn(rows, settings["mel"]["bins"], frames, generator=draw).double()
-        * scale[..., None]
+        mel_BFT=torch.randn(rows, spec.bins, frames, generator=draw).double() * scale[..., None]
         - 5,
         f0_BT=100 + 100 * torch.rand(rows, frames, generator=draw).double(),
         phase_BH=(torch.rand(rows, harmonics, generator=draw).double() * 2 - 1) * math.pi,
@@ -378,7 +385,8 @@ def batch_of(family, rows=3, frames=8):
     )
 
 
-def row_of(batch, row):
+def row_of(batch: VocoderBatch, row: int) -> VocoderBatch:
+    """Returns a batch of one row."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(
         batch,
@@ -391,7 +399,8 @@ def row_of(batch, row):
     )
 
 
-def inputs_of(batch):
+def inputs_of(batch: VocoderBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the inputs of a generator."""
     return batch.mel_BFT, batch.phase_BH, batch.noise_BHS
 
 
@@ -406,8 +415,10 @@ def test_a_row_alone_is_the_row_in_a_batch(family):
         assert_close(own[0], f0[row], rtol=0, atol=1e-9)
 
 
-def losses_and_gradients(objective, batch):
-    """Of both turns: the terms, and the gradients of the weights and of what the rows give."""
+def losses_and_gradients(
+    objective: Any, batch: VocoderBatch
+) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+    """Returns the loss terms, and the gradients of all weights, of mel and of wave."""
     batch.mel_BFT.grad = batch.wave_BS.grad = None
     terms, gradients = [], []
     for (name, trainable), loss in zip(
@@ -417,7 +428,7 @@ def losses_and_gradients(objective, batch):
         loss.scaled({"segments": 1}).backward()
         terms += [loss[term].sum.detach() for term in loss]
         gradients += [weight.grad.clone() for weight in trainable.module.parameters()]
-        assert name == "discriminator" or batch.mel_BFT.grad.any()
+        assert name == "discriminator" or ((mel := batch.mel_BFT.grad) is not None and mel.any())
     return terms, gradients, [batch.mel_BFT.grad, batch.wave_BS.grad]
 
 
@@ -441,7 +452,7 @@ def test_losses_and_gradients_of_a_batch_are_those_of_its_rows(family):
 
 
 @torch.no_grad()
-def test_a_causal_vocoder_leaves_what_it_said_when_more_comes():
+def test_a_causal_vocoder_does_not_change_samples_when_more_frames_come():
     net, batch = network("cosyvoice3").double(), batch_of("cosyvoice3", frames=20)
     mel, phase, noise = inputs_of(batch)
     hop, context = net.m_source.hop, net.context
@@ -456,12 +467,12 @@ def test_a_causal_vocoder_leaves_what_it_said_when_more_comes():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_an_excitation_that_was_heard_goes_on(family):
+def test_an_excitation_is_continued(family):
     net, batch = network(family).double(), batch_of(family)
     _, source = net.speak(*inputs_of(batch))
-    heard = torch.full_like(source[:, :, :100], 0.5)
-    wave, continued = net.speak(*inputs_of(batch), heard_B1S=heard)
-    assert torch.equal(continued, torch.cat([heard, source[:, :, 100:]], dim=2))
+    previous = torch.full_like(source[:, :, :100], 0.5)
+    wave, continued = net.speak(*inputs_of(batch), heard_B1S=previous)
+    assert torch.equal(continued, torch.cat([previous, source[:, :, 100:]], dim=2))
     assert torch.equal(wave, net.decode(batch.mel_BFT, continued))
 
 
@@ -471,18 +482,16 @@ def test_an_excitation_that_was_heard_goes_on(family):
 def test_segments_of(family, segment):
     settings = config(family)
     collator = build(settings.model.collator, "collator")
-    assert (
-        collator.frames * settings["family"]["mel"]["hop"] == segment
-        and collator.frames <= settings["data"]["max_frames"]
-    )
+    assert collator.frames * settings.family.mel.hop == segment
+    assert collator.frames <= settings.data.max_frames
 
 
 def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
-    """As one is that was aligned to speech tokens."""
+    """A mel that is aligned to speech tokens is longer."""
     settings = config("cosyvoice3")
-    collator = build({**settings["model"]["collator"], "segment": 6 * 480})
+    collator = build({**settings.model.collator, "segment": 6 * 480}, "collator")
     assert isinstance(collator, VocoderCollator)
-    row = {
+    row: dict[str, np.ndarray] = {
         "wave": np.ones((1, 1500), np.int16),
         "mel": np.zeros((80, 4), np.float32),
         "f0": np.ones((1, 3), np.float32),
@@ -497,7 +506,8 @@ def test_a_row_whose_mel_is_longer_than_its_wave_is_filled_up():
 def test_the_vocoder_of_a_family_is_exported(tmp_path, family, form):
     net = network(family)
     fold_parametrizations(net)
-    component = build(config(family)["components"]["hift"], net.eval().requires_grad_(False)).eval()
+    node = config(family).components["hift"]
+    component = build(node, "component", net.eval().requires_grad_(False)).eval()
     form.write(component, tmp_path / "hift")
     exported = form.load(tmp_path / "hift")
     assert compare(component, exported)["largest_error"]["wave"] < TOLERANCE
@@ -506,10 +516,10 @@ def test_the_vocoder_of_a_family_is_exported(tmp_path, family, form):
         assert_close(exported(*inputs), eager(component, *inputs), rtol=0, atol=TOLERANCE)
 
 
-# what the original turns into other types
+# types
 
 
-def test_speaking_leaves_every_part_in_its_type():
+def test_synthesis_changes_no_type():
     net, mel, draws = (
         generator().float(),
         torch.randn(1, BINS, 6),

@@ -1,11 +1,15 @@
 """The speech-token language models, their encoders, layouts, and sampling."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
-from cosyexp.data.collators.llm import LanguageCollator
+from cosyexp.data.collators.llm import LanguageBatch, LanguageCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.layout import Layout
 from cosyexp.data.tokenizers import CharacterTokenizer
@@ -27,22 +31,27 @@ LAYOUTS = {
     ),
 }
 FAMILIES = list(LAYOUTS)
+Row = dict[str, Any]
 
 
-def encoder(in_width, layer="transformer", chunk=1, dropout=0.0):
+def encoder(
+    in_width: int, layer: str = "transformer", chunk: int = 1, dropout: float = 0.0
+) -> Encoder:
+    """Returns a small encoder."""
     return Encoder(
         in_width, width=16, heads=2, hidden=24, blocks=2, layer=layer, chunk=chunk, dropout=dropout
     )
 
 
-def network(family):
+def network(family: str) -> Any:
+    """Returns a small language model of a family, in double precision."""
     torch.manual_seed(0)
-    sizes = {"text_vocabulary": TEXTS, "speech_vocabulary": SPEECHES}
+    sizes: dict[str, Any] = {"text_vocabulary": TEXTS, "speech_vocabulary": SPEECHES}
     if family == "cosyvoice":
-        parts = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
+        parts: dict[str, Any] = {"text_encoder": encoder(12, "conformer"), "llm": encoder(16)}
         return TransformerLM(**sizes, text_width=12, speaker_dim=SPEAKER, **parts).double().eval()
-    qwen = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
-    special = (
+    qwen: dict[str, Any] = {"width": 16, "layers": 2, "heads": 4, "key_heads": 2, "hidden": 24}
+    special: dict[str, Any] = (
         {"special_tokens": 3, "sos_task_ids": None, "bias": True}
         if family == "cosyvoice2"
         else {"special_tokens": 9, "sos_task_ids": (0, 2), "bias": False}
@@ -55,25 +64,35 @@ def network(family):
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of a family."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def net(family):
+def net(family: str) -> Any:
+    """A small language model of the family."""
     return network(family)
 
 
-def collator(family):
-    """Rows of a family that knows instructions have one."""
-    options = {"speech_vocabulary": SPEECHES, "speaker_dim": SPEAKER, "use_spk_embedding": False}
+def collator(family: str) -> LanguageCollator:
+    """Returns the collator of a family."""
+    options: dict[str, Any] = {
+        "speech_vocabulary": SPEECHES,
+        "speaker_dim": SPEAKER,
+        "use_spk_embedding": False,
+    }
     return LanguageCollator(
         tokenizer=CharacterTokenizer(alphabet="a"), layout=LAYOUTS[family], **options
     )
 
 
-def rows(family):
-    """Three rows of other lengths; the first two have speech enough for blocks."""
+def rows(family: str) -> list[Row]:
+    """Returns three rows of different lengths.
+
+    The first two have enough speech for blocks; rows of cosyvoice3 have an instruction.
+    """
     draw = np.random.default_rng(0)
     found = []
     for text, speech, instruct in ((5, 9, 2), (3, 14, 1), (7, 1, 3)):
@@ -87,19 +106,21 @@ def rows(family):
     return found
 
 
-def collate(family, chosen):
+def collate(family: str, chosen: Sequence[tuple[int, Row]]) -> LanguageBatch:
+    """Returns a batch of numbered rows."""
     return collator(family).collate(
         [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(4, 0)
     )
 
 
 @pytest.fixture
-def batch(family):
+def batch(family: str) -> LanguageBatch:
+    """A batch of all rows of the family."""
     return collate(family, list(enumerate(rows(family))))
 
 
-def logits(net, batch):
-    """What is meaningful of each row."""
+def logits(net: Any, batch: LanguageBatch) -> list[Tensor]:
+    """Returns the logits of each row, without padding."""
     found = net(
         batch.text_BL,
         batch.text_lens_B,
@@ -148,8 +169,8 @@ def test_padded_ids_change_nothing(net, batch):
 
 
 @torch.no_grad()
-def test_an_answer_sees_only_what_stands_before_it(net, batch):
-    """Another speech token changes the answers behind its position, and none before it."""
+def test_logits_depend_on_earlier_positions_alone(net, batch):
+    """Another speech token changes the logits from its position on, and none before it."""
     wanted, texts = logits(net, batch)[1], batch.text_BL.size(1)
     for token in (0, 5, 13):
         speech = batch.speech_BN.clone()
@@ -180,7 +201,7 @@ def test_teacher_forcing_is_decoding_with_the_cache(net, family):
 
 
 @torch.no_grad()
-def test_the_first_answer_depends_on_all_of_the_prompt(net, batch, family):
+def test_the_first_logits_depend_on_all_of_the_prompt(net, batch, family):
     wanted = torch.stack([row[-1] for row in logits(net, batch)])
     text = batch.text_BL.clone()
     text[:, 0] = (text[:, 0] + 1) % TEXTS
@@ -194,8 +215,13 @@ def test_the_first_answer_depends_on_all_of_the_prompt(net, batch, family):
 # layouts
 
 
-def laid_out(layout, text, speech, lead=0, blocks=False):
-    """A row as letters: t text, i instruction, s speech, and the marks; and, under each answer, what it is to predict."""
+def laid_out(
+    layout: Layout, text: int, speech: int, lead: int = 0, blocks: bool = False
+) -> tuple[list[str], dict[int, int]]:
+    """Returns the layout of a row as names, and its labels by position.
+
+    The names are t for text, i for the instruction, s0, s1 ... for speech, and special tokens.
+    """
     found = layout(lead + text, np.arange(speech), lead, blocks, (lead + text, speech))
     names = (
         ["i"] * lead
@@ -261,28 +287,27 @@ def test_about_half_of_the_rows_are_in_blocks_and_always_the_same():
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES[1:], indirect=True)
-def test_a_mark_ends_the_speech_but_not_too_early(net):
+def test_special_tokens_end_the_speech_but_not_too_early(net):
     start = net.prompt(torch.tensor([[1, 2, 3]]))
     step = lambda token, cache: net.decode(net.speech_embedding(token).unsqueeze(1), cache)  # noqa: E731
-    for mark in range(SPEECHES, net.speech_embedding.num_embeddings):
-        seen = []
+    for special in range(SPEECHES, net.speech_embedding.num_embeddings):
+        seen: list[Tensor] = []
 
-        def choose(logp_V, history, mark=mark, seen=seen):
+        def choose(logp_V, history, special=special, seen=seen):
             seen.append(logp_V[SPEECHES:].isfinite())
-            return mark if seen[-1].all() else 7
+            return special if seen[-1].all() else 7
 
-        limits = {"speech_vocabulary": SPEECHES, "min_tokens": 3, "max_tokens": 9}
-        assert (
-            list(decode(*net.decode(start, net.empty_cache(start)), step, choose, **limits))
-            == [7] * 3
-        )
+        limits: dict[str, Any] = {"min_tokens": 3, "max_tokens": 9}
+        logp, cache = net.decode(start, net.empty_cache(start))
+        found = decode(logp, cache, step, choose, speech_vocabulary=SPEECHES, **limits)
+        assert list(found) == [7] * 3
         assert [bool(finite.any()) for finite in seen] == [False] * 3 + [True]
 
 
 @torch.no_grad()
-def test_speaking_while_the_text_comes_is_the_layout_of_training():
-    """What the network hears, said all at once, is a row in blocks: the same log-probabilities."""
-    net, layout, seen = network("cosyvoice2"), LAYOUTS["cosyvoice2"], []
+def test_decoding_in_blocks_has_the_layout_of_training():
+    """The generated tokens, as a training row in blocks, have the same log-probabilities."""
+    net, layout, seen = network("cosyvoice2"), LAYOUTS["cosyvoice2"], list[Tensor]()
 
     def choose(logp_V, history):
         seen.append(logp_V)
@@ -290,7 +315,7 @@ def test_speaking_while_the_text_comes_is_the_layout_of_training():
 
     text = torch.arange(1, 6).unsqueeze(0)
     nothing = torch.zeros(1, 0, dtype=torch.long)
-    options = {
+    options: dict[str, Any] = {
         "speech_vocabulary": SPEECHES,
         "fill_token": SPEECHES + 2,
         "prompt_text_1L": nothing,
@@ -374,16 +399,19 @@ def test_a_width_that_does_not_divide_into_heads_is_refused():
 
 
 @pytest.fixture
-def draw():
+def draw() -> Callable[[Tensor], int]:
+    """Draws from probabilities."""
     return drawn_from(torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def logp():
+def logp() -> Tensor:
+    """Log-probabilities of seven tokens."""
     return torch.tensor([0.05, 0.4, 0.02, 0.3, 0.1, 0.08, 0.05]).log()
 
 
-def shares(choose, logp, count=3000):
+def shares(choose: Callable[[], int], logp: Tensor, count: int = 3000) -> Tensor:
+    """Returns how often each token is drawn, as a share."""
     drawn = torch.tensor([choose() for _ in range(count)])
     return torch.bincount(drawn, minlength=len(logp)) / count
 
@@ -426,7 +454,7 @@ def test_a_token_that_is_repeated_is_drawn_again(logp, draw):
 
 
 def test_only_the_window_counts_as_repetition(logp, draw):
-    options = {"top_k": 1, "window": 4, "repetition": 0.5}
+    options: dict[str, Any] = {"top_k": 1, "window": 4, "repetition": 0.5}
     assert ras(logp, [1, 1, 1, 0, 0, 0, 0], draw, **options) == 1
     assert ras(logp, [0, 0, 0, 1], draw, **options) == 1
     assert ras(logp, [0, 1, 0, 1], draw, **options) != 1
@@ -458,7 +486,7 @@ def test_a_pretrained_backbone_is_taken_over_whole_or_not_at_all(tmp_path):
     for name, tensor in source.llm.state_dict().items():
         assert torch.equal(net.llm.state_dict()[name], tensor), name
     assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in before.items())
-    other = {
+    other: dict[str, Any] = {
         "special_tokens": 3,
         "sos_task_ids": None,
         "bias": True,

@@ -1,6 +1,8 @@
-"""Preference pairs: their losses, their layout, and the objective."""
+"""Preference pairs: losses, layout, and the objective."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +10,12 @@ import torch
 from torch.nn.functional import logsigmoid
 from torch.testing import assert_close
 
-from cosyexp.data.collators.preference import PreferenceCollator
+from cosyexp.data.collators.preference import PreferenceBatch, PreferenceCollator
 from cosyexp.data.draws import Draws
 from cosyexp.data.tokenizers import CharacterTokenizer
 from cosyexp.objectives.losses import preference
 from cosyexp.objectives.preference import Preference
-from tests.unit.test_llm import FAMILIES, LAYOUTS, SPEAKER, SPEECHES, TEXTS, network
+from tests.unit.test_llm import FAMILIES, LAYOUTS, SPEAKER, SPEECHES, TEXTS, Row, network
 
 H = torch.tensor([-3.0, -0.5, 0.0, 0.2, 4.0], dtype=torch.float64)
 
@@ -22,7 +24,7 @@ H = torch.tensor([-3.0, -0.5, 0.0, 0.2, 4.0], dtype=torch.float64)
 
 
 def test_each_loss_has_its_formula():
-    """Each beside the equation of its paper, written out."""
+    """The equation of each paper, written out."""
     beta, probability = 0.3, lambda x: 1 / (1 + math.exp(-x))
     for h, dpo, cdpo, ipo, hinge, simpo in zip(
         H.tolist(),
@@ -54,8 +56,8 @@ def test_a_tie_counts_one_half():
 # pairs
 
 
-def rows(family):
-    """Three pairs of other lengths; the last has too little rejected speech for blocks."""
+def rows(family: str) -> list[Row]:
+    """Returns three pairs of different lengths; the last has too little speech for blocks."""
     draw = np.random.default_rng(0)
     found = []
     for text, speech, rejected in ((4, 9, 12), (3, 14, 7), (6, 15, 3)):
@@ -74,8 +76,9 @@ def rows(family):
     return found
 
 
-def collator(family, keep_layout=False):
-    options = {
+def collator(family: str, keep_layout: bool = False) -> PreferenceCollator:
+    """Returns the collator of pairs of a family."""
+    options: dict[str, Any] = {
         "speech_vocabulary": SPEECHES,
         "speaker_dim": SPEAKER,
         "use_spk_embedding": False,
@@ -86,22 +89,29 @@ def collator(family, keep_layout=False):
     )
 
 
-def collate(family, chosen=None, epoch=0, keep_layout=False):
+def collate(
+    family: str,
+    chosen: Sequence[tuple[int, Row]] | None = None,
+    epoch: int = 0,
+    keep_layout: bool = False,
+) -> PreferenceBatch:
+    """Returns a batch of numbered pairs; by default, of all."""
     chosen = list(enumerate(rows(family))) if chosen is None else chosen
     return collator(family, keep_layout).collate(
         [f"utt {i}" for i, _ in chosen], [row for _, row in chosen], Draws(2, epoch)
     )
 
 
-def objective(family, reference=None, **options):
+def objective(family: str, reference: Any = None, **options: Any) -> Preference:
+    """Returns an objective, with a network as its reference if there is one."""
     found = Preference(network(family), optimizer=None, scheduler=None, **options)
     if reference is not None:
         found.frozen_modules = [reference]
     return found
 
 
-def fills(batch):
-    """How many marks end a block in each row."""
+def fills(batch: PreferenceBatch) -> list[int]:
+    """Returns the number of fill tokens of each row."""
     return [
         int((batch.labels_BA[row, :count] >= SPEECHES).sum()) - 1
         for row, count in enumerate(batch.label_lens_B.tolist())
@@ -132,7 +142,7 @@ def test_a_layout_that_is_kept_is_the_same_in_all_epochs():
     assert drawn[0] != drawn[1]
 
 
-def test_a_pair_costs_both_of_its_rows():
+def test_the_length_of_a_pair_counts_both_of_its_rows():
     batch = collate("cosyvoice")
     sizes = {
         name: np.array([row[name].shape[1] for row in rows("cosyvoice")])
@@ -168,7 +178,7 @@ def test_log_probabilities_are_those_of_the_answers(family, normalize):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_answers_count(family):
+def test_only_labels_of_the_answers_count(family):
     """Another padded token changes nothing; another answer changes its row, and no other."""
     found = objective(family)
     net, batch = found.trainables["llm"].module, collate(family)
@@ -222,7 +232,7 @@ def test_rewards_loss_and_sft_have_their_formulas():
     assert_close(total, loss["dpo_loss"].sum / 3 + 0.7 * loss["sft_loss"].sum / units["tokens"])
 
 
-def test_what_is_cached_serves_as_the_network_does():
+def test_cached_log_probabilities_replace_the_reference():
     batch, net = collate("cosyvoice2"), network("cosyvoice2")
     with torch.no_grad():
         for parameter in net.parameters():
@@ -235,7 +245,7 @@ def test_what_is_cached_serves_as_the_network_does():
         assert_close(ours.sum, theirs.sum, msg=name)
 
 
-def test_simpo_compares_with_no_reference():
+def test_simpo_needs_no_reference():
     found = objective("cosyvoice", loss="simpo", beta=2.0, margin=0.3)
     batch = collate("cosyvoice")
     policy = found.reference(batch, found.trainables["llm"].module)
@@ -264,7 +274,8 @@ def test_a_misspelled_choice_is_answered_with_the_choices(options):
 def test_gradients_of_the_objective():
     """Against differences of the loss, in fp64."""
     found, batch = objective("cosyvoice", network("cosyvoice"), beta=0.5), collate("cosyvoice")
-    weight = found.trainables["llm"].module.llm_decoder.bias
+    net: Any = found.trainables["llm"].module
+    weight = net.llm_decoder.bias
     units = {name: float(count) for name, count in found.count_units(batch).items()}
 
     def loss():

@@ -4,32 +4,43 @@ import math
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cosyexp.cli.compose import composed
+from cosyexp.cli.compose import compose_train
+from cosyexp.config import TrainConfig, to_dict
 from cosyexp.errors import UserError
 from cosyexp.run import checkpoint as module
-from cosyexp.run.checkpoint import META
+from cosyexp.run.checkpoint import BY_LOSS, META, Checkpoint, Criterion, KeepBest
 from cosyexp.run.directory import CHANGEABLE, RunDirectory, flat, newest_run
 from cosyexp.run.files import replace_file, write_text
 from cosyexp.run.tensors import read_tensors
 from tests.support import MODELS, config
-from tests.unit.runs import add, cut, make_run, steps
+from tests.unit.runs import add, cut, make_run, smallest_config, steps
 
 INF, NAN = math.inf, math.nan
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> RunDirectory:
+    """A run without checkpoints."""
     return make_run(tmp_path / "run")
 
 
-def again(run):
-    """The run as another process sees it."""
+def again(run: RunDirectory) -> RunDirectory:
+    """Returns the run as another process sees it."""
     return RunDirectory(run.path)
+
+
+def latest_of(run: RunDirectory) -> Checkpoint:
+    """Returns the newest intact checkpoint, as another process sees it."""
+    found = again(run).checkpoints.latest()
+    assert found is not None
+    return found
 
 
 # checkpoints
@@ -39,7 +50,7 @@ def test_the_latest_checkpoint_is_the_newest_one(run):
     assert run.checkpoints.latest() is None
     for step in (5, 100, 20):
         add(run, step, {"loss": 1.0})
-    latest = again(run).checkpoints.latest()
+    latest = latest_of(run)
     assert (
         latest.step == 100
         and latest.losses == {"loss": 1.0}
@@ -48,7 +59,7 @@ def test_the_latest_checkpoint_is_the_newest_one(run):
 
 
 @pytest.mark.parametrize("point", ["file_hash", "sync", "write_text"])
-def test_an_interrupted_save_leaves_only_what_sweep_removes(run, monkeypatch, point):
+def test_an_interrupted_save_leaves_only_what_the_next_start_removes(run, monkeypatch, point):
     add(run, 1)
 
     def interrupt(*_):
@@ -58,12 +69,13 @@ def test_an_interrupted_save_leaves_only_what_sweep_removes(run, monkeypatch, po
     with pytest.raises(KeyboardInterrupt):
         add(run, 2)
     monkeypatch.undo()
-    assert again(run).checkpoints.latest().step == 1
+    assert latest_of(run).step == 1
     again(run).checkpoints.remove_partial()
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step_00000001"]
 
 
-def change_a_byte(path):
+def change_a_byte(path: Path) -> None:
+    """Flips a bit of a file."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -94,23 +106,23 @@ def change_a_byte(path):
         "meta with empty hashes",
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_aloud(run, said, name, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(run, said, name, damage):
     add(run, 1)
     damage(add(run, 2).path / name)
-    assert again(run).checkpoints.latest().step == 1
+    assert latest_of(run).step == 1
     assert "step_00000002 is skipped" in said.text and name in said.text
 
 
-def test_a_meta_that_is_cut_anywhere_stops_nobody(run):
+def test_a_meta_that_is_cut_anywhere_stops_no_start(run):
     add(run, 1)
     path = add(run, 2, {"loss": 1.0}).path / META
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        assert again(run).checkpoints.latest().step in (1, 2), size
+        assert latest_of(run).step in (1, 2), size
 
 
-def test_no_sound_checkpoint_is_none(run):
+def test_without_an_intact_checkpoint_there_is_no_latest(run):
     cut(add(run, 1).path / "llm.safetensors")
     assert again(run).checkpoints.latest() is None
 
@@ -118,7 +130,7 @@ def test_no_sound_checkpoint_is_none(run):
 def test_a_checkpoint_of_the_same_step_is_replaced(run):
     add(run, 1, tensors={"weight": torch.zeros(3)}, ema={"weight": torch.zeros(3)})
     add(run, 1, {"loss": 2.0}, {"weight": torch.ones(3)})
-    latest = again(run).checkpoints.latest()
+    latest = latest_of(run)
     assert (
         latest.losses == {"loss": 2.0}
         and read_tensors(latest.path / "llm.safetensors")["weight"].sum() == 3
@@ -126,6 +138,11 @@ def test_a_checkpoint_of_the_same_step_is_replaced(run):
     assert not (latest.path / "ema.safetensors").exists() and [
         path.name for path in latest.path.parent.iterdir()
     ] == [latest.path.name]
+
+
+def best_by_loss(num: int) -> list[KeepBest]:
+    """Returns the rule that keeps some of the best by their loss."""
+    return [KeepBest(BY_LOSS, num)]
 
 
 @pytest.mark.parametrize(
@@ -144,23 +161,23 @@ def test_a_checkpoint_of_the_same_step_is_replaced(run):
 def test_prune_keeps_the_last_and_the_best(run, last, best, kept):
     for step, loss in enumerate([2.0, 4.0, 1.0, 5.0, 6.0, 7.0], start=1):
         add(run, step, {"loss": loss})
-    again(run).checkpoints.prune(last, best)
+    again(run).checkpoints.prune(last, best_by_loss(best))
     assert steps(run) == kept
 
 
-def test_as_many_last_ones_stay_as_was_asked_for_while_they_come(run):
+def test_the_last_ones_stay_while_more_are_added(run):
     for step in range(1, 11):
         add(run, step)
-        run.checkpoints.prune(5, 0)
+        run.checkpoints.prune(5, [])
     assert steps(run) == [6, 7, 8, 9, 10]
 
 
-def test_prune_never_takes_the_two_newest_sound_ones(run):
+def test_prune_never_removes_the_two_newest_intact_ones(run):
     for step in range(1, 7):
         add(run, step)
     for step in (6, 4):
         cut(run.path / "checkpoints" / f"step_{step:08d}" / "llm.safetensors")
-    again(run).checkpoints.prune(1, 0)
+    again(run).checkpoints.prune(1, best_by_loss(0))
     assert {3, 5} <= set(steps(run)) and not {1, 2} & set(steps(run))
 
 
@@ -168,15 +185,24 @@ def test_prune_never_takes_the_two_newest_sound_ones(run):
 def test_a_loss_that_is_not_finite_is_never_among_the_best(run, bad):
     for step, loss in enumerate([bad, 3.0, bad, 1.0, bad, 2.0, bad, bad], start=1):
         add(run, step, {"loss": loss})
-    again(run).checkpoints.prune(0, 2)
+    again(run).checkpoints.prune(0, best_by_loss(2))
     assert steps(run) == [4, 6, 7, 8]
 
 
-def test_prune_can_go_by_another_metric(run):
-    for step in range(1, 6):
-        add(run, step, {"loss": 1.0, "mse": abs(step - 2.0)})
-    again(run).checkpoints.prune(0, 1, metric="mse")
-    assert steps(run) == [2, 4, 5]
+@pytest.mark.parametrize(("mode", "kept"), [("min", [2, 4, 5]), ("max", [4, 5, 1])])
+def test_prune_can_keep_the_best_by_another_metric(run, mode, kept):
+    for step, mse in enumerate([9.0, 0.0, 1.0, 2.0, 3.0], start=1):
+        add(run, step, {"loss": 1.0, "mse": mse})
+    again(run).checkpoints.prune(0, [KeepBest(Criterion("mse", mode), 1)])
+    assert steps(run) == sorted(kept)
+
+
+def test_several_rules_keep_what_each_of_them_keeps(run):
+    losses = [(1.0, 5.0), (2.0, 6.0), (3.0, 9.0), (4.0, 7.0), (5.0, 8.0), (6.0, 8.5)]
+    for step, (loss, acc) in enumerate(losses, start=1):
+        add(run, step, {"loss": loss, "acc": acc})
+    again(run).checkpoints.prune(0, [*best_by_loss(1), KeepBest(Criterion("acc", "max"), 1)])
+    assert steps(run) == [1, 3, 5, 6]
 
 
 # files
@@ -203,66 +229,106 @@ def test_a_file_is_not_there_until_it_is_whole(tmp_path):
 # run directories
 
 
-def nested(key, value):
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Returns a nested mapping with one leaf, of the path `key`."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
 
 
+def config_with(key: str, value: Any) -> TrainConfig:
+    """Returns the smallest config with one value, which replaces a whole node of free keys."""
+    return smallest_config(nested(key, value))
+
+
 @pytest.mark.parametrize(
-    "key", ["optimizer.lr", "seed", "network.llm.blocks", "trainer.precision", "data.max_frames"]
+    ("key", "before", "now"),
+    [
+        ("optimizer.lr", 1, 2),
+        ("seed", 1, 2),
+        ("network.llm.blocks", 1, 2),
+        ("trainer.precision", "fp32", "bf16"),
+        ("data.max_frames", 1, 2),
+        ("family.mel.hop", 256, 128),
+        ("trainer.ema", None, 0.5),
+    ],
 )
-def test_a_resume_may_not_change_what_is_learned(tmp_path, key):
-    run = make_run(tmp_path, nested(key, 1))
-    with pytest.raises(UserError, match=rf"{key}=1, not 2.*run_dir="):
-        run.refuse_other({**run.config(), **nested(key, 2)})
+def test_a_resume_may_not_change_what_is_learned(tmp_path, key, before, now):
+    run = make_run(tmp_path, config_with(key, before))
+    with pytest.raises(UserError, match=rf"{key}={before}, not {now}.*run_dir="):
+        run.refuse_other(config_with(key, now))
 
 
-def test_a_key_more_or_less_is_a_change(run):
-    with pytest.raises(UserError, match="seed=None, not 3"):
-        run.refuse_other({**run.config(), "seed": 3})
-    with pytest.raises(UserError, match=r"model\.name=llm, not None"):
-        run.refuse_other({})
+def test_a_key_more_or_less_is_a_change(tmp_path):
+    more, less = config_with("optimizer.lr", 3), smallest_config()
+    with pytest.raises(UserError, match=r"begun with optimizer=\{\}, not None"):
+        make_run(tmp_path, less).refuse_other(more)
+    with pytest.raises(UserError, match=r"begun with optimizer=None, not \{\}"):
+        make_run(tmp_path, more).refuse_other(less)
+    with pytest.raises(UserError, match=r"optimizer\.eps=None, not 1"):
+        make_run(tmp_path, more).refuse_other(smallest_config({"optimizer": {"lr": 3, "eps": 1}}))
 
 
-FREE = [
-    *(
-        "run_dir",
-        "init_from",
-        "data.workers",
-        "trainer.steps",
-        "trainer.epochs",
-        "trainer.accumulate",
-        "trainer.log_every",
-    ),
-    *(
-        "trainer.valid_every",
-        "trainer.valid_epochs",
-        "checkpoint.every",
-        "checkpoint.keep_best",
-        "engine.nproc_per_node",
-        "engine.threads",
-    ),
-]
+def test_another_model_is_named_before_all_else(tmp_path):
+    run = make_run(tmp_path, config("llm", Path("data"), f"run_dir={tmp_path}"))
+    with pytest.raises(UserError, match=r"begun with model\.name=llm, not flow"):
+        run.refuse_other(config("flow", Path("data"), f"run_dir={tmp_path}"))
 
 
-@pytest.mark.parametrize("key", [*FREE, *(pattern.replace("*", "any") for pattern in CHANGEABLE)])
+# two values of each key that a resume may change
+FREE: dict[str, tuple[Any, Any]] = {
+    "run_dir": ("a", "b"),
+    "init_from": (None, "b"),
+    "init_strict": (True, False),
+    "data.speakers": (None, "b"),
+    "data.workers": (0, 2),
+    "data.processes": (1, 2),
+    "family.tokenizer.folder": ("a", "b"),
+    "family.tokenizer.vocabulary": ("a", "b"),
+    "objective.accumulate": (1, 2),
+    "trainer.steps": (1, 2),
+    "trainer.epochs": (None, 2),
+    "trainer.accumulate": (1, 2),
+    "trainer.log_every": (1, 2),
+    "trainer.valid_every": (1, 2),
+    "trainer.valid_epochs": (1, 2),
+    "trainer.previews": (1, 2),
+    "trainer.on_nonfinite": ("stop", "skip"),
+    "checkpoint.every": (1, 2),
+    "checkpoint.keep_last": (1, 2),
+    "checkpoint.keep_best": (1, 2),
+    "engine.nproc_per_node": ("auto", 2),
+    "engine.threads": (None, 2),
+    "engine.stage": (1, 2),
+    "logger.jsonl": ("a", "b"),
+    "callbacks.mine": ("a", "b"),
+    "metrics.mine": ("a", "b"),
+    # a node with and without keys
+    "logger": ({}, {"jsonl": "a"}),
+    "callbacks": ({}, {"mine": "a"}),
+    "metrics": ({"mine": "a"}, {}),
+}
+
+
+@pytest.mark.parametrize("key", FREE)
 def test_a_resume_may_change_where_and_how_long(tmp_path, key):
-    run = make_run(tmp_path, nested(key, 1))
-    run.refuse_other({**run.config(), **nested(key, "other")})
+    before, now = FREE[key]
+    first, second = config_with(key, before), config_with(key, now)
+    assert first != second
+    make_run(tmp_path, first).refuse_other(second)
+
+
+def test_every_changeable_pattern_is_tried():
+    for pattern in CHANGEABLE:
+        assert any(fnmatch(key, pattern) for key in FREE), pattern
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_command_is_no_change(tmp_path, model):
-    settings = config(
-        model,
-        Path("data"),
-        f"run_dir={tmp_path}",
-        "optimizer.lr=1e-5",
-        "trainer.max_grad_norm=null",
-    )
-    run = make_run(tmp_path, settings)
-    run.refuse_other(settings)
+    words = [f"run_dir={tmp_path}", "optimizer.lr=1e-5", "trainer.max_grad_norm=null"]
+    run = make_run(tmp_path, config(model, Path("data"), *words))
+    run.refuse_other(config(model, Path("data"), *words))
+    assert run.config() == config(model, Path("data"), *words)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +337,8 @@ def test_the_same_command_is_no_change(tmp_path, model):
         "trainer.accumulate=4",
         "trainer.steps=9 trainer.valid_every=3",
         "engine.nproc_per_node=2 data.workers=1",
+        "engine=fsdp logger=csv callbacks=throughput metrics=none",
+        "callbacks=[early_stopping,best_checkpoint] logger=[jsonl,csv]",
     ],
 )
 @pytest.mark.parametrize("model", MODELS)
@@ -279,25 +347,32 @@ def test_what_may_change_may_change_on_the_command_line(tmp_path, model, word):
     run.refuse_other(config(model, Path("data"), f"run_dir={tmp_path}", *word.split()))
 
 
+def test_callbacks_loggers_and_metrics_may_be_removed_by_a_resume(tmp_path):
+    words = ["callbacks=throughput", "metrics=top5", "logger=[jsonl,csv]"]
+    run = make_run(tmp_path, config("llm", Path("data"), f"run_dir={tmp_path}", *words))
+    run.refuse_other(config("llm", Path("data"), f"run_dir={tmp_path}"))
+
+
 def test_every_changeable_pattern_is_a_key_of_some_config():
-    configs = [config(model, Path("data"), "run_dir=x") for model in MODELS]
+    extras = ["callbacks=throughput", "run_dir=x"]
+    configs = [config(model, Path("data"), *extras) for model in MODELS]
+    configs.append(config("llm", Path("data"), *extras, "metrics=top5"))
     configs += [
-        composed("train", [f"family={family}", "model=llm"])
-        for family in ("cosyvoice", "cosyvoice2")
+        compose_train([f"family={family}", "model=llm"]) for family in ("cosyvoice", "cosyvoice2")
     ]
-    keys = [key for known in configs for key, _ in flat(known)]
+    keys = [key for known in configs for key, _ in flat(to_dict(known))]
     for pattern in CHANGEABLE:
-        assert any(Path(key).match(pattern) for key in keys), pattern
+        assert any(fnmatch(key, pattern) for key in keys), pattern
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no run directory"),
+        (None, "is not a run directory"),
         *((text, "is not the YAML of a run") for text in (b"a: [", b"\xff\xfe\x00", b"", b"- 1")),
     ],
 )
-def test_a_folder_that_is_no_run_is_named(tmp_path, content, message):
+def test_a_folder_that_is_not_a_run_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:

@@ -1,19 +1,23 @@
-"""What runs the exported files elsewhere: libtorch, the original's own runtime, OpenVINO, torch.export; and files of other precisions."""
+"""Exported files in other runtimes, and in other precisions.
+
+The runtimes are libtorch, the original's, OpenVINO, and torch.export.
+"""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import openvino
+import openvino  # type: ignore[import-untyped]
 import pytest
 import torch
-from cosyexp.registry import build
 from onnx import TensorProto
 from torch.testing import assert_close
 from torch.utils import cpp_extension
 
-from cosyexp.cli.compose import composed
+from cosyexp.cli.compose import compose_train
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import select_components
 from cosyexp.exporting.jit import Jit
@@ -22,21 +26,21 @@ from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
 from cosyexp.models.original import OriginalUpsampler
-from tests.apps.test_families import NETWORKS
+from cosyexp.registry import build
+from tests.support import FAMILIES
 from tests.unit.test_export import SMALL, components_of, run_of
 
-FLOW2 = [f"network.{word}" for word in NETWORKS["cosyvoice2"]["flow"]]
+FLOW2 = [f"network.{word}" for word in FAMILIES["cosyvoice2"]["flow"]]
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 @pytest.fixture(scope="module")
-def components(tmp_path_factory):
+def components(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The components of all models, with random weights."""
     folder = tmp_path_factory.mktemp("runs")
-    sizes = {
-        "llm": ["network.llm.width=64"],
-        "flow": SMALL["flow"],
-        "hifigan": [],
-    }  # wide enough for an int8 scale to pay
+    # the llm is wide enough for int8 weights to be smaller with their scales
+    sizes: dict[str, list[str]]
+    sizes = {"llm": ["network.llm.width=64"], "flow": SMALL["flow"], "hifigan": []}
     return {
         name: part
         for model in sizes
@@ -48,7 +52,7 @@ def components(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory) -> Path:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tests/unit/libtorch.cpp, compiled against the installed torch."""
     path = tmp_path_factory.mktemp("program") / "libtorch"
     includes, libraries = cpp_extension.include_paths(), cpp_extension.library_paths()
@@ -85,13 +89,11 @@ def test_an_exported_language_model_runs_in_cpp(components, program, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @torch.no_grad()
 def test_the_original_s_runtime_calls_a_language_model(components, tmp_path, precision):
-    """With the arguments that it gives: a prompt behind nothing, then position after position."""
+    """With its arguments: a prompt without a cache, then position after position."""
     component = components["llm.llm"]
     Jit().write(component, tmp_path / "llm.zip", precision)
-    model, dtype = (
-        torch.jit.load(str(tmp_path / "llm.zip")),
-        {"fp32": torch.float32, "fp16": torch.float16}[precision],
-    )
+    model = torch.jit.load(str(tmp_path / "llm.zip"))
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
     xs, _ = component.example(9, torch.Generator().manual_seed(0))
     cache, nothing = torch.zeros(0, 0, 0, 0), torch.zeros(0, 0, 0, 0)
     found = []
@@ -119,14 +121,14 @@ def test_the_original_s_runtime_calls_a_language_model(components, tmp_path, pre
 
 @torch.no_grad()
 def test_the_original_s_runtime_calls_an_upsampling_encoder(tmp_path):
-    """With what is only looked at ahead apart, or, at the end, without it."""
+    """With the look-ahead as an argument of its own, or, at the end, without it."""
     from cosyexp.models.flow.upsampling import UpsamplingEncoder
 
     net = torch.nn.Module()
     net.encoder = UpsamplingEncoder(
         width=16, heads=2, hidden=32, blocks=1, up_blocks=1, factor=2, look_ahead=3, chunk=5
     )
-    component = OriginalUpsampler(net.eval(), "encoder").eval()
+    component: Any = OriginalUpsampler(net.eval(), "encoder").eval()
     Jit().write(component, tmp_path / "encoder.zip")
     encoder, xs = torch.jit.load(str(tmp_path / "encoder.zip")), torch.randn(1, 20, 16)
     whole, mask = encoder(xs, torch.tensor([20]), streaming=True)
@@ -149,28 +151,43 @@ def test_exporting_leaves_torchscript_s_settings_as_they_were(components, tmp_pa
     assert settings() == ([("DYNAMIC", 7)], (True, True))
 
 
-def test_what_a_format_cannot_is_refused_before_anything_is_made(tmp_path):
+def test_a_precision_that_a_format_lacks_is_refused_before_anything_is_written(tmp_path):
     source = source_from_run(run_of("hifigan", tmp_path / "run"), "last")
     with pytest.raises(
         UserError,
-        match=r"hift of .* cannot be exported as format=jit precision=fp16, but as .*format=jit precision=fp32",
+        match=r"hift of .* cannot be exported as format=jit precision=fp16.*: give precision=fp32",
     ):
         Jit().export(source, tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()
-    assert select_components(
-        source_from_run(run_of("llm", tmp_path / "llm"), "last"), None, "jit", "fp16"
-    ) == [
-        "llm.text_encoder",
-        "llm.llm",
-    ]
+    llm = source_from_run(run_of("llm", tmp_path / "llm"), "last")
+    selected = select_components(llm, None, "jit", "fp16", Jit.precisions)
+    assert selected == ["llm.text_encoder", "llm.llm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("llm.llm", "onnx", r"format=onnx precision=fp32: give format=jit$"),
+        ("flow.encoder", "pt2", r"format=pt2 precision=fp32: give format=jit$"),
+    ],
+)
+def test_the_formats_of_a_component_are_named_if_it_is_not_for_another(
+    tmp_path, name, form, message
+):
+    source = source_from_run(run_of(name.split(".")[0], tmp_path / "run"), "last")
+    with pytest.raises(UserError, match=rf"{name} of .* cannot be exported as {message}"):
+        select_components(source, [name], form, "fp32", ("fp32",))
+    assert name not in select_components(source, None, form, "fp32", ("fp32",))
 
 
 # ONNX
 
 
 @pytest.fixture(scope="module")
-def files(components, tmp_path_factory):
-    """ONNX files of a component, each written once."""
+def files(
+    components: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """Writes a component as ONNX in a precision, once, and returns the file."""
     folder, form = tmp_path_factory.mktemp("onnx"), Onnx()
 
     def write(name: str, precision: str) -> Path:
@@ -187,11 +204,13 @@ def test_half_precision_but_for_norms_softmax_and_angles(components, files, name
     path = files(name, "fp16")
     measured = compare(components[name], Onnx().load(path, "fp16"), "fp16")
     assert 0 < max(measured["largest_error"].values()) < TOLERANCES["fp16"]
-    assert exact(path, {"Softmax", "LayerNormalization", "InstanceNormalization", "CumSum"}) <= {
+    assert output_types(
+        path, {"Softmax", "LayerNormalization", "InstanceNormalization", "CumSum"}
+    ) <= {
         TensorProto.FLOAT,
         TensorProto.DOUBLE,
     }
-    assert TensorProto.FLOAT16 in exact(path, WEIGHTED)
+    assert TensorProto.FLOAT16 in output_types(path, WEIGHTED)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -202,8 +221,8 @@ def test_files_keep_to_the_standard(files, name, precision):
     onnx.checker.check_model(onnx.load(files(name, precision)), full_check=True)
 
 
-def exact(path: Path, kinds: set[str]) -> set[int]:
-    """The types of what nodes of some kinds give."""
+def output_types(path: Path, kinds: set[str]) -> set[int]:
+    """Returns the types of the outputs of some kinds of nodes."""
     graph = onnx.shape_inference.infer_shapes(
         onnx.load(path), check_type=True, strict_mode=True
     ).graph
@@ -220,11 +239,9 @@ def exact(path: Path, kinds: set[str]) -> set[int]:
 
 
 def test_a_time_keeps_its_digits_in_half_precision(components, files):
-    """Its sines turn a thousand times as fast."""
-    component, exported = (
-        components["flow.decoder.estimator"],
-        Onnx().load(files("flow.decoder.estimator", "fp16")),
-    )
+    """Its sines have a thousand times the frequency."""
+    component = components["flow.decoder.estimator"]
+    exported = Onnx().load(files("flow.decoder.estimator", "fp16"))
     x, mask, mu, t, spks, cond = component.example(50, torch.Generator().manual_seed(0), 2)
     near = t + 1e-4  # less than fp16 tells apart
     inputs = [(x, mask, mu, at, spks, cond) for at in (t, near)]
@@ -275,17 +292,13 @@ def test_a_program_takes_any_size(components, tmp_path, name):
     assert max(compare(components[name], exported)["largest_error"].values()) < TOLERANCES["fp32"]
 
 
-def test_a_program_whose_sizes_hang_together(tmp_path):
+def test_a_program_whose_sizes_depend_on_each_other(tmp_path):
     """The v2 encoder makes two frames of a token: in a program there are always as many."""
-    config = composed(
-        "train",
-        ["family=cosyvoice2", "model=flow", "tokenizer@family.tokenizer=characters", *FLOW2],
-    )
+    words = ["family=cosyvoice2", "model=flow", "tokenizer@family.tokenizer=characters"]
+    config = compose_train([*words, *FLOW2])
     torch.manual_seed(0)
-    component = build(
-        config["components"]["flow.conditions"],
-        build(config.network, "network").requires_grad_(False),
-    ).eval()
+    network = build(config.network, "network").requires_grad_(False)
+    component = build(config.components["flow.conditions"], "component", network).eval()
     Pt2().write(component, tmp_path / "program.pt2")
     assert (
         max(compare(component, Pt2().load(tmp_path / "program.pt2"))["largest_error"].values())

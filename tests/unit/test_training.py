@@ -1,9 +1,11 @@
-"""Schedules, running means, sums, the watch over updates that are not finite, and signals."""
+"""Schedules, weight averages, meters, the guard against non-finite updates, and signals."""
 
 import json
 import math
 import os
 import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,11 +65,16 @@ def test_noam_hold_never_falls_below_its_lowest_rate():
     assert min(rates[10:]) == 0.01 and set(rates[501:]) == {0.01}
 
 
-# running means
+# weight averages
 
 
 class Counted(nn.Module):
-    def __init__(self):
+    """A network with weights of two types and buffers of two others."""
+
+    count: torch.Tensor
+    flag: torch.Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 2)
         self.small = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
@@ -75,7 +82,8 @@ class Counted(nn.Module):
         self.register_buffer("flag", torch.tensor(False))
 
     @torch.no_grad()
-    def change(self, update):
+    def change(self, update: int) -> None:
+        """Changes all weights and buffers."""
         draw = torch.Generator().manual_seed(update)
         for parameter in self.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
@@ -83,8 +91,8 @@ class Counted(nn.Module):
         self.flag.fill_(update % 2 == 1)
 
 
-def test_the_running_mean_is_that_of_a_plain_loop():
-    module, mean = Counted(), {}
+def test_the_ema_is_that_of_a_plain_loop():
+    module = Counted()
     ema = EMA(module.state_dict(), 0.9)
     mean = {
         name: tensor.double()
@@ -106,7 +114,7 @@ def test_the_running_mean_is_that_of_a_plain_loop():
     assert found["count"] == 199 and found["flag"] and found["count"].dtype == torch.int64
 
 
-def test_a_skipped_update_leaves_the_running_mean():
+def test_a_skipped_update_leaves_the_ema():
     module = Counted()
     ema = EMA(module.state_dict(), 0.9)
     module.change(1)
@@ -117,14 +125,14 @@ def test_a_skipped_update_leaves_the_running_mean():
     assert all(torch.equal(tensor, before[name]) for name, tensor in ema.items())
 
 
-def test_the_running_mean_does_not_move_with_the_weights():
+def test_the_ema_shares_no_memory_with_the_weights():
     module = Counted()
     ema, before = EMA(module.state_dict(), 0.9), module.linear.weight.clone()
     module.change(1)
     assert torch.equal(dict(ema.items())["linear.weight"], before)
 
 
-def test_a_loaded_running_mean_goes_on():
+def test_a_loaded_ema_goes_on():
     one, two = Counted(), Counted()
     first = EMA(one.state_dict(), 0.9)
     one.change(1)
@@ -137,8 +145,8 @@ def test_a_loaded_running_mean_goes_on():
     assert all(torch.equal(tensor, dict(second.items())[name]) for name, tensor in first.items())
 
 
-def test_a_running_sum_has_the_mean_of_any_stretch_to_the_last_digit_of_fp32():
-    """A thousand weights far down a long training: a sum in fp32 would have no digit left of them."""
+def test_a_running_sum_has_the_mean_of_any_steps_to_the_last_digit_of_fp32():
+    """After 1e5 steps, where a sum in fp32 would have no digit left of the next 1000 weights."""
     module = Counted()
     total, wanted = RunningSum(module.state_dict()), torch.zeros(2, 3, dtype=torch.float64)
     total.load({name: tensor + 1e5 * 0.7 for name, tensor in total.items()})  # as after 1e5 steps
@@ -154,10 +162,11 @@ def test_a_running_sum_has_the_mean_of_any_stretch_to_the_last_digit_of_fp32():
     )
 
 
-# sums
+# meters
 
 
-def loss(mse, acc=1.0):
+def loss(mse: float, acc: float = 1.0) -> Loss:
+    """Returns a loss of two terms."""
     return Loss(mse=(torch.tensor(mse), "frames", 2.0), acc=(torch.tensor(acc), "rows", 0.0))
 
 
@@ -205,7 +214,7 @@ def test_sums_go_on_after_a_resume():
     assert second.state_dict() == straight.state_dict()
 
 
-# updates that are not finite
+# non-finite updates
 
 BAD, GOOD = (
     StepReport(torch.tensor(math.nan), torch.tensor(False)),
@@ -213,78 +222,83 @@ BAD, GOOD = (
 )
 
 
-def watch_of(tmp_path, precision=Precision.fp32, policy=OnNonfinite.stop):
+def guard_of(
+    tmp_path: Path,
+    precision: Precision = Precision.fp32,
+    policy: OnNonfinite = OnNonfinite.stop,
+) -> NonFiniteGuard:
+    """Returns a guard whose dumps go to a folder `logs`."""
     return NonFiniteGuard(tmp_path / "logs", 0, precision, policy)
 
 
 def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_utterances(tmp_path):
-    watch = watch_of(tmp_path)
-    watch.add(7, "llm", ("utt_a", "utt_b"), [loss(1.0), loss(math.nan)], BAD)
-    assert watch.check(7), "the step is not over yet"
+    guard = guard_of(tmp_path)
+    guard.add(7, "llm", ("utt_a", "utt_b"), [loss(1.0), loss(math.nan)], BAD)
+    assert guard.check(7), "the step is not over yet"
     with pytest.raises(
         UserError, match=r"at step 7 the loss of llm .*trainer.on_nonfinite=skip"
     ) as error:
-        watch.check(8)
+        guard.check(8)
     (dump,) = (tmp_path / "logs").iterdir()
     assert str(dump) in str(error.value)
     assert json.loads(dump.read_text())["utterances"] == ["utt_a", "utt_b"]
 
 
 def test_gradients_that_are_not_finite_are_told_from_the_loss(tmp_path):
-    watch = watch_of(tmp_path)
-    watch.add(7, "flow", ("a",), [loss(1.0)], BAD)
+    guard = guard_of(tmp_path)
+    guard.add(7, "flow", ("a",), [loss(1.0)], BAD)
     with pytest.raises(UserError, match="the gradients of flow became NaN or infinite"):
-        watch.check(8)
+        guard.check(8)
 
 
 def test_skipping_ends_after_so_many_in_a_row(tmp_path, said):
-    watch = watch_of(tmp_path, policy=OnNonfinite.skip)
+    guard = guard_of(tmp_path, policy=OnNonfinite.skip)
     for _ in range(PATIENCE - 1):
-        watch.add(3, "llm", ("a",), [loss(math.nan)], BAD)
-        assert not watch.check(4)
-    watch.add(3, "llm", ("a",), [loss(1.0)], GOOD)
-    assert watch.check(4) and "step 3: the update of llm was skipped" in said.text
+        guard.add(3, "llm", ("a",), [loss(math.nan)], BAD)
+        assert not guard.check(4)
+    guard.add(3, "llm", ("a",), [loss(1.0)], GOOD)
+    assert guard.check(4) and "step 3: the update of llm was skipped" in said.text
     for _ in range(PATIENCE - 1):
-        watch.add(4, "llm", ("a",), [loss(math.nan)], BAD)
-        assert not watch.check(5)
-    watch.add(4, "llm", ("a",), [loss(math.nan)], BAD)
+        guard.add(4, "llm", ("a",), [loss(math.nan)], BAD)
+        assert not guard.check(5)
+    guard.add(4, "llm", ("a",), [loss(math.nan)], BAD)
     with pytest.raises(UserError, match="at step 4"):
-        watch.check(5)
+        guard.check(5)
 
 
-def test_one_player_s_success_does_not_excuse_another(tmp_path):
-    watch = watch_of(tmp_path, policy=OnNonfinite.skip)
+def test_updates_of_one_trainable_do_not_count_for_another(tmp_path):
+    guard = guard_of(tmp_path, policy=OnNonfinite.skip)
     with pytest.raises(UserError, match="hifigan"):
         for _ in range(2 * PATIENCE):
-            watch.add(3, "discriminator", ("a",), [loss(1.0)], GOOD)
-            assert watch.check(4)
-            watch.add(3, "hifigan", ("a",), [loss(math.nan)], BAD)
-            assert not watch.check(4)
+            guard.add(3, "discriminator", ("a",), [loss(1.0)], GOOD)
+            assert guard.check(4)
+            guard.add(3, "hifigan", ("a",), [loss(math.nan)], BAD)
+            assert not guard.check(4)
 
 
-def test_fp16_forgives_gradients_but_no_loss(tmp_path):
-    watch = watch_of(tmp_path, precision=Precision.fp16)
-    watch.add(0, "llm", ("a",), [loss(1.0)], BAD)
-    assert not watch.check(1)
-    watch.add(0, "llm", ("a",), [loss(math.inf)], BAD)
+def test_fp16_skips_non_finite_gradients_but_no_loss(tmp_path):
+    guard = guard_of(tmp_path, precision=Precision.fp16)
+    guard.add(0, "llm", ("a",), [loss(1.0)], BAD)
+    assert not guard.check(1)
+    guard.add(0, "llm", ("a",), [loss(math.inf)], BAD)
     with pytest.raises(UserError, match="at step 0 the loss of llm"):
-        watch.check(1)
+        guard.check(1)
 
 
 # signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_sets_a_flag_and_the_second_is_the_old_one(number):
-    before, heard = signal.getsignal(number), []
-    signal.signal(number, lambda *_: heard.append(number))
+def test_the_first_signal_sets_a_flag_and_the_second_has_its_old_effect(number):
+    before, received = signal.getsignal(number), []
+    signal.signal(number, lambda *_: received.append(number))
     try:
         with StopRequest() as stop:
             assert not stop
             os.kill(os.getpid(), number)
-            assert stop and stop.signal == number and not heard
+            assert stop and stop.signal == number and not received
             os.kill(os.getpid(), number)
-            assert heard == [number]
+            assert received == [number]
     finally:
         signal.signal(number, before)
 
@@ -294,3 +308,39 @@ def test_handlers_are_restored():
     with pytest.raises(RuntimeError), StopRequest():
         raise RuntimeError
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# what the ranks agree on
+
+
+def summed(*others: Sequence[float]) -> Callable[[Sequence[float]], list[float]]:
+    """Returns a sum over ranks, of which the others have these values."""
+    return lambda own: [sum(values) for values in zip(own, *others, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("others", "agreed", "preempted"),
+    [
+        ([0.0, 0.0, 0.0], (False, False), False),
+        ([1.0, 0.0, 0.0], (True, False), False),
+        ([1.0, 1.0, 0.0], (True, False), True),
+        ([0.0, 0.0, 1.0], (False, True), False),
+    ],
+)
+def test_a_request_of_any_rank_holds_for_all(others, agreed, preempted):
+    stop = StopRequest()
+    assert stop.agreed(summed(others, [0.0, 0.0, 0.0])) == agreed
+    assert stop.preempted == preempted
+
+
+def test_a_callback_of_this_rank_ends_the_training_of_all():
+    stop = StopRequest()
+    assert stop.agreed(list, ended=True) == (False, True)
+    assert stop.agreed(list) == (False, False)
+
+
+def test_a_preemption_is_a_request_that_may_come_twice():
+    with StopRequest() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.agreed(list) == (True, False) and stop.preempted

@@ -1,22 +1,27 @@
-"""Files of weights, and which of them are read."""
+"""Files of weights: writing, reading, and which one a choice refers to."""
 
 import math
 import os
 import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
 import yaml
 from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from cosyexp.errors import UserError
-from cosyexp.run.checkpoint import file_hash
+from cosyexp.run.checkpoint import Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
 from cosyexp.run.weights import find_weights, init_weights, load_weights
-from tests.unit.runs import add, cut, make_run
+from tests.unit.runs import add, cut, make_run, smallest_config
+
+Tensors = dict[str, Tensor]
 
 DTYPES = [
     torch.float64,
@@ -30,8 +35,8 @@ DTYPES = [
 ]
 
 
-def sample(dtype):
-    """A matrix, a number and an empty tensor, in an order that leaves them unaligned in the file."""
+def sample(dtype: torch.dtype) -> Tensors:
+    """Returns a matrix, a number and an empty tensor, behind one that leaves them unaligned."""
     draw = torch.Generator().manual_seed(0)
     values = [(torch.randn(shape, generator=draw) * 3).to(dtype) for shape in ((3, 5), (), (0, 4))]
     return {
@@ -40,7 +45,8 @@ def sample(dtype):
     }
 
 
-def assert_equal(found, wanted):
+def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Asserts that names, types and values are the same."""
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
@@ -99,20 +105,19 @@ def test_tied_and_strided_tensors_are_written_as_they_look(tmp_path):
 
 def test_a_tensor_of_two_names_is_written_once_as_the_library_writes_it(tmp_path):
     """So a large tied embedding takes its place on the disk once."""
-    network = nn.ModuleDict(
-        {"embedding": nn.Linear(4, 3, bias=False), "head": nn.Linear(4, 3, bias=False)}
-    )
-    network["head"].weight = network["embedding"].weight
+    embedding, head = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    head.weight = embedding.weight
+    network = nn.ModuleDict({"embedding": embedding, "head": head})
     save_tensors(tmp_path / "ours.safetensors", network.state_dict())
     save_model(network, str(tmp_path / "theirs.safetensors"))
     sizes = [(tmp_path / f"{whose}.safetensors").stat().st_size for whose in ("ours", "theirs")]
     assert abs(sizes[0] - sizes[1]) < 16
     for whose in ("ours", "theirs"):
         assert_equal(read_tensors(tmp_path / f"{whose}.safetensors"), network.state_dict())
-    before = network["head"].weight.detach().clone()
-    nn.init.zeros_(network["head"].weight)
+    before = head.weight.detach().clone()
+    nn.init.zeros_(head.weight)
     load_model(network, str(tmp_path / "ours.safetensors"))
-    assert torch.equal(network["head"].weight, before)
+    assert torch.equal(head.weight, before)
 
 
 def test_one_tensor_is_read_without_the_others(tmp_path):
@@ -136,7 +141,7 @@ def test_a_tensor_other_than_announced_is_not_written(tmp_path):
         )
 
 
-def test_a_file_cut_anywhere_is_no_weights(tmp_path):
+def test_a_file_cut_anywhere_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     save_tensors(path, {"weight": torch.randn(5), "bias": torch.randn(2)})
     whole = path.read_bytes()
@@ -156,14 +161,16 @@ def test_a_file_cut_anywhere_is_no_weights(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> RunDirectory:
+    """A run with three checkpoints, the second of which is the best."""
     run = make_run(tmp_path / "run")
     for step, loss in ((10, 2.0), (20, 1.0), (30, 3.0)):
         add(run, step, {"loss": loss}, ema={"weight": torch.zeros(4)})
     return run
 
 
-def average(run, name, time):
+def add_average(run: RunDirectory, name: str, time: float) -> None:
+    """Adds an average that was written at a time."""
     folder = run.averages / name
     folder.mkdir(parents=True)
     save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
@@ -174,8 +181,8 @@ def average(run, name, time):
 
 
 def test_weights_are_found_by_what_they_are_called(run, tmp_path):
-    average(run, "best2", 2000)
-    average(run, "last2", 1000)
+    add_average(run, "best2", 2000)
+    add_average(run, "last2", 1000)
     save_tensors(tmp_path / "mine.safetensors", {"weight": torch.zeros(4)})
     for choice, place in (
         ("best", "checkpoints/step_00000020/llm"),
@@ -188,7 +195,7 @@ def test_weights_are_found_by_what_they_are_called(run, tmp_path):
     assert find_weights(run, str(tmp_path / "mine.safetensors")) == tmp_path / "mine.safetensors"
 
 
-def test_damaged_checkpoints_are_no_weights(run):
+def test_damaged_checkpoints_are_skipped(run):
     for step in (20, 30):
         cut(run.path / "checkpoints" / f"step_{step:08d}" / "llm.safetensors")
     for choice in ("best", "last", "ema"):
@@ -204,6 +211,29 @@ def test_a_loss_that_is_not_finite_is_not_the_best(run):
     ):
         add(run, step, {"loss": loss})
     assert find_weights(run, "best").parent.name == "step_00000020"
+
+
+def test_the_best_is_that_of_the_criterion(tmp_path):
+    run = make_run(tmp_path / "run")
+    for step, acc in ((10, 0.5), (20, 0.9), (30, 0.1)):
+        add(run, step, {"loss": float(step), "acc": acc})
+    for criterion, step in (
+        (Criterion(), 10),
+        (Criterion("loss", "max"), 30),
+        (Criterion("acc"), 30),
+        (Criterion("acc", "max"), 20),
+    ):
+        assert find_weights(run, "best", criterion).parent.name == f"step_{step:08d}", criterion
+    with pytest.raises(UserError, match="has no checkpoint for weights=best"):
+        find_weights(run, "best", Criterion("mse"))
+
+
+def test_untrained_weights_are_not_the_best_unless_there_are_no_others(tmp_path):
+    run = make_run(tmp_path / "run")
+    add(run, 0, {"loss": 1.0})
+    assert find_weights(run, "best").parent.name == "step_00000000"
+    add(run, 10, {"loss": 2.0})
+    assert find_weights(run, "best").parent.name == "step_00000010"
 
 
 @pytest.mark.parametrize("choice", ["best", "last", "ema", "average", "no_such_thing"])
@@ -222,7 +252,7 @@ def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
         init_weights(networks, "llm", str(run)).parent.name == "step_00000030"
         and network.weight.tolist() == [30.0] * 4
     )
-    average(run, "best2", 2000)
+    add_average(run, "best2", 2000)
     assert (
         init_weights(networks, "llm", str(run)).parent.name == "best2" and not network.weight.any()
     )
@@ -231,7 +261,8 @@ def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
 # loading
 
 
-def load(path, tensors):
+def load(path: Path, tensors: Tensors) -> nn.Linear:
+    """Returns a network with the weights of a file."""
     save_tensors(path, tensors) if path.suffix == ".safetensors" else torch.save(tensors, path)
     network = nn.Linear(2, 3)
     load_weights(network, path)
@@ -239,7 +270,7 @@ def load(path, tensors):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_weights_come_into_a_network(tmp_path, suffix):
+def test_weights_are_loaded_into_a_network(tmp_path, suffix):
     tensors = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
     network = load(tmp_path / f"a.{suffix}", tensors)
     assert torch.equal(network.weight, tensors["weight"]) and torch.equal(
@@ -292,10 +323,12 @@ def test_weights_at_home_are_found(tmp_path, monkeypatch):
 
 
 class Executes:
-    def __init__(self, folder):
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, (str(self.folder),)
 
 
@@ -320,7 +353,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, write):
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, message):
+def test_a_file_that_holds_no_weights_is_named(tmp_path, suffix, content, message):
     path = tmp_path / f"a.{suffix}"
     if content is not None:
         path.write_bytes(content)
@@ -328,7 +361,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path, suffix, content, message)
         load_weights(nn.Linear(2, 3), path)
 
 
-def test_a_pt_that_is_no_mapping_is_refused(tmp_path):
+def test_a_pt_that_is_not_a_mapping_is_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "a.pt")
     with pytest.raises(UserError, match="holds a list"):
         load_weights(nn.Linear(2, 3), tmp_path / "a.pt")
@@ -337,12 +370,13 @@ def test_a_pt_that_is_no_mapping_is_refused(tmp_path):
 # the original's files
 
 
-def normed():
+def normed() -> nn.Module:
+    """Returns a layer with a weight norm."""
     return nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
 
 
 @pytest.fixture
-def trainables():
+def trainables() -> dict[str, nn.Module]:
     """A vocoder and its discriminator, both with weight norms."""
     torch.manual_seed(0)
     return {
@@ -351,8 +385,8 @@ def trainables():
     }
 
 
-def old(tensors, prefix="", legacy=True):
-    """Under the names that a checkpoint of the original has."""
+def old(tensors: Tensors, prefix: str = "", legacy: bool = True) -> Tensors:
+    """Returns tensors under the names that a checkpoint of the original has."""
     names = (
         {
             "parametrizations.weight.original0": "weight_g",
@@ -369,7 +403,8 @@ def old(tensors, prefix="", legacy=True):
     return found
 
 
-def are_loaded(networks, names):
+def are_loaded(networks: Mapping[str, nn.Module], names: Iterable[str]) -> bool:
+    """Whether all weights of some networks are whole numbers."""
     return all(
         all((tensor % 1 == 0).all() for tensor in networks[name].state_dict().values())
         for name in names
@@ -377,7 +412,7 @@ def are_loaded(networks, names):
 
 
 @pytest.fixture
-def whole(trainables):
+def whole(trainables: dict[str, nn.Module]) -> dict[str, Any]:
     """A training checkpoint of the original's GAN, in which every number is whole."""
     tensors = {
         name: {n: x.round() for n, x in net.state_dict().items()}
@@ -432,7 +467,7 @@ def test_a_release_brings_the_generator_alone(tmp_path, trainables, whole, caplo
 
 
 def test_a_run_brings_the_discriminator_beside_its_model(tmp_path, trainables):
-    run = make_run(tmp_path / "run", {"model": {"name": "hifigan"}})
+    run = make_run(tmp_path / "run", smallest_config({"model": {"name": "hifigan"}}))
     tensors = {
         name: {n: x.round() for n, x in net.state_dict().items()}
         for name, net in trainables.items()
