@@ -29,7 +29,6 @@ from cosyexp.data.fields import (
     Mel,
     SpeakerEmbedding,
     TextTokens,
-    Utterance,
     Wave,
 )
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
@@ -38,6 +37,7 @@ from cosyexp.data.loader import Loader, LoaderState, ValidationLoader, dealt
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import PIECES, CharacterTokenizer, WhisperTokenizer, whisper_encoding
+from cosyexp.data.utterance import Utterance
 from cosyexp.errors import UserError
 
 MEL: dict[str, Any] = {

@@ -419,7 +419,8 @@ def losses_and_gradients(
     objective: Any, batch: VocoderBatch
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
     """Returns the loss terms, and the gradients of all weights, of mel and of wave."""
-    batch.mel_BFT.grad = batch.wave_BS.grad = None
+    for tensor in (batch.mel_BFT, batch.wave_BS):
+        tensor.grad = None
     terms, gradients = [], []
     for (name, trainable), loss in zip(
         objective.trainables.items(), objective.losses(batch), strict=True
@@ -428,7 +429,9 @@ def losses_and_gradients(
         loss.scaled({"segments": 1}).backward()
         terms += [loss[term].sum.detach() for term in loss]
         gradients += [weight.grad.clone() for weight in trainable.module.parameters()]
-        assert name == "discriminator" or ((mel := batch.mel_BFT.grad) is not None and mel.any())
+        if name == "generator":
+            assert batch.mel_BFT.grad is not None
+            assert batch.mel_BFT.grad.any()
     return terms, gradients, [batch.mel_BFT.grad, batch.wave_BS.grad]
 
 

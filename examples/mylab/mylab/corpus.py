@@ -1,4 +1,4 @@
-"""A folder of recordings with a text file next to each: <root>/<speaker>/<utterance>.wav and .txt."""
+"""A folder of recordings with a text file beside each: <root>/<speaker>/<name>.wav and .txt."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -23,9 +23,9 @@ class Traced(ComponentFormat):
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         """Traces a component."""
         example = component.example(24, torch.Generator().manual_seed(0), 2)
-        torch.jit.trace(component, example).save(str(path))  # type: ignore[no-untyped-call]
+        torch.jit.trace(component, example).save(str(path))
 
     def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
         """Returns a function of the component's inputs."""
-        module = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        module = torch.jit.load(str(path))
         return lambda *inputs: eager(module, *inputs)
