@@ -57,7 +57,7 @@ def _hydra_message(causes: list[BaseException]) -> str:
         if isinstance(error, MissingConfigException) and "submitit" in str(error.missing_cfg_file):
             return (
                 "hydra/launcher= needs a package that is not installed: pip install "
-                "'cosyexp[slurm]'"
+                "hydra-submitit-launcher"
             )
         if isinstance(error, MissingConfigException) and error.options:
             return (
@@ -92,8 +92,8 @@ def _unreadable_override(error: OverrideParseException) -> str:
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError, override: str) -> str:
-    schema = error.object_type
-    known = [f.name for f in fields(schema)] if is_dataclass(schema) else []
+    schema, parent = error.object_type, error.parent_node
+    known = [f.name for f in fields(schema)] if is_dataclass(schema) else list(parent or ())
     near = get_close_matches(str(error.key), known)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     name = error.full_key or error.key

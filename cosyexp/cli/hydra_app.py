@@ -71,12 +71,18 @@ def _run_hydra(task: Task, config: str, free: Collection[str], lists: Collection
     """Composes the config from the command line and runs the task with it, or a sweep."""
     import hydra
 
-    from cosyexp.cli.overrides import add_config_dir, check_flags, normalize_overrides
+    from cosyexp.cli.overrides import (
+        add_config_dir,
+        check_flags,
+        normalize_overrides,
+        overrides_first,
+    )
 
     register()
     check_flags(sys.argv[1:])
     folder, _, name = config.rpartition("/")
-    sys.argv[1:] = add_config_dir(list(normalize_overrides(sys.argv[1:], free, lists)), folder)
+    words = list(normalize_overrides(sys.argv[1:], free, lists))
+    sys.argv[1:] = overrides_first(add_config_dir(words, folder))
     path = str((CONFIG_DIR / folder).resolve())
     hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
 

@@ -14,6 +14,8 @@ from cosyexp.errors import UserError
 ALIASES = {"trainer.clip": "trainer.max_grad_norm"}
 OVERLAYS = ("experiment", "debug", "hparams_search")  # null by default: + changes nothing
 CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
+WITH_VALUE = {*CONFIG_DIR_FLAGS, "-cp", "--config-path", "-cn", "--config-name", "-c", "--cfg"}
+WITH_VALUE |= {"-p", "--package", "--experimental-rerun"}
 MULTIRUN = {"-m", "--multirun"}
 # passed by the launchers of DeepSpeed and of older torch, which set LOCAL_RANK as well
 LOCAL_RANK_FLAG = re.compile(r"--local[-_]rank=\d+")
@@ -75,18 +77,25 @@ def add_config_dir(words: Sequence[str], inside: str) -> list[str]:
         words: the arguments of the command.
         inside: the subfolder of conf/ with the app's primary config; empty for most apps.
     """
-    added = list(words)
-    for i, word in enumerate(words):
+    added = []
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
-        if inside and flag in CONFIG_DIR_FLAGS:
-            folder = value if equals else (words[i + 1] if i + 1 < len(words) else "")
+        if inside and flag in CONFIG_DIR_FLAGS and (folder := value if equals else following):
             nested = os.path.abspath(os.path.join(folder, inside))
-            if folder and os.path.isdir(nested):
-                # next to the other overrides, which argparse does not take in two places
-                overrides = (j for j, w in enumerate(words) if "=" in w and not w.startswith("-"))
-                at = next(overrides, len(words))
-                added.insert(at, f"hydra.searchpath=[{quote(f'file://{nested}')}]")
-    return added
+            if os.path.isdir(nested):
+                added.append(f"hydra.searchpath=[{quote(f'file://{nested}')}]")
+    return [*added, *words]
+
+
+def overrides_first(words: Sequence[str]) -> list[str]:
+    """Sorts the overrides before the flags, which argparse does not take between overrides."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for word, before in zip(words, ["", *words], strict=False):
+        shown = before in ("-i", "--info") and "=" not in word  # --info defaults-tree
+        is_flag = word.startswith("-") or before in WITH_VALUE or shown
+        (flags if is_flag else overrides).append(word)
+    return [*overrides, *flags]
 
 
 def quote(value: str) -> str:

@@ -121,7 +121,10 @@ def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
         UserError: a setting or a file cannot be used.
     """
     objective = build_objective(config)
-    train_data, valid_data = build_datasets(config, engine)
+    callbacks = {name: build(node, "callback") for name, node in config.callbacks.items()}
+    metrics = {name: build(node, "metric") for name, node in config.metrics.items()}
+    loggers = build_loggers(config) if engine.rank == 0 else []
+    train_data, valid_data = build_datasets(config, engine)  # last, because it may take hours
     if isinstance(objective, ReferenceObjective):
         setup_reference(objective, config, run, (train_data, valid_data), engine)
     return Trainer(
@@ -135,9 +138,9 @@ def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
         retention=config.checkpoint,
         seed=config.seed,
         fingerprint=_fingerprint(train_data),
-        callbacks={name: build(node, "callback") for name, node in config.callbacks.items()},
-        metrics={name: build(node, "metric") for name, node in config.metrics.items()},
-        loggers=build_loggers(config) if engine.rank == 0 else (),
+        callbacks=callbacks,
+        metrics=metrics,
+        loggers=loggers,
     )
 
 
@@ -169,6 +172,8 @@ def build_objective(config: TrainConfig) -> Objective:
     network = build(config.network, "network")
     try:
         objective: Objective = build(config.objective, "objective")(network)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:  # of a partial, which Hydra does not call
         raise UserError(f"objective cannot be built with these settings: {error}") from None
     for name, trainable in objective.trainables.items():

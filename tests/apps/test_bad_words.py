@@ -20,6 +20,11 @@ WORDS = {
         ["network.widht=1"],
         ["there is no key network.widht", "--cfg job"],
     ),
+    "misspelled option of the optimizer": (
+        "train",
+        ["optimizer.lrr=1"],
+        ["there is no key optimizer.lrr", "did you mean lr?"],
+    ),
     "added option": ("train", ["+typo=1"], ["there is no key typo", "--cfg job"]),
     "added option of a network": (
         "train",
@@ -29,7 +34,7 @@ WORDS = {
     "misspelled option of an averaging method": (
         "average",
         ["run_dir=x", "method=weighted", "method.temprature=1"],
-        ["there is no key method.temprature", "--cfg job"],
+        ["there is no key method.temprature", "did you mean temperature?"],
     ),
     "misspelled group": (
         "train",

@@ -76,6 +76,13 @@ def test_a_group_of_one_s_own_config_dir(flag, mine, warm, tmp_path):
     assert config["optimizer"] == {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.25}
 
 
+def test_flags_may_stand_between_overrides(mine, warm, tmp_path):
+    words = ["seed=4", "--config-dir", "mine", "optimizer=sgd", "-c", "job", "trainer.steps=5"]
+    config = yaml.safe_load(warm("train", *words, cwd=tmp_path).stdout)
+    assert (config["seed"], config["trainer"]["steps"]) == (4, 5)
+    assert config["optimizer"]["_target_"] == "torch.optim.SGD"
+
+
 def test_an_experiment_of_one_s_own_picks_groups_and_sets_keys(mine, warm, tmp_path):
     config = shown(warm, "train", "--config-dir", "mine", "experiment=mine", cwd=tmp_path)
     assert config["model"]["name"] == "flow"

@@ -224,10 +224,11 @@ for name in {packages}:
 from cosyexp.train import main
 main()
 """
+SUBMITIT = ["submitit", "hydra_plugins.hydra_submitit_launcher"]
 PACKAGES = {
-    "launcher=slurm": ("slurm", ["submitit", "hydra_plugins.hydra_submitit_launcher"]),
-    "launcher=local": ("slurm", ["submitit", "hydra_plugins.hydra_submitit_launcher"]),
-    "sweeper=optuna": ("optuna", ["optuna"]),
+    "launcher=slurm": ("hydra-submitit-launcher", SUBMITIT),
+    "launcher=local": ("hydra-submitit-launcher", SUBMITIT),
+    "sweeper=optuna": ("'cosyexp[optuna]'", ["optuna"]),
 }
 
 
@@ -242,13 +243,13 @@ def without(packages: list[str], *words: str, cwd: Path) -> subprocess.Completed
 
 @pytest.mark.parametrize("option", PACKAGES)
 def test_an_option_whose_package_is_missing_names_it(option, tmp_path):
-    extra, packages = PACKAGES[option]
+    install, packages = PACKAGES[option]
     result = without(packages, "-m", f"hydra/{option}", "seed=1,2", cwd=tmp_path)
-    name = sentence(result, "a package that is not installed", f"pip install 'cosyexp[{extra}]'")
+    name = sentence(result, "a package that is not installed", f"pip install {install}")
     assert result.stderr.strip() == name
 
 
-def test_the_extras_of_a_sweep_are_not_missed_without_one(tmp_path):
+def test_the_packages_of_a_sweep_are_not_missed_without_one(tmp_path):
     packages = [name for _, names in PACKAGES.values() for name in names]
     result = without(packages, "--cfg", "job", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
