@@ -64,6 +64,17 @@ class ExportedConfig:
 
 
 @dataclass
+class ResumeConfig:
+    """How a run is resumed; it belongs to the command, and is not stored in the run.
+
+    Attributes:
+        change: keys that go on with another value, such as optimizer.lr.
+    """
+
+    change: list[str] = field(default_factory=list)
+
+
+@dataclass
 class TrainConfig(ExportedConfig, AppConfig):
     """Config of `train`.
 
@@ -72,6 +83,7 @@ class TrainConfig(ExportedConfig, AppConfig):
         init_from: a run or a file of weights to start from.
         init_strict: whether all of these weights must fit.
         reference: reference model of mode=dpo, a run or a file of weights.
+        resume: what a resumed run may change.
     """
 
     mode: ModeConfig = field(default_factory=ModeConfig)
@@ -91,6 +103,7 @@ class TrainConfig(ExportedConfig, AppConfig):
     init_from: str | None = None
     init_strict: bool = True
     reference: str | None = None
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def check(self) -> None:
         """Checks the keys whose valid values depend on other keys.

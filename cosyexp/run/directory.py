@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -45,15 +46,21 @@ CHANGEABLE = (
     "data.workers",
     "data.processes",
 )
+# Keys that a resume changes if `resume.change` names them: no weight and no state depends on them.
+CHANGEABLE_ON_REQUEST = re.compile(
+    r"(.*optimizer\.(?!_target_).+|.*scheduler\..+|objective\.[a-z]\w*|model\.warmup"
+    r"|trainer\.max_grad_norm)"
+)
 # Keys that belong to a command, not to a run; a run directory never says what is trusted.
-OF_THE_COMMAND = ("trusted",)
+OF_THE_COMMAND = ("trusted", "resume")
 
 
 class RunDirectory:
     """The files of a run.
 
-    <run>/config.yaml  overrides.yaml  environment.json  metrics.jsonl  speakers.safetensors
-          checkpoints/  averages/  exports/  logs/  tensorboard/  reference/  loggers/
+    <run>/config.yaml  overrides.yaml  changes.yaml  environment.json  metrics.jsonl
+          speakers.safetensors  checkpoints/  averages/  exports/  logs/  tensorboard/
+          reference/  loggers/
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,22 +115,48 @@ class RunDirectory:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is not the config of a run ({reason}): restore it") from None
 
-    def refuse_other(self, config: TrainConfig) -> None:
+    def refuse_other(self, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Checks that this run may be resumed with a config.
 
+        Returns:
+            The old and the new value of each key that changes because `resume.change` names it.
+
         Raises:
-            UserError: it differs in a key that changes what is learned.
+            UserError: another key that changes what is learned differs.
         """
         before, now = dict(flat(_stored(self.config()))), dict(flat(_stored(config)))
-        # another model differs in much: its name first
-        for key in sorted({*before, *now}, key=lambda key: (not key.endswith(".name"), key)):
-            if before.get(key) == now.get(key):
+        asked, changes = config.resume.change, dict[str, tuple[Any, Any]]()
+        # another model differs in much: its name first; then optimizer.lr before what follows it
+        for key in sorted(
+            {*before, *now}, key=lambda key: (not key.endswith(".name"), key.count("."), key)
+        ):
+            old, new = before.get(key), now.get(key)
+            if old == new or any(fnmatch(key, pattern) for pattern in CHANGEABLE):
                 continue
-            if not any(fnmatch(key, pattern) for pattern in CHANGEABLE):
-                raise UserError(
-                    f"{self} was begun with {key}={before.get(key)}, not {now.get(key)}: repeat "
-                    f"the old value to resume it, or give another run_dir="
-                )
+            on_request = CHANGEABLE_ON_REQUEST.fullmatch(key) is not None
+            if on_request and any(_is_part(key, name) for name in asked):
+                changes[key] = (old, new)
+                continue
+            change = ", ".join([*asked, key])
+            request = f"add resume.change=[{change}] to go on with the new, " if on_request else ""
+            raise UserError(
+                f"{self} was begun with {key}={old}, not {new}: repeat the old value to resume it, "
+                f"{request}or give another run_dir="
+            )
+        return changes
+
+    def record_changes(self, step: int, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Adds to `changes.yaml` which settings changed at a step of this run.
+
+        Args:
+            step: the step of the checkpoint that the run goes on from.
+            changes: the old and the new value of each key.
+        """
+        path = self.path / "changes.yaml"
+        known = yaml.safe_load(path.read_text()) if path.exists() else []
+        values = {key: {"from": old, "to": new} for key, (old, new) in changes.items()}
+        known.append({"step": step, "changes": values})
+        write_text(path, yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
 
     def write_config(self, config: TrainConfig, overrides: Sequence[str]) -> None:
         """Writes the config, and the overrides of the command line that made it."""
@@ -176,6 +209,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _is_part(key: str, name: str) -> bool:
+    """Returns whether a key is `name`, below it, or follows it.
+
+    `objective.discriminator_optimizer.lr` follows `optimizer.lr` and is below `optimizer`.
+    """
+    return re.search(rf"(^|[._]){re.escape(name)}(\.|$)", key) is not None
 
 
 def _stored(config: TrainConfig) -> dict[str, Any]:

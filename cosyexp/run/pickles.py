@@ -4,6 +4,7 @@ Format: an uncompressed zip archive. Its `data.pkl` is a pickle that refers, for
 of the storages `data/0`, `data/1`, ... in the archive.
 """
 
+import logging
 import os
 import pickle
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor
 from cosyexp.errors import UserError
 from cosyexp.run.tensors import Entry, Shapes, TensorFile, write_pieces
 
+log = logging.getLogger(__name__)
 STORAGES = {
     torch.float64: torch.DoubleStorage,
     torch.float32: torch.FloatStorage,
@@ -34,6 +36,10 @@ STORAGES = {
     torch.bool: torch.BoolStorage,
 }
 PROGRESS = ("epoch", "step")
+# keys under which a checkpoint may nest its state dict
+WRAPPINGS = ("module", "state_dict", "model", "model_state_dict")
+# of all names in a state dict: of DistributedDataParallel, and of a moving average of a model
+PREFIXES = ("module.", "ema_model.")
 ALIGNMENT = 64  # bytes; storages start at multiples of it, as in torch.save
 
 
@@ -59,8 +65,50 @@ def load_pickle(path: Path) -> Any:
         ) from None
 
 
+def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Returns the state dict in the content of a checkpoint.
+
+    It may be nested under a key of WRAPPINGS, and all its names may begin with one of PREFIXES,
+    which is removed. Integers and strings beside the tensors are left out.
+
+    Args:
+        content: what the file holds.
+        path: the file, for messages.
+
+    Raises:
+        UserError: there are no tensors where they are looked for.
+    """
+    mapping = content
+    while isinstance(mapping, Mapping):
+        nested = next((key for key in WRAPPINGS if isinstance(mapping.get(key), Mapping)), None)
+        if nested is None:
+            break
+        log.info("%s: taking the weights under %s", path, nested)
+        mapping = mapping[nested]
+    if not isinstance(mapping, Mapping):
+        raise UserError(
+            f"{path} holds a {type(mapping).__name__}, not a mapping of names to tensors: save a "
+            f"state dict instead"
+        )
+    tensors = {
+        str(name): value
+        for name, value in mapping.items()
+        if isinstance(value, Tensor) and name not in PROGRESS
+    }
+    if not tensors:
+        keys = ", ".join(str(key) for key in list(mapping)[:8]) or "none"
+        raise UserError(
+            f"{path} holds no tensors at the top or under {', '.join(WRAPPINGS)} (its keys are "
+            f"{keys}): choose another file, or save its state dict"
+        )
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 class PickleFile(TensorFile):
-    """An open `.pt` file of a flat mapping; `file[name]` reads that tensor only.
+    """An open `.pt` file of a state dict; `file[name]` reads that tensor only.
 
     The attribute `progress` holds the integers `epoch` and `step` that a training checkpoint of the
     original holds in addition to its tensors; it is empty for other files.
@@ -76,21 +124,10 @@ class PickleFile(TensorFile):
         # Reads only the pickle; the fake storages know their offsets in the file.
         with FakeTensorMode():
             content = load_pickle(self.path)
-        if not isinstance(content, Mapping):
-            raise UserError(
-                f"{self.path} holds a {type(content).__name__}, not a mapping of names to tensors: "
-                f"save a state dict instead"
-            )
+        tensors = state_dict_in(content, self.path)
         self.progress = {
             name: content[name] for name in PROGRESS if isinstance(content.get(name), int)
         }
-        tensors = {
-            name: value
-            for name, value in content.items()
-            if isinstance(value, Tensor) and name not in PROGRESS
-        }
-        if not tensors:
-            raise UserError(f"{self.path} holds no tensors: choose another file")
         return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
 
     def _entry(self, name: str, tensor: Tensor) -> Entry:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import BY_LOSS, META, Checkpoint, Criterion
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.pickles import load_pickle
+from cosyexp.run.pickles import load_pickle, state_dict_in
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
@@ -21,9 +21,6 @@ LEGACY = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
 }
-
-# keys under which a checkpoint may nest its state dict
-WRAPPINGS = ("module", "state_dict", "model")
 
 
 def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS) -> Path:
@@ -104,19 +101,10 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist: check the path") from None
-    for wrapping in WRAPPINGS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
-            content = content[wrapping]
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, not a mapping of names to tensors: save a "
-            f"state dict instead"
-        )
     networks: dict[str, dict[str, Tensor]] = {"model": {}}
-    for name, tensor in content.items():
-        if isinstance(tensor, Tensor):
-            network, parameter = our_name(name)
-            networks.setdefault(network, {})[parameter] = tensor
+    for name, tensor in state_dict_in(content, path).items():
+        network, parameter = our_name(name)
+        networks.setdefault(network, {})[parameter] = tensor
     return networks
 
 
@@ -127,7 +115,6 @@ def our_name(name: str) -> tuple[str, str]:
         The network that the tensor belongs to ("model" or "discriminator"), and the name of the
         tensor in that network, with weight norms as parametrizations.
     """
-    name = name.removeprefix("module.")  # added by DistributedDataParallel
     network = "discriminator" if name.startswith("discriminator.") else "model"
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     for legacy, modern in LEGACY.items():

@@ -81,7 +81,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
     trust(config.trusted)
     run = RunDirectory(config.run_dir)
     with ExitStack() as stack:
-        previous = _previous_config(run, config)
+        previous, changes = _previous_config(run, config)
         engine = build_engine(config)
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
@@ -99,6 +99,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", run, trainer.progress.step)
+            for key, (old, new) in changes.items():
+                log.info("%s changes from %s to %s", key, old, new)
             if previous and previous.init_from != config.init_from:
                 log.warning("init_from=%s is ignored: the run has weights", config.init_from)
         else:
@@ -106,6 +108,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
 
         if engine.rank == 0:
             _describe(run, config, overrides)
+            if changes:
+                run.record_changes(trainer.progress.step, changes)
         engine.all_gather(None)
         step = trainer.progress.step if checkpoint else -1
         for logger in trainer.loggers:
@@ -275,14 +279,15 @@ def _fingerprint(dataset: Dataset) -> str:
     return f"{len(dataset)} utterances, {zlib.crc32(dataset.lengths.tobytes()):08x}"
 
 
-def _previous_config(run: RunDirectory, config: TrainConfig) -> TrainConfig | None:
-    """Returns the config of the run to resume; None for a new run."""
+def _previous_config(
+    run: RunDirectory, config: TrainConfig
+) -> tuple[TrainConfig | None, dict[str, tuple[Any, Any]]]:
+    """Returns the config of the run to resume, None for a new run, and what changes in it."""
     if run.exists and run.checkpoints.all():
-        run.refuse_other(config)
-        return run.config()
+        return run.config(), run.refuse_other(config)
     if config.init_from:
         weights_of(config.init_from)  # reports a missing file before the data are prepared
-    return None
+    return None, {}
 
 
 def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:

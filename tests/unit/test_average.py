@@ -196,6 +196,35 @@ def test_step_and_epoch_are_not_averaged(tmp_path):
     assert list(pt_mean_of(tmp_path, *contents)) == ["a"]
 
 
+NESTED = {
+    "plain": lambda x: x,
+    "of DataParallel": lambda x: {f"module.{name}": tensor for name, tensor in x.items()},
+    "moving average": lambda x: {f"ema_model.{name}": tensor for name, tensor in x.items()},
+    "model": lambda x: {"model": x, "epoch": 2},
+    "model_state_dict": lambda x: {"model_state_dict": x, "optimizer_state_dict": {"state": {}}},
+    "two levels": lambda x: {"state_dict": {"model": x}},
+}
+
+
+@pytest.mark.parametrize("first", NESTED)
+@pytest.mark.parametrize("second", ["plain", "of DataParallel"])
+def test_nested_state_dicts_are_averaged_under_plain_names(tmp_path, first, second):
+    contents = {"a.weight": torch.ones(2)}, {"a.weight": torch.full((2,), 3.0)}
+    found = pt_mean_of(tmp_path, NESTED[first](contents[0]), NESTED[second](contents[1]))
+    assert list(found) == ["a.weight"] and found["a.weight"].tolist() == [2.0, 2.0]
+
+
+def test_a_prefix_that_only_some_names_have_is_kept(tmp_path):
+    tensors = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    assert list(pt_mean_of(tmp_path, tensors, tensors)) == ["module.a", "b"]
+
+
+def test_a_state_dict_at_an_unknown_place_is_answered_with_the_keys_of_the_file(tmp_path):
+    content = {"weights": {"a": torch.ones(1)}, "optimizer": {}}
+    with pytest.raises(UserError, match=r"0\.pt holds no tensors .*keys are weights, optimizer"):
+        pt_mean_of(tmp_path, content)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pt"])
 def test_a_tensor_of_two_names_is_averaged_and_written_once(tmp_path, kind):
     parts = []

@@ -372,7 +372,7 @@ def test_containers_of_arguments_are_plain():
                 "hifigan": None,
             },
             "score",
-            "^score=wer makes the candidates audible",
+            "^score=wer synthesizes the candidates",
         ),
     ],
 )

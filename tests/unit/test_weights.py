@@ -430,6 +430,7 @@ WRAPPED = [
     lambda x: x,
     lambda x: {"module": x},
     lambda x: {"state_dict": x},
+    lambda x: {"model_state_dict": x, "optimizer_state_dict": {}},
     lambda x: {f"module.{n}": t for n, t in x.items()},
 ]
 

@@ -1,7 +1,7 @@
 """The base class of all engines: ranks, precision, optimizers, updates and weight averages."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +241,24 @@ class BaseEngine:
         """Restores weights, averages, optimizers and loss scalers from a checkpoint."""
         for name, tensors in weights.items():
             self.trainables[name].module.load_state_dict(self._shard_all(name, tensors))
-            self._load_optimizer(name, state["optimizers"][name], folder)
+            with self._own_options(name):
+                self._load_optimizer(name, state["optimizers"][name], folder)
             self.scalers[name].load_state_dict(state["scalers"][name])
         self._load_averages(means)
+
+    @contextmanager
+    def _own_options(self, name: str) -> Iterator[None]:
+        """Keeps the options of an optimizer, such as its base learning rate, in a load of state.
+
+        They are those of the config, which a resume may change (`resume.change`).
+        """
+        options = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizers[name].param_groups
+        ]
+        yield
+        for group, kept in zip(self.optimizers[name].param_groups, options, strict=True):
+            group.update(kept)
 
     def _load_averages(self, means: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, tensors in means.items():

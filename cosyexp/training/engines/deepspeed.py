@@ -197,9 +197,10 @@ class DeepSpeed(BaseEngine):
             zero = self.engines[name].optimizer
             vars(zero.loss_scaler).update(state[name]["loss_scaler"])
             own = {**state[name], "loss_scaler": zero.loss_scaler}
-            zero.load_state_dict(
-                [own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True
-            )
+            with self._own_options(name):
+                zero.load_state_dict(
+                    [own] * self.world, load_optimizer_states=True, load_from_fp32_weights=True
+                )
         self._load_averages(means)
 
 
