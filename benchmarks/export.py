@@ -35,7 +35,7 @@ def main() -> None:
     network.eval().requires_grad_(False)
     component = build(config.components[name], "component", network).eval()
     form = Onnx()
-    whole = {"runtime": form.runtime(), "threads": 1}
+    whole = {"runtime": form.runtime(torch.device("cpu")), "threads": 1}
     for precision in precisions.split(","):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / form.file(name, precision)

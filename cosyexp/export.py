@@ -11,6 +11,8 @@
   precision=fp32,fp16    one or several; int8 too for onnx
   components=a,b         only these; default: all
   latency=false          do not measure the latency
+  device=auto|cpu|cuda|cuda:1|mps
+                         where the files are compared with PyTorch and timed
   out=...                another folder
   official=cosyvoice2 weights=flow.pt out=...
                          instead of a run, a file of the official release of this family. Its name
@@ -41,6 +43,7 @@ def main(config: ExportConfig) -> str:
     """Exports the model in each precision, and returns the path of the folder."""
     from pathlib import Path
 
+    from cosyexp.device import select_device
     from cosyexp.registry import build
     from cosyexp.run.logs import console
 
@@ -57,6 +60,7 @@ def main(config: ExportConfig) -> str:
                 precision=precision.value,
                 names=names,
                 timed=config.latency,
+                device=select_device(config.device),
                 node=config.format,
             )
     return str(out)

@@ -13,6 +13,7 @@
   weights=best|last|average|...  which weights of the run, or a file
   limit=...                      maximum number of training and of validation utterances
   batch_size=16                  answers that are generated at once
+  device=auto|cpu|cuda|cuda:1|mps  where the models run; auto: a GPU if there is one
   seed=0                         of all random draws
 
 The same command resumes where it stopped. Train with data=prepared data.dir=<out>.

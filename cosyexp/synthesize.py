@@ -8,6 +8,8 @@
   backend=torch|onnx|jit|pt2   PyTorch, or files that were exported in this format
   precision=fp32|fp16|int8     precision of the exported files
   weights=best|last|average    which weights of each run (torch)
+  device=auto|cpu|cuda|cuda:1|mps
+                               where the models run; auto: a GPU if there is one
   seed=0                       another seed gives another rendition
 
 Examples
@@ -63,11 +65,13 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     """
     from pathlib import Path
 
+    from cosyexp.device import select_device
     from cosyexp.errors import UserError
     from cosyexp.run.directory import RunDirectory
     from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = config.backend, config.precision.value
+    device = select_device(config.device)
     given = {name: getattr(config, name) for name in MODELS}
     runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
     if config.exports and (runs or backend == "torch"):
@@ -81,10 +85,10 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
             f"exports=<folders> with backend=onnx"
         )
     if backend == "torch":
-        return {name: from_run(run, config.weights) for name, run in runs.items()}
+        return {name: from_run(run, config.weights, device) for name, run in runs.items()}
     if config.exports:
-        return from_exports(map(Path, config.exports), backend, precision)
-    return {name: from_run_exports(run, backend, precision) for name, run in runs.items()}
+        return from_exports(map(Path, config.exports), backend, precision, device)
+    return {name: from_run_exports(run, backend, precision, device) for name, run in runs.items()}
 
 
 if __name__ == "__main__":

@@ -167,6 +167,7 @@ class ExportConfig(AppConfig):
         metric: validation loss or metric that defines the best weights.
         metric_mode: whether its lowest or its highest value is best.
         latency: whether to measure the latency.
+        device: where the files are verified and timed: auto, cpu, cuda, cuda:1, mps.
         out: folder to write; null: in the run.
         tag: appended to the default folder in a sweep.
     """
@@ -181,6 +182,7 @@ class ExportConfig(AppConfig):
     precision: list[ExportPrecision] = field(default_factory=lambda: [ExportPrecision.fp32])
     components: list[str] = field(default_factory=lambda: ["all"])
     latency: bool = True
+    device: str = "auto"
     out: str | None = None
     tag: str = "${cosyexp.swept:}"
 
@@ -199,6 +201,7 @@ class SynthesizeConfig(AppConfig):
         backend: torch, or the format of the exports.
         precision: of the exports.
         weights: which weights of the runs.
+        device: auto, cpu, cuda, cuda:1, mps.
         out: WAV file to write.
     """
 
@@ -211,6 +214,7 @@ class SynthesizeConfig(AppConfig):
     backend: str = "torch"
     precision: ExportPrecision = ExportPrecision.fp32
     weights: str = "best"
+    device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"
     seed: int = 0
 
@@ -261,6 +265,7 @@ class PreferConfig(AppConfig):
         hifigan: run of the vocoder that synthesizes the answers.
         asr: folder of a Whisper model; null: whisper-base.
         language: of the recognizer, such as en; null: detected.
+        device: auto, cpu, cuda, cuda:1, mps.
     """
 
     family: FamilyConfig = field(default_factory=FamilyConfig)
@@ -278,3 +283,4 @@ class PreferConfig(AppConfig):
     hifigan: str | None = None
     asr: str | None = None
     language: str | None = None
+    device: str = "auto"

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 import torch
 
+from cosyexp.device import select_device
 from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.run.files import replace_file
@@ -35,7 +36,7 @@ class WhisperASR:
         model: folder of a model in the format of CTranslate2; None: whisper-base, which the extra
             `eval` installs.
         language: such as "en"; None: detected in each window.
-        device: "auto", "cpu" or "cuda".
+        device: where it runs, see `select_device`; the CPU instead of MPS.
 
     Raises:
         UserError: CTranslate2 or the model is missing, or the folder holds no such model.
@@ -49,10 +50,13 @@ class WhisperASR:
             from tokenizers import Tokenizer
         except ImportError:
             raise UserError('ctranslate2 is not installed: pip install "cosyexp[eval]"') from None
-        folder = model or packaged()
+        folder, place = model or packaged(), select_device(device)
         try:
             self.model: Any = ctranslate2.models.Whisper(
-                str(folder), device=device, compute_type="auto"
+                str(folder),
+                device="cuda" if place.type == "cuda" else "cpu",
+                device_index=place.index or 0,
+                compute_type="auto",
             )
             self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises a bare Exception

@@ -22,6 +22,7 @@ from cosyexp.run.files import sync, write_text
 
 log = logging.getLogger(__name__)
 Function = Callable[..., tuple[Tensor, ...]]
+CPU = torch.device("cpu")
 
 
 class Format(Protocol):
@@ -43,6 +44,7 @@ class Format(Protocol):
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
+        device: torch.device = CPU,
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
         """Writes files and `report.<precision>.json` into a folder, and returns the files.
@@ -53,6 +55,7 @@ class Format(Protocol):
             precision: of the files.
             names: of components; None for all that can be exported to the format.
             timed: measure latencies too.
+            device: where the files are verified and timed.
             node: config node of the format, kept for synthesis.
 
         Raises:
@@ -77,20 +80,20 @@ class ComponentFormat:
     suffix: str
     precisions: tuple[str, ...] = ("fp32",)
 
-    def runtime(self) -> str:
-        """Returns the name and the version of what runs the files, for the report."""
+    def runtime(self, device: torch.device) -> str:
+        """Returns the name and the version of what runs the files on a device, for the report."""
         raise NotImplementedError
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         """Writes a component to a file."""
         raise NotImplementedError
 
-    def load(self, path: Path, precision: str = "fp32") -> Function:
+    def load(self, path: Path, precision: str = "fp32", device: torch.device = CPU) -> Function:
         """Loads a file.
 
         Returns:
             A function of the inputs of the component, in order, that returns its outputs; both are
-            fp32 in all precisions.
+            on the device, and fp32 in all precisions.
         """
         raise NotImplementedError
 
@@ -102,6 +105,7 @@ class ComponentFormat:
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
+        device: torch.device = CPU,
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
         """Writes components, and compares each with PyTorch on inputs of many sizes.
@@ -115,18 +119,20 @@ class ComponentFormat:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self._write(component, path, name, precision)
+                exported = self.load(path, precision, device)
                 report[name] = {
                     "file": path.name,
                     "weights": str(source.weights),
                     "bytes": path.stat().st_size,
-                    **self._verify(component, path, name, precision),
+                    **self._verify(component, exported, name, precision, device),
                 }
                 if timed:
-                    report[name]["milliseconds"] = latencies(component, self.load(path, precision))
+                    report[name]["milliseconds"] = latencies(component, exported, device)
             write_excerpt(source, part, node)
         whole = {
             "weights": str(source.weights),
-            "runtime": self.runtime(),
+            "runtime": self.runtime(device),
+            "device": str(device),
             "threads": torch.get_num_threads(),
         }
         merge_report(out, precision, whole, report)
@@ -150,9 +156,14 @@ class ComponentFormat:
             ) from error
 
     def _verify(
-        self, component: Component, path: Path, name: str, precision: str
+        self,
+        component: Component,
+        exported: Function,
+        name: str,
+        precision: str,
+        device: torch.device,
     ) -> dict[str, Any]:
-        measured = compare(component, self.load(path, precision), precision, path.name)
+        measured = compare(component, exported, precision, self.file(name, precision), device)
         worst = max(measured["largest_error"].values())
         message = (
             f"{name} as {self.name} in {precision} differs from PyTorch by {worst:.1e}, more than "

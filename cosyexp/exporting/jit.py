@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.export import CPU, ComponentFormat
 from cosyexp.registry import register
 
 
@@ -25,7 +25,7 @@ class Jit(ComponentFormat):
 
     name, suffix = "jit", "zip"
 
-    def runtime(self) -> str:
+    def runtime(self, device: torch.device) -> str:
         """Returns the version of PyTorch."""
         return f"TorchScript of PyTorch {torch.__version__}"
 
@@ -52,11 +52,13 @@ class Jit(ComponentFormat):
             torch.jit.save(torch.jit.optimize_for_inference(frozen, other_methods=methods), content)
         path.write_bytes(content.getbuffer())
 
-    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+    def load(
+        self, path: Path, precision: str = "fp32", device: torch.device = CPU
+    ) -> Callable[..., tuple[Tensor, ...]]:
         """Loads a file; inputs and outputs of its function are fp32 in all precisions."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.jit.load(str(path))
+            module = torch.jit.load(str(path), map_location=device)
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             if precision == "fp16":

@@ -3,22 +3,24 @@
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
+from cosyexp.device import CPU_PROVIDER, CUDA_PROVIDER, onnx_providers
+from cosyexp.errors import UserError
 from cosyexp.exporting.axes import name_axes
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.export import CPU, ComponentFormat
 from cosyexp.exporting.precision import to_fp16, to_int8
 from cosyexp.registry import register
 
 TRACED = 24, 2  # size and number of rows of the example inputs that are traced
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 CONVERTERS = {"fp16": to_fp16, "int8": to_int8}
 
 
@@ -36,11 +38,12 @@ class Onnx(ComponentFormat):
     def __init__(self, *, opset: int = 18) -> None:
         self.opset = opset
 
-    def runtime(self) -> str:
+    def runtime(self, device: torch.device) -> str:
         """Returns the version of ONNX Runtime, and the execution provider."""
         import onnxruntime
 
-        return f"ONNX Runtime {onnxruntime.__version__} ({providers()[0]})"
+        provider = CUDA_PROVIDER if device.type == "cuda" else CPU_PROVIDER
+        return f"ONNX Runtime {onnxruntime.__version__} ({provider})"
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         """Writes one self-contained file, with the dynamic sizes of the component."""
@@ -70,32 +73,62 @@ class Onnx(ComponentFormat):
                     str(path),
                 )
 
-    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
-        """Opens a file in ONNX Runtime, on as many threads as torch uses."""
+    def load(
+        self, path: Path, precision: str = "fp32", device: torch.device = CPU
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """Opens a file in ONNX Runtime: on a GPU, or on as many CPU threads as torch uses.
+
+        Raises:
+            UserError: the device is a GPU that ONNX Runtime cannot use.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers())
-        names = [node.name for node in session.get_inputs()]
+        providers = onnx_providers(device, tf32=precision != "fp32")
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        if device.type == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot use {device}: install "
+                f"onnxruntime-gpu for this version of CUDA, or give device=cpu"
+            )
+        run = run_on_gpu if device.type == "cuda" else run_on_cpu
+        return lambda *inputs: run(session, inputs)
 
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            feeds = {
-                name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)
-            }
-            return tuple(torch.from_numpy(output) for output in session.run(None, feeds))
 
-        return run
+def run_on_cpu(session: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Runs a session on tensors of any device, through the host."""
+    names = [node.name for node in session.get_inputs()]
+    feeds = {
+        name: value.cpu().contiguous().numpy() for name, value in zip(names, inputs, strict=True)
+    }
+    outputs = session.run(None, feeds)
+    return tuple(torch.from_numpy(output).to(inputs[0].device) for output in outputs)
 
 
-def providers() -> list[str]:
-    """Returns the execution providers to use: CUDA if it is available, and the CPU."""
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
-    return [name for name in PROVIDERS if name in available]
+def run_on_gpu(session: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Runs a session on the memory of the inputs; the outputs stay on their device."""
+    binding, device = session.io_binding(), inputs[0].device
+    place = {"device_type": device.type, "device_id": device.index or 0}
+    tensors = [value.contiguous() for value in inputs]  # alive until the session has run
+    for node, value in zip(session.get_inputs(), tensors, strict=True):
+        kind = torch.empty(0, dtype=value.dtype).numpy().dtype
+        binding.bind_input(
+            node.name,
+            element_type=kind,
+            shape=tuple(value.shape),
+            buffer_ptr=value.data_ptr(),
+            **place,
+        )
+    for node in session.get_outputs():
+        binding.bind_output(node.name, **place)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # the session has a stream of its own
+    session.run_with_iobinding(binding)
+    binding.synchronize_outputs()
+    return tuple(from_dlpack(value._ortvalue.to_dlpack()) for value in binding.get_outputs())
 
 
 def example(component: Component) -> tuple[Tensor, ...]:

@@ -49,6 +49,10 @@ def to_fp16(model: onnx.ModelProto, full: Sequence[str] = ()) -> onnx.ModelProto
     )
     # Some of the types in it are those from before the conversion.
     del converted.graph.value_info[:]
+    # Before version 1.32 the converter writes the same cast once for each node that uses it.
+    nodes = list({tuple(node.output): node for node in converted.graph.node}.values())
+    del converted.graph.node[:]
+    converted.graph.node.extend(nodes)
     ordered = ir.from_proto(without_detours(converted))
     # The converter appends its casts at the end. Runtimes accept that, but the standard does not.
     ordered.graph.sort()

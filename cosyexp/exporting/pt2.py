@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.export import CPU, ComponentFormat
 from cosyexp.exporting.onnx import example, quiet
 from cosyexp.registry import register
 
@@ -30,7 +31,7 @@ class Pt2(ComponentFormat):
         self.compile = compile
         self.suffix = "compiled.pt2" if compile else "pt2"
 
-    def runtime(self) -> str:
+    def runtime(self, device: torch.device) -> str:
         """Returns the version of PyTorch, and which of its runtimes is used."""
         return f"{'AOTInductor' if self.compile else 'torch.export'} of PyTorch {torch.__version__}"
 
@@ -54,14 +55,22 @@ class Pt2(ComponentFormat):
                 torch.export.save(program, content)
                 path.write_bytes(content.getbuffer())
 
-    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
-        """Loads a program or a compiled package."""
+    def load(
+        self, path: Path, precision: str = "fp32", device: torch.device = CPU
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """Loads a program or a compiled package.
+
+        Raises:
+            UserError: the package was compiled for CPUs, and the device is another.
+        """
+        if self.compile and device != CPU:
+            raise UserError(f"{path.name} is compiled for CPUs: give device=cpu")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: Any = (
                 torch._inductor.aoti_load_package(str(path))
                 if self.compile
-                else torch.export.load(str(path)).module()
+                else move_to_device_pass(torch.export.load(str(path)), device).module()
             )
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:

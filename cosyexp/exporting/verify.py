@@ -1,5 +1,6 @@
 """Compares an exported component with PyTorch, and measures its latency."""
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from cosyexp.exporting.components import Component
 
 Function = Callable[..., tuple[Tensor, ...]]
+CPU = torch.device("cpu")
 INPUTS, SHORTEST, LONGEST = 10, 16, 512  # number of random inputs, and the range of their sizes
 FRAMES = (200, 500, 1000)  # sizes for which the latency is measured
 REPEATS = 3
@@ -31,15 +33,20 @@ def trials() -> Iterator[tuple[int, int]]:
 
 
 def compare(
-    component: Component, exported: Function, precision: str = "fp32", name: str = ""
+    component: Component,
+    exported: Function,
+    precision: str = "fp32",
+    name: str = "",
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """Runs PyTorch, in fp32, and the exported function on the same random inputs.
+    """Runs PyTorch, in fp32 on the CPU, and the exported function on the same random inputs.
 
     Args:
         component: the component in PyTorch.
         exported: the exported function.
         precision: of the exported function.
         name: for the progress bar.
+        device: of the exported function.
 
     Returns:
         `largest_error` of each output, `inputs` with the size, the number of rows and the error of
@@ -49,7 +56,8 @@ def compare(
     errors, inputs, passed = dict.fromkeys(component.outputs, 0.0), [], True
     for size, batch in tqdm(list(trials()), desc=f"verifying {name}", leave=False, disable=None):
         given = component.example(size, draw, batch)
-        pairs = list(zip(eager(component, *given), exported(*given), strict=True))
+        outputs = [output.cpu() for output in exported(*(x.to(device) for x in given))]
+        pairs = list(zip(eager(component, *given), outputs, strict=True))
         passed = passed and all(passes(*pair, precision) for pair in pairs)
         measured = dict(
             zip(component.outputs, (error(*pair, precision) for pair in pairs), strict=True)
@@ -89,6 +97,12 @@ def error(wanted: Tensor, found: Tensor, precision: str) -> float:
     return float(((wanted - found).abs() / size).max().nan_to_num(nan=torch.inf))
 
 
+def on_device(component: Component, device: torch.device) -> Component:
+    """Moves a component, which is a module, and returns it."""
+    moved: Component = component.to(device)  # type: ignore[attr-defined]
+    return moved
+
+
 @torch.no_grad()
 def eager(component: Component, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Runs a component in PyTorch, and returns its outputs as a tuple."""
@@ -96,17 +110,20 @@ def eager(component: Component, *inputs: Tensor) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def latencies(component: Component, exported: Function) -> dict[str, dict[str, float]]:
-    """Measures the latency of PyTorch and of the exported function.
+def latencies(
+    component: Component, exported: Function, device: torch.device = CPU
+) -> dict[str, dict[str, float]]:
+    """Measures the latency of PyTorch and of the exported function, both on the device.
 
     Returns:
         Milliseconds per call, as `torch` and `exported`, by the size of the input.
     """
     draw, milliseconds = torch.Generator().manual_seed(1), {}
+    moved = on_device(copy.deepcopy(component), device)
     for size in FRAMES:
-        given = component.example(size, draw)
+        given = [x.to(device) for x in component.example(size, draw)]
         milliseconds[str(size)] = {
-            "torch": latency(eager, component, *given),
+            "torch": latency(eager, moved, *given),
             "exported": latency(exported, *given),
         }
     return milliseconds
@@ -117,6 +134,6 @@ def latency(function: Callable[..., Any], *inputs: Any) -> float:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        function(*inputs)
+        function(*inputs)[0].cpu()  # waits for the device
         times.append(time.perf_counter() - start)
     return round(1000 * min(times), 3)

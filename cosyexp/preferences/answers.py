@@ -59,16 +59,24 @@ class AnswerGenerator:
         times: number of answers per prompt.
         batch_size: maximum number of answers that are generated at once.
         seed: of all random draws.
+        device: where the llm runs.
     """
 
     def __init__(
-        self, config: TrainConfig, weights: Path, *, times: int, batch_size: int, seed: int
+        self,
+        config: TrainConfig,
+        weights: Path,
+        *,
+        times: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.family = config.family
         self.fields = build(config.model.collator, "collator").fields
         self.sample = build(self.family.sampler, "token_sampler")
         self.times, self.batch_size, self.seed = times, batch_size, seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
         self.network = build(config.network, "network")
         load_weights(self.network, weights)
         self.network.eval().requires_grad_(False).to(self.device)

@@ -34,6 +34,7 @@ from cosyexp.data.shards import (
     write_list,
     write_shard,
 )
+from cosyexp.device import select_device
 from cosyexp.errors import UserError
 from cosyexp.preferences.answers import AnswerGenerator, Prompt
 from cosyexp.preferences.scores import Score, edit_distance, select_pair
@@ -107,6 +108,7 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
     settings = {
         "token_rate": family.token_rate,
         **{key: getattr(config, key) for key in SETTINGS},
+        "score": _without_device(config.score),
         "sampler": family.sampler,
         "weights": file_hash(weights),
         "data": digest(work),
@@ -118,6 +120,7 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
     generator = AnswerGenerator(
         trained,
         weights,
+        device=select_device(config.device),
         times=config.candidates,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -259,3 +262,8 @@ def keep_speakers(out: Path, *sources: Path | None) -> None:
         content = source.read_bytes()
         with replace_file(out / "speakers.safetensors") as file:
             file.write(content)
+
+
+def _without_device(score: Any) -> Any:
+    """Returns the config node of a score without its device, which another command may change."""
+    return {key: value for key, value in score.items() if key != "device"} if score else score

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
@@ -15,7 +16,7 @@ from cosyexp.errors import UserError
 from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.source import source_from_run
-from cosyexp.exporting.verify import eager
+from cosyexp.exporting.verify import eager, on_device
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 
@@ -33,15 +34,18 @@ class Runner:
 
     Args:
         inputs: names of its inputs, in order.
-        function: runs it.
+        function: runs it on the device.
+        device: the inputs are moved there; the outputs stay there.
     """
 
-    def __init__(self, inputs: Sequence[str], function: Callable[..., Outputs]) -> None:
-        self.inputs, self.function = inputs, function
+    def __init__(
+        self, inputs: Sequence[str], function: Callable[..., Outputs], device: torch.device
+    ) -> None:
+        self.inputs, self.function, self.device = inputs, function, device
 
     def __call__(self, **given: Tensor) -> Outputs:
         """Returns the outputs, in order."""
-        return self.function(*(given[name] for name in self.inputs))
+        return self.function(*(given[name].to(self.device) for name in self.inputs))
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,33 @@ class LoadedModel:
     runners: Mapping[str, Runner]
 
 
-def from_run(run: RunDirectory, weights: str) -> LoadedModel:
+def from_run(run: RunDirectory, weights: str, device: torch.device) -> LoadedModel:
     """Loads the model of a run in PyTorch.
 
     Args:
         run: the run directory.
         weights: which weights of the run, see `find_weights`.
+        device: where it runs.
     """
     source = source_from_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
     runners = {
-        name: Runner(component.inputs, partial(eager, component))
+        name: Runner(component.inputs, partial(eager, on_device(component, device)), device)
         for name, component in components.items()
     }
     return LoadedModel(str(run), source.config, source.speakers, runners)
 
 
-def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedModel:
+def from_run_exports(
+    run: RunDirectory, backend: str, precision: str, device: torch.device
+) -> LoadedModel:
     """Loads the files that were exported from a run.
 
     Args:
         run: the run directory.
         backend: name of the format.
         precision: of the files.
+        device: where they run.
 
     Raises:
         UserError: the model was not exported, or a file is missing or damaged.
@@ -92,17 +100,20 @@ def from_run_exports(run: RunDirectory, backend: str, precision: str) -> LoadedM
     hint = f"run_dir={run} format={backend} precision={precision}"
     form = read_format(folder / f"{config.model.name}.yaml", hint)
     speakers = run.speakers if run.speakers.exists() else None
-    runners = load_runners(config, folder, form, precision, hint)
+    runners = load_runners(config, folder, form, precision, device, hint)
     return LoadedModel(str(run), config, speakers, runners)
 
 
-def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[str, LoadedModel]:
+def from_exports(
+    folders: Iterable[Path], backend: str, precision: str, device: torch.device
+) -> dict[str, LoadedModel]:
     """Loads the three models from the folders that they were exported to.
 
     Args:
         folders: of the exports.
         backend: name of the format.
         precision: of the files.
+        device: where they run.
 
     Returns:
         The models by name.
@@ -121,7 +132,7 @@ def from_exports(folders: Iterable[Path], backend: str, precision: str) -> dict[
         for path in excerpts:
             hint = f"format={backend} precision={precision} out={folder}"
             config, form = read_excerpt(path), read_format(path, hint)
-            runners = load_runners(config, folder, form, precision, hint)
+            runners = load_runners(config, folder, form, precision, device, hint)
             kept = speakers if speakers.exists() else None
             found[path.stem] = LoadedModel(str(folder), config, kept, runners)
     if missing := [model for model in COMPONENTS if model not in found]:
@@ -167,7 +178,12 @@ def read_format(path: Path, hint: str) -> ComponentFormat:
 
 
 def load_runners(
-    config: ExportedConfig, folder: Path, form: ComponentFormat, precision: str, hint: str
+    config: ExportedConfig,
+    folder: Path,
+    form: ComponentFormat,
+    precision: str,
+    device: torch.device,
+    hint: str,
 ) -> dict[str, Runner]:
     """Loads the components of a model that synthesis needs.
 
@@ -176,10 +192,11 @@ def load_runners(
         folder: of its files.
         form: their format.
         precision: of the files.
+        device: where they run.
         hint: overrides of the `export` command that writes them, for the message.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or the format does not run on the device.
     """
     runners = {}
     for name in needed(config, str(folder)):
@@ -187,7 +204,7 @@ def load_runners(
         if not path.exists():
             raise UserError(f"{folder} has no {path.name}: python -m cosyexp.export {hint}")
         inputs = component_class(config.components[name]).inputs
-        runners[name] = Runner(inputs, _load(form, path, precision))
+        runners[name] = Runner(inputs, _load(form, path, precision, device), device)
     return runners
 
 
@@ -207,9 +224,13 @@ def needed(config: ExportedConfig, where: str) -> tuple[str, ...]:
     return names
 
 
-def _load(form: ComponentFormat, path: Path, precision: str) -> Callable[..., Outputs]:
+def _load(
+    form: ComponentFormat, path: Path, precision: str, device: torch.device
+) -> Callable[..., Outputs]:
     try:
-        return form.load(path, precision)
+        return form.load(path, precision, device)
+    except UserError:
+        raise
     except Exception as error:  # each runtime raises its own
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read ({reason}): export it again") from None

@@ -143,7 +143,8 @@ class Pipeline:
             token=tokens_BN, speaker=speaker_BE, noise=noise
         )
         mu, spks = (torch.cat([x, torch.zeros_like(x)]) for x in conditions)
-        mask, prompt = torch.ones(2, 1, frames), torch.zeros(2, spec.bins, frames)
+        noise = noise.to(mu.device)
+        mask, prompt = mu.new_ones(2, 1, frames), mu.new_zeros(2, spec.bins, frames)
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
             x, times = y.repeat(2, 1, 1), t.repeat(2)
@@ -170,7 +171,7 @@ class Pipeline:
             1, self.harmonics, mel_BFT.size(2) * self.family.mel.hop, generator=draw
         )
         (wave,) = self.runners["hift"](mel=mel_BFT, phase=phase, noise=noise)
-        return wave[0].numpy()
+        return wave[0].cpu().numpy()
 
     def _speaker(self, name: str | None) -> Tensor:
         if not self.speakers:

@@ -135,10 +135,10 @@ class Trainer:
         A rank without micro-batches, or with idle ones, still takes part.
         """
         began, progress = time.perf_counter(), self.progress
-        batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
-        pairs = zip(micro_batches, batches, strict=True)
-        counted = [batch for micro, batch in pairs if not micro.idle]
+        # counted on the host, which must not wait for the device
+        counted = [micro.batch for micro in micro_batches if not micro.idle]
         totals = self._totals(counted)
+        batches = [micro.batch.to(self.engine.device) for micro in micro_batches]
         iterators = [self.objective.losses(batch) for batch in batches]
         for turn, name in enumerate(self.objective.trainables):
             losses = []

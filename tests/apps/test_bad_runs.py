@@ -219,7 +219,7 @@ ON_RUNS = {
     "text outside the alphabet": (
         "synthesize",
         ["text=你好42", *RUNS],
-        ["text='你好42' has no character that the model knows", "give another sentence"],
+        ["text='你好42' has no character that the model knows", "give another text"],
     ),
     "unknown speaker": (
         "synthesize",

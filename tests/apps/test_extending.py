@@ -13,8 +13,8 @@ import yaml
 
 from cosyexp.data.draws import keyed
 from tests.apps.warm import Warm
-from tests.golden.test_golden import tone
 from tests.support import ROOT, environment, metrics, sentence
+from tests.tones import tone
 
 EXAMPLE = ROOT / "examples" / "mylab"
 FLAGS = ["--config-dir", "mylab/conf", "trusted=[mylab]"]

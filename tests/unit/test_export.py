@@ -250,7 +250,7 @@ def test_a_broken_export_is_not_kept_and_the_earlier_one_stays(
 ):
     (path,) = export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
     before, report = path.read_bytes(), (tmp_path / "report.fp32.json").read_bytes()
-    monkeypatch.setattr(Jit, "load", lambda self, path, precision: broken(path))
+    monkeypatch.setattr(Jit, "load", lambda self, path, *args: broken(path))
     with pytest.raises(error, match=message):
         export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
     assert path.read_bytes() == before and (tmp_path / "report.fp32.json").read_bytes() == report
@@ -258,7 +258,7 @@ def test_a_broken_export_is_not_kept_and_the_earlier_one_stays(
 
 
 def test_an_export_with_rounding_errors_is_kept_with_a_warning(runs, tmp_path, monkeypatch, said):
-    monkeypatch.setattr(Jit, "load", lambda self, path, precision: with_rounding(path))
+    monkeypatch.setattr(Jit, "load", lambda self, path, *args: with_rounding(path))
     (path,) = export(runs["llm"], Jit(), "best", "fp32", ["llm.decode"], tmp_path)
     message = "llm.decode as jit in fp32 differs from PyTorch by 3.0e-04, more than 0.0001"
     assert path.exists() and f"{message}, which is unusual: listen to it" in said.text

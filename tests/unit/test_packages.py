@@ -1,6 +1,6 @@
 """What pip installs: declared is what is imported, and no two packages own one folder."""
 
-import re
+import ast
 import sys
 import tomllib
 from contextlib import suppress
@@ -65,7 +65,9 @@ def test_the_small_requirements_are_those_of_the_project_without_the_gpu():
 def test_every_declared_package_is_imported_and_the_other_way_round():
     files = [*(ROOT / "cosyexp").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]
     source = "\n".join(path.read_text() for path in files)
-    statements = re.findall(r"^\s*(?:from|import) ([\w.]+)", source, re.MULTILINE)
+    nodes = list(ast.walk(ast.parse(source)))
+    statements = [a.name for node in nodes if isinstance(node, ast.Import) for a in node.names]
+    statements += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     imported = {name.partition(".")[0] for name in statements} - sys.stdlib_module_names
     declared = {canonicalize_name(Requirement(item).name) for item in PROJECT["dependencies"]}
     extras = PROJECT["optional-dependencies"]

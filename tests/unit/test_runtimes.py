@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import openvino  # type: ignore[import-untyped]
 import pytest
 import torch
@@ -18,10 +19,11 @@ from torch.testing import assert_close
 from torch.utils import cpp_extension
 
 from cosyexp.cli.compose import compose_train
+from cosyexp.device import CPU_PROVIDER
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import select_components
 from cosyexp.exporting.jit import Jit
-from cosyexp.exporting.onnx import Onnx
+from cosyexp.exporting.onnx import Onnx, run_on_cpu, run_on_gpu
 from cosyexp.exporting.pt2 import Pt2
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import TOLERANCES, compare, eager, error
@@ -199,6 +201,71 @@ def files(
     return write
 
 
+# of each input and output, the names of its dynamic axes
+AXES = {
+    "llm.prefill": {
+        "text": {0: "batch", 1: "text_len"},
+        "speaker": {0: "batch"},
+        "logp": {0: "batch"},
+        "cache": {1: "batch", 3: "past_len"},
+    },
+    "llm.decode": {
+        "token": {0: "batch"},
+        "cache": {1: "batch", 3: "past_len"},
+        "logp": {0: "batch"},
+        "new_cache": {1: "batch", 3: "past_len + 1"},
+    },
+    "flow.conditions": {
+        "token": {0: "batch", 1: "token_len"},
+        "speaker": {0: "batch"},
+        "noise": {0: "batch", 2: "frames"},
+        "mu": {0: "batch", 2: "frames"},
+        "spks": {0: "batch"},
+    },
+    # the estimator of the original has these names too
+    "flow.decoder.estimator": {
+        "x": {0: "batch", 2: "seq_len"},
+        "mask": {0: "batch", 2: "seq_len"},
+        "mu": {0: "batch", 2: "seq_len"},
+        "t": {0: "batch"},
+        "spks": {0: "batch"},
+        "cond": {0: "batch", 2: "seq_len"},
+        "estimator_out": {0: "batch", 2: "seq_len"},
+    },
+    "hift": {
+        "mel": {0: "batch", 2: "frames"},
+        "phase": {0: "batch"},
+        "noise": {0: "batch", 2: "samples"},
+        "wave": {0: "batch", 1: "samples"},
+    },
+}
+
+
+@pytest.mark.parametrize("precision", Onnx.precisions)
+@pytest.mark.parametrize("name", AXES)
+def test_the_axes_of_a_file_have_names(files, name, precision):
+    graph = onnx.load(files(name, precision)).graph
+    found = {
+        value.name: {
+            i: axis.dim_param
+            for i, axis in enumerate(value.type.tensor_type.shape.dim)
+            if not axis.HasField("dim_value")
+        }
+        for value in [*graph.input, *graph.output]
+    }
+    assert found == AXES[name]
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_a_session_on_tensors_in_place_computes_the_same(files, components, name):
+    """What a GPU does with its own memory, on the memory of the CPU."""
+    session = onnxruntime.InferenceSession(files(name, "fp32"), providers=[CPU_PROVIDER])
+    inputs = components[name].example(20, torch.Generator().manual_seed(0), 2)
+    found, wanted = run_on_gpu(session, inputs), run_on_cpu(session, inputs)
+    assert len(found) == len(wanted) > 0
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("name", ["llm.decode", "flow.decoder.estimator", "hift"])
 def test_half_precision_but_for_norms_softmax_and_angles(components, files, name):
     path = files(name, "fp16")
@@ -320,6 +387,6 @@ def test_a_program_can_be_compiled_for_this_machine(components, tmp_path, name):
 
 def test_without_a_compiler_nothing_is_compiled(components, tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/gone/g++"))
-    with pytest.raises(UserError, match="takes a C\\+\\+ compiler, and there is none"):
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and there is none"):
         Pt2(compile=True).write(components["llm.decode"], tmp_path / "program.pt2")
     assert not (tmp_path / "program.pt2").exists()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
+from cosyexp.device import onnx_providers, select_device
 from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.registry import register
@@ -40,10 +41,7 @@ def session(path: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = options.inter_op_num_threads = threads
-    available = onnxruntime.get_available_providers()
-    providers = [
-        name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
-    ]
+    providers = onnx_providers(select_device("auto"))
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime raises its own exception types

@@ -77,12 +77,13 @@ class HarmonicSource(nn.Module):
         """Returns the harmonics with noise, (B, H, S); see `forward` for the arguments.
 
         Phases are in turns (1 is a full circle), and are summed over frames in double precision,
-        modulo 1.
+        modulo 1; in fp32 on MPS, which has no fp64.
         """
+        wide = torch.float32 if f0_BT.device.type == "mps" else torch.float64
         dtype = torch.float64 if f0_BT.dtype == torch.float64 else torch.float32
-        order = torch.arange(1, self.harmonics + 1, dtype=torch.float64, device=f0_BT.device)
+        order = torch.arange(1, self.harmonics + 1, dtype=wide, device=f0_BT.device)
         # The phase increment of one sample.
-        turns_BHT = (f0_BT.double().unsqueeze(1) * order.unsqueeze(1) / self.sample_rate) % 1.0
+        turns_BHT = (f0_BT.to(wide).unsqueeze(1) * order.unsqueeze(1) / self.sample_rate) % 1.0
         # The phase summed over all frames up to and including each one.
         total_BHT = torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0
         phase_BHTN = total_BHT.to(dtype).unsqueeze(3) + self.within(turns_BHT.to(dtype), phase_BH)

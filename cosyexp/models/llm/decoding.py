@@ -149,6 +149,7 @@ def decode_in_blocks(
     text_size, speech_size = block
     embed = network.text_embedding
     start, task = network.sos_task_embedding(1).split(1, dim=1)
+    device = start.device
     text, prompt = embed(prompt_text_1L), network.speech_embedding(prompt_speech_1N)
     # Embeddings that the network has not processed yet.
     pending, cache = [start], network.empty_cache(start)
@@ -161,7 +162,10 @@ def decode_in_blocks(
     def next_logp(cache: Tensor) -> tuple[Tensor, Tensor]:
         logp_BV, cache = network.decode(torch.cat(pending, dim=1), cache)
         pending.clear()
-        return logp_BV[0], cache
+        return logp_BV[0].cpu(), cache
+
+    def embedded(token: int) -> Tensor:
+        return network.speech_embedding(torch.tensor([[token]], device=device))
 
     for piece in texts:
         text = torch.cat([text, embed(piece)], dim=1)
@@ -187,9 +191,9 @@ def decode_in_blocks(
                 block_end = len(history) + speech_size
             else:
                 yield token
-                pending.append(network.speech_embedding(torch.tensor([[token]])))
+                pending.append(embedded(token))
     if stutter and needs_text and len(history) > 1:
-        pending.append(network.speech_embedding(torch.tensor([[history[-2]]])))
+        pending.append(embedded(history[-2]))
     pending += [text, task]
     while len(history) < max_tokens:
         logp_V, cache = next_logp(cache)
@@ -198,4 +202,4 @@ def decode_in_blocks(
             return
         history.append(token)
         yield token
-        pending.append(network.speech_embedding(torch.tensor([[token]])))
+        pending.append(embedded(token))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.export import CPU, ComponentFormat
 from cosyexp.exporting.verify import eager
 
 
@@ -16,7 +16,7 @@ class Traced(ComponentFormat):
 
     name, suffix = "traced", "traced.pt"
 
-    def runtime(self) -> str:
+    def runtime(self, device: torch.device) -> str:
         """Returns what runs the files."""
         return f"traced TorchScript of PyTorch {torch.__version__}"
 
@@ -25,7 +25,9 @@ class Traced(ComponentFormat):
         example = component.example(24, torch.Generator().manual_seed(0), 2)
         torch.jit.trace(component, example).save(str(path))
 
-    def load(self, path: Path, precision: str = "fp32") -> Callable[..., tuple[Tensor, ...]]:
+    def load(
+        self, path: Path, precision: str = "fp32", device: torch.device = CPU
+    ) -> Callable[..., tuple[Tensor, ...]]:
         """Returns a function of the component's inputs."""
-        module = torch.jit.load(str(path))
+        module = torch.jit.load(str(path), map_location=device)
         return lambda *inputs: eager(module, *inputs)
