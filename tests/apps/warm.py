@@ -4,6 +4,7 @@
 answers each with an exit status. A fork runs what `python -m <module> <words>` runs.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -115,6 +116,7 @@ def run(order: dict[str, Any]) -> None:
 def serve() -> None:
     for name in HEAVY:
         importlib.import_module(name)
+    gc.freeze()
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
             return run(json.loads(line))
