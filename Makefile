@@ -1,6 +1,8 @@
 # make demo    install, prepare, train, average, export and synthesize: from nothing to hello.wav
 # make test    all tests
+# make quick   the tests that take under two minutes
 # make check   lint, types, import contracts and tests
+# make test-gpu, make bench-gpu    the tests and the benchmark that need a GPU
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN := runs/demo
 TEXT ?= hello, the red lamp behind the house is old.
 
-.PHONY: demo test check lint format clean
+.PHONY: demo test quick check lint format test-gpu bench-gpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m cosyexp.prepare
@@ -25,7 +27,16 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 $(ARGS)
 
+quick: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m quick --numprocesses=auto --maxprocesses=4 $(ARGS)
+
 check: lint test
+
+test-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m gpu tests/gpu --numprocesses=4 $(ARGS)
+
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -40,6 +40,22 @@ def select_device(choice: str) -> "torch.device":
     return torch.device(choice)
 
 
+def inference_device(choice: str) -> "torch.device":
+    """Returns the device of a `device=` key, on which fp32 convolutions are not rounded to TF32.
+
+    The outputs are then those of a CPU up to rounding. Products of matrices are exact by default.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
+    device = select_device(choice)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
 def onnx_providers(device: "torch.device", tf32: bool = True) -> list[Any]:
     """Returns the execution providers of ONNX Runtime for a device, the preferred one first.
 

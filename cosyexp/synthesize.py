@@ -65,13 +65,13 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     """
     from pathlib import Path
 
-    from cosyexp.device import select_device
+    from cosyexp.device import inference_device
     from cosyexp.errors import UserError
     from cosyexp.run.directory import RunDirectory
     from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = config.backend, config.precision.value
-    device = select_device(config.device)
+    device = inference_device(config.device)
     given = {name: getattr(config, name) for name in MODELS}
     runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
     if config.exports and (runs or backend == "torch"):

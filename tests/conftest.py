@@ -18,6 +18,42 @@ torch.set_num_threads(1)
 CORPUS: dict[str, Any] = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
 
 
+# Files that take a minute or more; they run first, so that no worker is left with one at the end.
+SLOW = (
+    "apps/test_families.py",
+    "unit/test_runtimes.py",
+    "invariants/test_engines.py",
+    "invariants/test_trajectories.py",
+    "slurm/test_slurm.py",
+    "resume/test_engines.py",
+    "apps/test_launchers.py",
+    "golden/test_golden.py",
+    "resume/test_kill_flow.py",
+    "resume/test_kill_hifigan.py",
+    "resume/test_resume.py",
+    "apps/test_path.py",
+    "apps/test_exports.py",
+    "apps/test_prefer.py",
+    "apps/test_ljspeech.py",
+    "unit/test_ranks.py",
+)
+# Folders of the quick tier, without the files above and these.
+QUICK, NOT_QUICK = ("unit/", "parity/"), ("unit/test_devices.py", "unit/test_flow.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves slow files to the front, and marks the quick tier."""
+    order = {file: i for i, file in enumerate(SLOW)}
+
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).as_posix()
+
+    for item in items:
+        if file(item).startswith(QUICK) and file(item) not in (*SLOW, *NOT_QUICK):
+            item.add_marker(pytest.mark.quick)
+    items.sort(key=lambda item: order.get(file(item), len(SLOW)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds an option that replaces the golden losses."""
     parser.addoption("--refresh", action="store_true", help="write the golden losses anew")

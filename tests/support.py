@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,18 @@ def config(model: str, data: Path, *overrides: str) -> TrainConfig:
 
 
 def command(
-    app: str, *words: str, cwd: Path, check: bool = True, timeout: float = 300
+    app: str,
+    *words: str,
+    cwd: Path,
+    check: bool = True,
+    timeout: float = 300,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs an app in another process, as a user does; by default it must succeed."""
     result = subprocess.run(
         [sys.executable, "-m", f"cosyexp.{app}", *words],
         cwd=cwd,
-        env=environment(),
+        env={**environment(), **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout,

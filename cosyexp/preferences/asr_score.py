@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cosyexp.data.draws import keyed
-from cosyexp.device import select_device
+from cosyexp.device import inference_device
 from cosyexp.errors import UserError
 from cosyexp.evaluation.asr import WhisperASR
 from cosyexp.evaluation.metrics import word_error_rate
@@ -28,7 +28,7 @@ class WordErrorRate:
         asr: folder of a Whisper model; None: whisper-base, which the extra `eval` installs.
         language: such as "en"; None: detected.
         seed: of the random draws of flow and vocoder, which also depend on the utterance.
-        device: where all of them run, see `select_device`.
+        device: where all of them run, see `inference_device`.
 
     Raises:
         UserError: a run is missing, or the recognizer is not installed.
@@ -49,7 +49,7 @@ class WordErrorRate:
             raise UserError(
                 "score=wer synthesizes the candidates: give flow=<run> and hifigan=<run>"
             )
-        place = select_device(device)
+        place = inference_device(device)
         self.seed, self.asr = seed, WhisperASR(Path(asr) if asr else None, language, device)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
         models = {name: from_run(RunDirectory(path), "best", place) for name, path in runs.items()}

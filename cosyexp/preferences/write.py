@@ -34,7 +34,7 @@ from cosyexp.data.shards import (
     write_list,
     write_shard,
 )
-from cosyexp.device import select_device
+from cosyexp.device import inference_device
 from cosyexp.errors import UserError
 from cosyexp.preferences.answers import AnswerGenerator, Prompt
 from cosyexp.preferences.scores import Score, edit_distance, select_pair
@@ -120,7 +120,7 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
     generator = AnswerGenerator(
         trained,
         weights,
-        device=select_device(config.device),
+        device=inference_device(config.device),
         times=config.candidates,
         batch_size=config.batch_size,
         seed=config.seed,

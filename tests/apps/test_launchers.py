@@ -12,32 +12,33 @@ from tests.support import command, environment, metrics, train_words
 WORDS = ["trainer.steps=3", "trainer.valid_every=3", "run_dir=run"]
 WEIGHTS = "run/checkpoints/step_00000003/flow.safetensors"
 BIN = Path(sys.executable).parent
+DEEPSPEED = [BIN / "deepspeed", "--num_accelerators={processes}", "--master_port={port}"]
 LAUNCHERS = {
-    "torchrun": [BIN / "torchrun", "--standalone", "--nproc_per_node=2", "-m"],
-    "deepspeed": [
-        BIN / "deepspeed",
-        "--no_local_rank",
-        "--num_accelerators=2",
-        "--master_port={port}",
-        "--module",
-    ],
+    "torchrun": [BIN / "torchrun", "--standalone", "--nproc_per_node={processes}", "-m"],
+    "deepspeed": [*DEEPSPEED, "--module"],
+    "deepspeed --no_local_rank": [*DEEPSPEED, "--no_local_rank", "--module"],
 }
 
 
 @pytest.fixture(scope="module")
 def own(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one and of two ranks that cosyexp started, 1/run and 2/run."""
     folder = tmp_path_factory.mktemp("own")
-    command("train", *train_words("flow", data, *WORDS), "engine.nproc_per_node=2", cwd=folder)
+    for processes in (1, 2):
+        (folder / str(processes)).mkdir()
+        words = train_words("flow", data, *WORDS, f"engine.nproc_per_node={processes}")
+        command("train", *words, cwd=folder / str(processes))
     return folder
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_ranks_of_another_launcher(launcher, own, data, tmp_path):
+def test_ranks_of_another_launcher(launcher, processes, own, data, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     words = [
-        *(str(word).format(port=port) for word in LAUNCHERS[launcher]),
+        *(str(word).format(port=port, processes=processes) for word in LAUNCHERS[launcher]),
         "cosyexp.train",
         *train_words("flow", data, *WORDS),
     ]
@@ -46,6 +47,8 @@ def test_ranks_of_another_launcher(launcher, own, data, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("done at step 3") == 1
-    assert {path.name for path in (tmp_path / "run/logs").iterdir()} == {"rank_0.log", "rank_1.log"}
-    assert (tmp_path / WEIGHTS).read_bytes() == (own / WEIGHTS).read_bytes()
-    assert metrics(tmp_path / "run") == metrics(own / "run")
+    logs = {path.name for path in (tmp_path / "run/logs").iterdir()}
+    assert logs == {f"rank_{rank}.log" for rank in range(processes)}
+    wanted = own / str(processes)
+    assert (tmp_path / WEIGHTS).read_bytes() == (wanted / WEIGHTS).read_bytes()
+    assert metrics(tmp_path / "run") == metrics(wanted / "run")

@@ -77,6 +77,8 @@ class BaseEngine:
         """Moves all networks to the device and makes optimizers, loss scalers and averages."""
         for module in frozen_modules:
             module.to(self.device)
+        if self.compile:  # a discriminator per period, each with and without gradients
+            torch._dynamo.config.recompile_limit = 64
         self.trainables, self.optimizers, self.scalers = dict(trainables), {}, {}
         for name, trainable in trainables.items():
             trainable.module.to(self.device)
@@ -84,7 +86,9 @@ class BaseEngine:
                 if self.activation_checkpointing:
                     checkpoint(block)
                 if self.compile:
-                    block.compile(dynamic=True)  # the lengths differ between batches
+                    # Sizes that differ between batches become dynamic with the second one. The
+                    # length of a vocoder's segments does not, and its pads need a fixed one.
+                    block.compile()
             self._prepare_module(name)
             optimizer = trainable.optimizer(
                 [
