@@ -1,16 +1,16 @@
 """The device that synthesis, generation and front ends run on."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from cosyexp.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
+CPU = torch.device("cpu")
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def select_device(choice: str) -> "torch.device":
+def select_device(choice: str) -> torch.device:
     """Returns the device of a `device=` key.
 
     Args:
@@ -20,8 +20,6 @@ def select_device(choice: str) -> "torch.device":
     Raises:
         UserError: there is no such device.
     """
-    import torch
-
     available = {
         "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
         "mps": int(torch.backends.mps.is_available()),
@@ -40,7 +38,7 @@ def select_device(choice: str) -> "torch.device":
     return torch.device(choice)
 
 
-def inference_device(choice: str) -> "torch.device":
+def inference_device(choice: str) -> torch.device:
     """Returns the device of a `device=` key, on which fp32 convolutions are not rounded to TF32.
 
     The outputs are then those of a CPU up to rounding. Products of matrices are exact by default.
@@ -48,15 +46,13 @@ def inference_device(choice: str) -> "torch.device":
     Raises:
         UserError: there is no such device.
     """
-    import torch
-
     device = select_device(choice)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     return device
 
 
-def onnx_providers(device: "torch.device", tf32: bool = True) -> list[Any]:
+def onnx_providers(device: torch.device, tf32: bool = True) -> list[Any]:
     """Returns the execution providers of ONNX Runtime for a device, the preferred one first.
 
     Args:

@@ -143,8 +143,8 @@ def with_rank_errors(timeout: float, work: Callable[[Any], Result], config: Any)
         message = str(error) if isinstance(error, RuntimeError) else ""
         if TIMED_OUT.search(message):
             raise UserError(
-                f"rank {rank} waited {timeout:g} s in vain for another rank: look at the last "
-                f"lines of the run's logs/rank_*.log for the one that hangs, or raise "
+                f"rank {rank} timed out after waiting {timeout:g} s for another rank: look at the "
+                f"last lines of the run's logs/rank_*.log for the one that hangs, or raise "
                 f"engine.timeout="
             ) from error
         if CONNECTION_LOST.search(message):

@@ -43,7 +43,6 @@ def main(config: ExportConfig) -> str:
     """Exports the model in each precision, and returns the path of the folder."""
     from pathlib import Path
 
-    from cosyexp.device import inference_device
     from cosyexp.registry import build
     from cosyexp.run.logs import console
 
@@ -60,7 +59,7 @@ def main(config: ExportConfig) -> str:
                 precision=precision.value,
                 names=names,
                 timed=config.latency,
-                device=inference_device(config.device),
+                device=config.device,
                 node=config.format,
             )
     return str(out)

@@ -65,13 +65,11 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     """
     from pathlib import Path
 
-    from cosyexp.device import inference_device
     from cosyexp.errors import UserError
     from cosyexp.run.directory import RunDirectory
     from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = config.backend, config.precision.value
-    device = inference_device(config.device)
     given = {name: getattr(config, name) for name in MODELS}
     runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
     if config.exports and (runs or backend == "torch"):
@@ -85,10 +83,12 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
             f"exports=<folders> with backend=onnx"
         )
     if backend == "torch":
-        return {name: from_run(run, config.weights, device) for name, run in runs.items()}
+        return {name: from_run(run, config.weights, config.device) for name, run in runs.items()}
     if config.exports:
-        return from_exports(map(Path, config.exports), backend, precision, device)
-    return {name: from_run_exports(run, backend, precision, device) for name, run in runs.items()}
+        return from_exports(map(Path, config.exports), backend, precision, config.device)
+    return {
+        name: from_run_exports(run, backend, precision, config.device) for name, run in runs.items()
+    }
 
 
 if __name__ == "__main__":

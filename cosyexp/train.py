@@ -10,6 +10,7 @@
   run_dir=...                  folder of the run; default runs/<family>/<model>
   init_from=...                weights to start from: another run, or a file, such as an official
                                llm.pt, flow.pt or hift.pt
+  resume.change=[optimizer.lr] settings that a resumed run goes on with at another value
   reference=...                mode=dpo: weights of the reference model; default init_from
   trainer.steps=1000 trainer.accumulate=2 trainer.precision=bf16 optimizer.lr=1e-4 ...
 

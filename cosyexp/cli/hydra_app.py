@@ -55,6 +55,10 @@ def hydra_app(
                 _run_hydra(
                     _with_user_errors(task, schema, complete, debug), config_name, free, lists
                 )
+            except KeyboardInterrupt:
+                if debug:
+                    raise
+                sys.exit(130)  # what a shell reports of Ctrl-C
             except Exception as error:
                 if debug or (message := user_message(error)) is None:
                     raise

@@ -37,8 +37,9 @@ class SweepCallback(Callback):
         """Names the folder by a hash of the overrides, and each job by those that vary."""
         task, hydra = list(config.hydra.overrides.task), config.hydra.overrides.hydra
         overrides = OverridesParser.create().parse_overrides(task)
-        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
-        fixed = [key for o in overrides if (key := o.get_key_element()) not in swept]
+        # Hydra excludes by this name, without a + before or an @package behind it
+        swept = {o.key_or_group for o in overrides if o.is_sweep_override()}
+        fixed = [key for o in overrides if (key := o.key_or_group) not in swept]
         excluded = [*config.hydra.job.config.override_dirname.exclude_keys, *fixed]
         tag = f"{zlib.crc32(json.dumps(sorted(task)).encode()):08x}"
         # a job is composed anew from these overrides, perhaps on another node

@@ -3,26 +3,24 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import yaml
-from torch import Tensor
 
 from cosyexp.config import ExportedConfig, to_dict
+from cosyexp.device import CPU, inference_device
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component, load_components, select_components
 from cosyexp.exporting.report import merge_report, show
 from cosyexp.exporting.source import ExportSource
-from cosyexp.exporting.verify import TOLERANCES, compare, latencies
+from cosyexp.exporting.verify import TOLERANCES, Function, compare, latencies
 from cosyexp.run.files import sync, write_text
 
 log = logging.getLogger(__name__)
-Function = Callable[..., tuple[Tensor, ...]]
-CPU = torch.device("cpu")
 
 
 class Format(Protocol):
@@ -44,7 +42,7 @@ class Format(Protocol):
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
-        device: torch.device = CPU,
+        device: str = "cpu",
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
         """Writes files and `report.<precision>.json` into a folder, and returns the files.
@@ -55,7 +53,7 @@ class Format(Protocol):
             precision: of the files.
             names: of components; None for all that can be exported to the format.
             timed: measure latencies too.
-            device: where the files are verified and timed.
+            device: where the files are verified and timed, see `select_device`.
             node: config node of the format, kept for synthesis.
 
         Raises:
@@ -79,6 +77,14 @@ class ComponentFormat:
     name: str
     suffix: str
     precisions: tuple[str, ...] = ("fp32",)
+
+    def device(self, choice: str) -> torch.device:
+        """Returns where the files run for a key `device=`; "auto": a GPU if they can use one.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        return inference_device(choice)
 
     def runtime(self, device: torch.device) -> str:
         """Returns the name and the version of what runs the files on a device, for the report."""
@@ -105,7 +111,7 @@ class ComponentFormat:
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
-        device: torch.device = CPU,
+        device: str = "cpu",
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
         """Writes components, and compares each with PyTorch on inputs of many sizes.
@@ -113,26 +119,27 @@ class ComponentFormat:
         Args and errors are those of `Format.export`.
         """
         selected = select_components(source, names, self.name, precision, self.precisions)
+        place = self.device(device)
         components, report = load_components(source, selected), {}
         job = f"{'+'.join(names or [source.config.model.name])}.{precision}"
         with staged(out, job) as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self._write(component, path, name, precision)
-                exported = self.load(path, precision, device)
+                exported = self.load(path, precision, place)
                 report[name] = {
                     "file": path.name,
                     "weights": str(source.weights),
                     "bytes": path.stat().st_size,
-                    **self._verify(component, exported, name, precision, device),
+                    **self._verify(component, exported, name, precision, place),
                 }
                 if timed:
-                    report[name]["milliseconds"] = latencies(component, exported, device)
+                    report[name]["milliseconds"] = latencies(component, exported, place)
             write_excerpt(source, part, node)
         whole = {
             "weights": str(source.weights),
-            "runtime": self.runtime(device),
-            "device": str(device),
+            "runtime": self.runtime(place),
+            "device": str(place),
             "threads": torch.get_num_threads(),
         }
         merge_report(out, precision, whole, report)

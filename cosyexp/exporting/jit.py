@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosyexp.device import CPU
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import CPU, ComponentFormat
+from cosyexp.exporting.export import ComponentFormat
 from cosyexp.registry import register
 
 

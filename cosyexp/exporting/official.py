@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.export import CPU, staged
+from cosyexp.exporting.export import staged
 from cosyexp.exporting.report import merge_report
 from cosyexp.exporting.source import ExportSource, load_network
 from cosyexp.registry import register
@@ -28,7 +28,7 @@ class Official:
         precision: str = "fp32",
         names: Sequence[str] | None = None,
         timed: bool = False,
-        device: torch.device = CPU,
+        device: str = "cpu",
         node: dict[str, Any] | None = None,
     ) -> list[Path]:
         """Writes the file, and returns its path; arguments as of `Format.export`.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from cosyexp.device import CPU_PROVIDER, CUDA_PROVIDER, onnx_providers
+from cosyexp.device import CPU, CPU_PROVIDER, CUDA_PROVIDER, onnx_providers
 from cosyexp.errors import UserError
 from cosyexp.exporting.axes import name_axes
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import CPU, ComponentFormat
+from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.precision import to_fp16, to_int8
 from cosyexp.registry import register
 
@@ -37,6 +37,14 @@ class Onnx(ComponentFormat):
 
     def __init__(self, *, opset: int = 18) -> None:
         self.opset = opset
+
+    def device(self, choice: str) -> torch.device:
+        """Returns where the files run; "auto" is the CPU if ONNX Runtime is built for CPUs only."""
+        import onnxruntime
+
+        if choice == "auto" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            return CPU
+        return super().device(choice)
 
     def runtime(self, device: torch.device) -> str:
         """Returns the version of ONNX Runtime, and the execution provider."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
+from cosyexp.device import CPU
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import CPU, ComponentFormat
+from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.onnx import example, quiet
 from cosyexp.registry import register
 
@@ -30,6 +31,19 @@ class Pt2(ComponentFormat):
     def __init__(self, *, compile: bool = False) -> None:
         self.compile = compile
         self.suffix = "compiled.pt2" if compile else "pt2"
+
+    def device(self, choice: str) -> torch.device:
+        """Returns where the files run; compiled ones run on CPUs.
+
+        Raises:
+            UserError: compiled files are to run elsewhere, or there is no such device.
+        """
+        device = CPU if self.compile and choice == "auto" else super().device(choice)
+        if self.compile and device != CPU:
+            raise UserError(
+                f"format=pt2 with compile=true runs on CPUs, not on {choice}: give device=cpu"
+            )
+        return device
 
     def runtime(self, device: torch.device) -> str:
         """Returns the version of PyTorch, and which of its runtimes is used."""
@@ -58,13 +72,7 @@ class Pt2(ComponentFormat):
     def load(
         self, path: Path, precision: str = "fp32", device: torch.device = CPU
     ) -> Callable[..., tuple[Tensor, ...]]:
-        """Loads a program or a compiled package.
-
-        Raises:
-            UserError: the package was compiled for CPUs, and the device is another.
-        """
-        if self.compile and device != CPU:
-            raise UserError(f"{path.name} is compiled for CPUs: give device=cpu")
+        """Loads a program, or a package that was compiled for CPUs."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module: Any = (

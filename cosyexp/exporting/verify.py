@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cosyexp.device import CPU
 from cosyexp.exporting.components import Component
 
 Function = Callable[..., tuple[Tensor, ...]]
-CPU = torch.device("cpu")
 INPUTS, SHORTEST, LONGEST = 10, 16, 512  # number of random inputs, and the range of their sizes
 FRAMES = (200, 500, 1000)  # sizes for which the latency is measured
 REPEATS = 3

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from cosyexp.data.draws import keyed
-from cosyexp.device import inference_device
 from cosyexp.errors import UserError
 from cosyexp.evaluation.asr import WhisperASR
 from cosyexp.evaluation.metrics import word_error_rate
@@ -49,10 +48,9 @@ class WordErrorRate:
             raise UserError(
                 "score=wer synthesizes the candidates: give flow=<run> and hifigan=<run>"
             )
-        place = inference_device(device)
         self.seed, self.asr = seed, WhisperASR(Path(asr) if asr else None, language, device)
         runs = {"llm": llm, "flow": flow, "hifigan": hifigan}
-        models = {name: from_run(RunDirectory(path), "best", place) for name, path in runs.items()}
+        models = {name: from_run(RunDirectory(path), "best", device) for name, path in runs.items()}
         self.pipeline = Pipeline(models)
 
     @torch.inference_mode()

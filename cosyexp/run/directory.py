@@ -1,6 +1,7 @@
 """The run directory: the paths of all files of a run."""
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from cosyexp.config import TrainConfig, parse, to_dict
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Checkpoints
 from cosyexp.run.files import write_text
+
+log = logging.getLogger(__name__)
 
 # The version of what a run directory holds: config, checkpoints, averages, exports. It changes
 # when an older run can no longer be read as it was written.
@@ -48,7 +51,8 @@ CHANGEABLE = (
 )
 # Keys that a resume changes if `resume.change` names them: no weight and no state depends on them.
 CHANGEABLE_ON_REQUEST = re.compile(
-    r"(.*optimizer\.(?!_target_).+|.*scheduler\..+|objective\.[a-z]\w*|model\.warmup"
+    r"(.*optimizer\.(?!_target_|amsgrad|centered|momentum|fused|foreach|capturable).+"
+    r"|.*scheduler\..+|objective\.(?!cache_reference)[a-z]\w*|model\.warmup"
     r"|trainer\.max_grad_norm)"
 )
 # Keys that belong to a command, not to a run; a run directory never says what is trusted.
@@ -126,6 +130,10 @@ class RunDirectory:
         """
         before, now = dict(flat(_stored(self.config()))), dict(flat(_stored(config)))
         asked, changes = config.resume.change, dict[str, tuple[Any, Any]]()
+        if unknown := [name for name in asked if not any(_is_part(key, name) for key in now)]:
+            raise UserError(
+                f"resume.change={unknown[0]} is not a key of this run: --cfg job shows all keys"
+            )
         # another model differs in much: its name first; then optimizer.lr before what follows it
         for key in sorted(
             {*before, *now}, key=lambda key: (not key.endswith(".name"), key.count("."), key)
@@ -176,11 +184,13 @@ class RunDirectory:
         file = open(self.path / ".lock", "a+")  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise UserError(
                 f"another process is training in {self}: wait for it, or give another run_dir="
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s): start no other process in it", self, error)
         # data workers may outlive this process, and must not hold the lock
         os.register_at_fork(after_in_child=file.close)
         return file

@@ -220,12 +220,13 @@ def init_weights(
     """
     path = weights_of(source)
     folder = Path(source).expanduser()
-    checkpoint = find_weights(RunDirectory(folder), "last").parent if folder.is_dir() else None
     content = read_weights(path)
     _load_initial(networks[model], content["model"], path, strict)
     for name, network in networks.items():
         if name == model:
             continue
+        run = RunDirectory(folder)
+        checkpoint = find_weights(run, "last").parent if folder.is_dir() else None
         file = checkpoint / f"{name}.safetensors" if checkpoint else path
         tensors = read_weights(file)["model"] if checkpoint and file.exists() else content.get(name)
         if tensors:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from cosyexp.config import ExportedConfig, parse
+from cosyexp.device import inference_device
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
@@ -65,33 +66,32 @@ class LoadedModel:
     runners: Mapping[str, Runner]
 
 
-def from_run(run: RunDirectory, weights: str, device: torch.device) -> LoadedModel:
+def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
     """Loads the model of a run in PyTorch.
 
     Args:
         run: the run directory.
         weights: which weights of the run, see `find_weights`.
-        device: where it runs.
+        device: where it runs, see `select_device`.
     """
+    place = inference_device(device)
     source = source_from_run(run, weights)
     components = load_components(source, needed(source.config, str(run)))
     runners = {
-        name: Runner(component.inputs, partial(eager, on_device(component, device)), device)
+        name: Runner(component.inputs, partial(eager, on_device(component, place)), place)
         for name, component in components.items()
     }
     return LoadedModel(str(run), source.config, source.speakers, runners)
 
 
-def from_run_exports(
-    run: RunDirectory, backend: str, precision: str, device: torch.device
-) -> LoadedModel:
+def from_run_exports(run: RunDirectory, backend: str, precision: str, device: str) -> LoadedModel:
     """Loads the files that were exported from a run.
 
     Args:
         run: the run directory.
         backend: name of the format.
         precision: of the files.
-        device: where they run.
+        device: where they run, see `select_device`.
 
     Raises:
         UserError: the model was not exported, or a file is missing or damaged.
@@ -105,7 +105,7 @@ def from_run_exports(
 
 
 def from_exports(
-    folders: Iterable[Path], backend: str, precision: str, device: torch.device
+    folders: Iterable[Path], backend: str, precision: str, device: str
 ) -> dict[str, LoadedModel]:
     """Loads the three models from the folders that they were exported to.
 
@@ -113,7 +113,7 @@ def from_exports(
         folders: of the exports.
         backend: name of the format.
         precision: of the files.
-        device: where they run.
+        device: where they run, see `select_device`.
 
     Returns:
         The models by name.
@@ -182,7 +182,7 @@ def load_runners(
     folder: Path,
     form: ComponentFormat,
     precision: str,
-    device: torch.device,
+    device: str,
     hint: str,
 ) -> dict[str, Runner]:
     """Loads the components of a model that synthesis needs.
@@ -192,19 +192,19 @@ def load_runners(
         folder: of its files.
         form: their format.
         precision: of the files.
-        device: where they run.
+        device: where they run, see `select_device`.
         hint: overrides of the `export` command that writes them, for the message.
 
     Raises:
         UserError: a file is missing or damaged, or the format does not run on the device.
     """
-    runners = {}
+    runners, place = {}, form.device(device)
     for name in needed(config, str(folder)):
         path = folder / form.file(name, precision)
         if not path.exists():
             raise UserError(f"{folder} has no {path.name}: python -m cosyexp.export {hint}")
         inputs = component_class(config.components[name]).inputs
-        runners[name] = Runner(inputs, _load(form, path, precision, device), device)
+        runners[name] = Runner(inputs, _load(form, path, precision, place), place)
     return runners
 
 

@@ -63,10 +63,10 @@ def train(job: Job) -> Outcome:
     with build_trainer(job.config, job.overrides) as trainer:
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
-        ended = "done" if trainer.done else "stopped"
+        ended = "stopped" if trainer.stopped else "done"
         log.info("%s at step %d%s: %s", ended, progress.step, best, trainer.run)
-        stopped = not trainer.done
-        return Outcome(progress.best, progress.step, stopped, trainer.stop.preempted and stopped)
+        preempted = trainer.stop.preempted and trainer.stopped
+        return Outcome(progress.best, progress.step, trainer.stopped, preempted)
 
 
 @contextmanager
@@ -91,6 +91,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
             stack.enter_context(run.lock())
         engine.all_gather(None)
         checkpoint = run.checkpoints.latest() if previous else None
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
         _set_threads(engine_config(config.engine).threads, checkpoint)
 
         trainer = assemble(config, run, engine)
@@ -102,7 +103,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
             log.info("%s: resuming at step %d", run, trainer.progress.step)
             for key, (old, new) in changes.items():
                 log.info("%s changes from %s to %s", key, old, new)
-            if previous and previous.init_from != config.init_from:
+            if previous and config.init_from not in (None, previous.init_from):
                 log.warning("init_from=%s is ignored: the run has weights", config.init_from)
         else:
             log.info("%s: starting from %s", run, source or "scratch")
@@ -114,7 +115,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         engine.all_gather(None)
         step = trainer.progress.step if checkpoint else -1
         for logger in trainer.loggers:
-            logger.start(RunInfo(run, hparams(config, overrides), step))
+            logger.start(RunInfo(run, hparams(config, overrides), step, bool(changes)))
             stack.callback(logger.close)
         yield trainer
 
@@ -164,8 +165,8 @@ def build_engine(config: TrainConfig) -> Engine:
     )
     if trainer.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to run
-        # Only a warning, as for the backward pass of reflection padding, which adds two numbers.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Only a warning, as for the backward pass of reflection padding, which adds two numbers.
+    torch.use_deterministic_algorithms(trainer.deterministic, warn_only=True)
     return engine
 
 

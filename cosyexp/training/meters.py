@@ -109,6 +109,8 @@ def training_metrics(
     """
     values: dict[str, float] = {}
     for name, state in states.items():
+        if not state["updates"]:  # all of them were skipped
+            continue
         losses = means([state["loss"]], state["units"])
         prefix = "train/" if name == model else f"train/{name}_"
         values[f"{prefix}loss"] = losses.pop("loss")

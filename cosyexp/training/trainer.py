@@ -95,6 +95,7 @@ class Trainer:
             run.logs, engine.rank, config.precision, config.on_nonfinite
         )
         self.saved = -1  # the step of the newest checkpoint that needs no renewal
+        self.stopped = False  # whether `fit` ended because it was requested to
         self._ended_by_callback = False
         self._reset_metrics()
 
@@ -119,6 +120,7 @@ class Trainer:
                 if self._save_due(stopping):
                     self.save("stop" if stopping else "last" if self.done else "step")
                 if self.done or stopping:
+                    self.stopped = stopping
                     break
                 began = time.perf_counter()
                 micro_batches = self.loader.next_step()
@@ -291,6 +293,7 @@ class Trainer:
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
         guard = self.nonfinite_guard
         guard.add(progress.step, name, utts, losses, report)
+        guard.check(progress.step)  # of the step before: the host does not wait for this one
         if guard.may_skip and not guard.check(progress.step + 1):
             return
         self.sums[name].add(losses, totals, report)

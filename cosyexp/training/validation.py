@@ -59,7 +59,8 @@ def validation_losses(
                 for metric in metrics:
                     loss.update(metric(objective, batch))
             if not micro.idle:
-                parts.append((micro.number, to_host(loss.detach()), objective.count_units(batch)))
+                counts = objective.count_units(micro.batch)
+                parts.append((micro.number, to_host(loss.detach()), counts))
     gathered = sorted(part for rank in engine.all_gather(parts) for part in rank)
     units = {unit: sum(weights[unit] for *_, weights in gathered) for unit in objective.units}
     return means([sums for _, sums, _ in gathered], units)

@@ -79,7 +79,9 @@ class OptunaSweeper(Sweeper):
             ) from None
         words = [f"{key}={value}" for key, value in (self.params or {}).items()] + arguments
         assert self.launcher is not None and self.config is not None
-        overrides = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(words)}
+        overrides = {
+            o.get_key_element(): o for o in OverridesParser.create().parse_overrides(words)
+        }
         space = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
         optuna.logging.set_verbosity(optuna.logging.WARNING)

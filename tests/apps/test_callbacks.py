@@ -1,9 +1,11 @@
 """The shipped callbacks, through the command."""
 
 import json
+import math
 
 import pytest
 
+from cosyexp.training.callbacks.early_stopping import EarlyStopping
 from tests.support import checkpoints, metrics, sentence, train_words
 
 EVERY = ["trainer.valid_every=1", "checkpoint.every=1", "checkpoint.keep_last=99"]
@@ -128,3 +130,13 @@ def test_callbacks_and_metrics_change_nothing_that_is_learned(data, warm, tmp_pa
     assert (tmp_path / "plain" / weights).read_bytes() == (
         tmp_path / "watched" / weights
     ).read_bytes()
+
+
+def test_early_stopping_begins_anew_when_it_monitors_another_value():
+    before = EarlyStopping(monitor="acc", mode="max")
+    before.best, before.waited = -0.7, 4
+    same, other = EarlyStopping(monitor="acc", mode="max"), EarlyStopping(monitor="loss")
+    for callback in (same, other):
+        callback.load_state_dict(before.state_dict())
+    assert (same.best, same.waited) == (-0.7, 4)
+    assert (other.best, other.waited) == (math.inf, 0)

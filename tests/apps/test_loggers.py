@@ -184,3 +184,18 @@ def test_a_value_of_a_step_that_was_sent_before_is_sent_once(tmp_path):
             logger.flush()
         (record,) = logger.sent
         assert record[0] == 3 and values.items() <= record[1].items()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_changed_settings_begin_a_new_run_of_the_service(changed, tmp_path):
+    """The run went to step 7 and is resumed at step 5; with other settings, 6 and 7 differ."""
+    logger = Recorder()
+    logger.start(RunInfo(RunDirectory(tmp_path), {}, -1))
+    for step in (5, 6, 7):
+        logger.log_metrics(step, 0, {"train/loss": 1.0})
+    logger.close()
+    logger.start(RunInfo(RunDirectory(tmp_path), {}, 5, changed))
+    for step in (6, 7, 8):
+        logger.log_metrics(step, 0, {"train/loss": 2.0})
+    logger.close()
+    assert [step for step, _ in logger.sent] == ([6, 7, 8] if changed else [8])

@@ -121,6 +121,13 @@ def test_the_command_line_replaces_the_configured_space(tmp_path):
     assert len({job["y"] for job in launcher.jobs}) == 8
 
 
+def test_a_group_in_two_packages_is_two_overrides(tmp_path):
+    words = ["optimizer=sgd", "optimizer@model.discriminator.optimizer=adam", "x=choice(1,2)"]
+    launcher, _ = search(tmp_path, lambda overrides: 1.0, *words)
+    kinds = {(job["optimizer"], job[words[1].split("=")[0]]) for job in launcher.jobs}
+    assert kinds == {("sgd", "adam")}
+
+
 def test_trials_side_by_side(tmp_path):
     launcher, _ = search(tmp_path, lambda overrides: 1.0, "x=interval(0.0,1.0)", n_jobs=3)
     assert [len(batch) for batch in launcher.batches] == [3, 3, 2]

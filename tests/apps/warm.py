@@ -18,6 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm import tqdm
+
+from cosyexp.exporting.onnx import quiet
 from tests.support import ROOT, environment
 
 HEAVY = (
@@ -31,9 +35,12 @@ HEAVY = (
     "cosyexp.training.engines.ddp",
     "cosyexp.training.build",
     "hydra._internal.hydra",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "tensorboard.plugins.hparams.summary_v2",
     "torch._dynamo",
     "torch.onnx",
     "torch.utils.tensorboard",
+    "transformers.models.qwen2.modeling_qwen2",
 )
 
 
@@ -116,6 +123,9 @@ def run(order: dict[str, Any]) -> None:
 def serve() -> None:
     for name in HEAVY:
         importlib.import_module(name)
+    tqdm.monitor_interval = 0  # its thread would not survive a fork
+    with quiet():  # the first export imports a thousand modules
+        torch.onnx.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), dynamo=True, verbose=False)
     gc.freeze()
     for line in sys.stdin:
         if (pid := os.fork()) == 0:

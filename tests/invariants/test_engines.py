@@ -30,11 +30,13 @@ PAIRS = [
     for model in MODELS
     if (engine, model) != ("fsdp", "hifigan")
 ]
-FOUR = [(engine, "llm") for engine in ENGINES] + [
+FOUR = [
     ("ddp", "hifigan"),
-    ("zero1", "hifigan"),
-    ("zero3", "hifigan"),
+    ("fsdp", "llm"),
     ("fsdp", "flow"),
+    ("zero1", "hifigan"),
+    ("zero2", "llm"),
+    ("zero3", "hifigan"),
 ]
 UNCLIPPED = ("trainer.max_grad_norm=null",)
 

@@ -31,12 +31,6 @@ DEATHS = [("update", 6), ("weights", 2), ("step", 2), ("update", 4), ("rename", 
 STRAIGHT = {"workers": "plain"}  # data workers change no number, so the plain run is the reference
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 @pytest.fixture(scope="module")
 def straight(
     data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory

@@ -56,6 +56,23 @@ def test_another_learning_rate_on_the_same_state(model, data, warm, tmp_path):
     sentence(output, "begun with optimizer.lr=0.0003, not 0.0001", "resume.change=[optimizer.lr]")
 
 
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["resume.change=[optimzer.lr]"], ["resume.change=optimzer.lr is not a key of this run"]),
+        (
+            ["optimizer.amsgrad=true", "resume.change=[optimizer.amsgrad]"],
+            ["begun with optimizer.amsgrad="],
+        ),
+    ],
+)
+def test_a_change_that_cannot_be_made(words, parts, data, warm, tmp_path):
+    begun = train_words("llm", data, "trainer.steps=1", "+optimizer.amsgrad=false", "run_dir=run")
+    warm("train", *begun, cwd=tmp_path)
+    output = warm("train", *begun, *words, cwd=tmp_path, check=False)
+    sentence(output, *parts)
+
+
 def test_a_change_of_the_network_is_refused_even_on_request(data, warm, tmp_path):
     words = train_words("llm", data, "trainer.steps=1")
     warm("train", *words, "run_dir=run", cwd=tmp_path)

@@ -13,12 +13,12 @@ from torch.testing import assert_close
 from cosyexp.data.layout import Layout
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component, load_components
-from cosyexp.exporting.export import Format, Function
+from cosyexp.exporting.export import Format
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.official import Official
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.source import source_from_run
-from cosyexp.exporting.verify import TOLERANCE, eager
+from cosyexp.exporting.verify import TOLERANCE, Function, eager
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import read_tensors

@@ -76,8 +76,8 @@ def test_a_launcher_takes_precedence_over_nproc_per_node(monkeypatch):
             "rank 1 failed with AssertionError: a bug of ours; see its traceback above",
         ),
         (ranks.crash_while_another_waits, "rank 1 failed with AssertionError: a bug of ours"),
-        (ranks.hang, "rank 0 waited 3 s in vain for another rank"),
-        (ranks.never_start, "rank 0 waited 3 s in vain for another rank"),
+        (ranks.hang, "rank 0 timed out after waiting 3 s for another rank"),
+        (ranks.never_start, "rank 0 timed out after waiting 3 s for another rank"),
     ],
 )
 def test_a_failed_rank_ends_the_run_with_its_reason(work, message, capfd):

@@ -60,9 +60,15 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value and the number of validations since."""
-        return {"best": self.best, "waited": self.waited}
+        """Returns the best value, and the number of validations since."""
+        return {
+            "monitor": self.monitor,
+            "sign": self.sign,
+            "best": self.best,
+            "waited": self.waited,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.best, self.waited = state["best"], state["waited"]
+        """Restores what `state_dict` returned, unless it is about another value."""
+        if (state["monitor"], state["sign"]) == (self.monitor, self.sign):
+            self.best, self.waited = state["best"], state["waited"]

@@ -35,7 +35,7 @@ class FSDP(BaseEngine):
         options: see `BaseEngine`.
 
     Raises:
-        UserError: `param_dtype` is unknown.
+        UserError: `param_dtype` is unknown, or lower than the precision.
     """
 
     equal_batches = True
@@ -46,6 +46,10 @@ class FSDP(BaseEngine):
     ) -> None:
         if param_dtype not in ("fp32", "bf16"):
             raise UserError(f"engine.param_dtype={param_dtype} is not supported: give fp32 or bf16")
+        if param_dtype == "bf16" and options.get("precision") == "fp32":
+            raise UserError(
+                "engine.param_dtype=bf16 needs half precision: give trainer.precision=bf16"
+            )
         # harmless, as no code here changes the output of a module in place
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         super().__init__(**options)

@@ -26,11 +26,14 @@ class RunInfo:
         hparams: settings of the command line, without paths.
         resumed_step: step at which the run is resumed; -1 for a new run. What was logged after that
             step will be logged again.
+        changed: whether a resumed run goes on with other settings (`resume.change`), so that the
+            values of these steps differ from those that were logged before.
     """
 
     directory: RunDirectory
     hparams: Mapping[str, str | float | bool]
     resumed_step: int
+    changed: bool = False
 
     @property
     def name(self) -> str:
@@ -67,7 +70,8 @@ class BufferedLogger:
 
     A resumed run logs the steps after its checkpoint again. As their values are the same to the
     last bit, what was sent before is skipped: `<run_dir>/loggers/<name>.json` holds the last step
-    that was sent, with the names of its values, and the id of the service's run. A service that
+    that was sent, with the names of its values, and the id of the service's run. If settings have
+    changed, the values differ, and a new run of the service begins. A service that
     writes in the background may lack the last seconds before a process was killed; metrics.jsonl
     has them.
     """
@@ -83,7 +87,9 @@ class BufferedLogger:
         self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
         self._sent: dict[str, Any] = {"step": -1, "names": []}
         if self._path.exists():
-            self._sent |= json.loads(self._path.read_text())
+            sent = json.loads(self._path.read_text())
+            if not (info.changed and sent["step"] > info.resumed_step):
+                self._sent |= sent
         self._step, self._values = -1, dict[str, float]()
         try:
             self._sent["id"] = self.connect(info, self._sent.get("id"))

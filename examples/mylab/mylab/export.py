@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cosyexp.device import CPU
 from cosyexp.exporting.components import Component
-from cosyexp.exporting.export import CPU, ComponentFormat
+from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.verify import eager
 
 
