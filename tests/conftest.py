@@ -38,7 +38,8 @@ SLOW = (
     "unit/test_ranks.py",
 )
 # Folders of the quick tier, without the files above and these.
-QUICK, NOT_QUICK = ("unit/", "parity/"), ("unit/test_devices.py", "unit/test_flow.py")
+QUICK = ("unit/", "parity/")
+NOT_QUICK = ("unit/test_devices.py", "unit/test_flow.py", "unit/test_hifigan.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
