@@ -39,7 +39,7 @@ SLOW = (
 )
 # Folders of the quick tier, without the files above and these.
 QUICK = ("unit/", "parity/")
-NOT_QUICK = ("unit/test_devices.py", "unit/test_flow.py", "unit/test_hifigan.py")
+NOT_QUICK = tuple(f"unit/test_{name}.py" for name in ("devices", "flow", "hifigan", "run"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
