@@ -12,6 +12,7 @@ import torch
 
 from cosyexp.data.corpora.demo import Demo
 from cosyexp.data.preparation import PrepareOptions, prepare
+from tests.tones import write_lists
 
 torch.set_num_threads(1)
 
@@ -108,3 +109,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"corpus": CORPUS, **rates},
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with train.list and valid.list of tones for every family, by token rate."""
+    return write_lists(tmp_path_factory.mktemp("tones"))

@@ -293,8 +293,8 @@ class Trainer:
         progress, utts = self.progress, tuple(utt for batch in batches for utt in batch.utts)
         guard = self.nonfinite_guard
         guard.add(progress.step, name, utts, losses, report)
-        guard.check(progress.step)  # of the step before: the host does not wait for this one
-        if guard.may_skip and not guard.check(progress.step + 1):
+        # otherwise the updates of the step before are checked, so that the host does not wait
+        if not guard.check(progress.step + guard.may_skip):
             return
         self.sums[name].add(losses, totals, report)
         progress.updates[name] += 1

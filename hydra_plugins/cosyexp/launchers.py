@@ -5,7 +5,7 @@ job that died without a result becomes a failed row of the table. submitit write
 result of a job below `<sweep>/.submitit/`, and requeues a job that was preempted or reached its
 time limit.
 
-Hydra imports this module in every app. Without submitit (the extra `slurm`) the classes are
+Hydra imports this module in every app. Without submitit's plugin the classes are
 abstract, so Hydra skips them, and composing one of their configs names the missing package.
 """
 

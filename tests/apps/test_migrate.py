@@ -15,7 +15,6 @@ from cosyexp.cli.compose import compose_train
 from cosyexp.registry import build
 from tests.apps.warm import Warm
 from tests.support import FAMILIES, QUICK, ROOT, TINY, checkpoints, family_words
-from tests.tones import write_lists
 
 TABLES = re.split(r"^## ", (ROOT / "docs" / "migrate.md").read_text(), flags=re.MULTILINE)
 LISTS = ["data=parquet", "data.train=train.list", "data.valid=dev.list"]
@@ -45,10 +44,9 @@ def save_qwen(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, lists: dict[int, Path], warm: Warm) -> Path:
     """A folder with every file that the page names."""
     folder = tmp_path_factory.mktemp("migrate")
-    lists = write_lists(folder)
     tones, slower = lists[50], lists[25]
     for name, split in (("train", "train"), ("a", "train"), ("b", "train"), ("dev", "valid")):
         (folder / f"{name}.list").write_text(str(tones / f"{split}.parquet") + "\n")

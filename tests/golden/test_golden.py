@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.support import metrics
-from tests.tones import RATES, TASKS, train_words, write_lists
+from tests.tones import RATES, TASKS, train_words
 
 HERE = Path(__file__).parent
 STEPS = 30
@@ -38,12 +38,6 @@ def machine() -> str:
     match = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
     processor = match[1] if match else "unknown"
     return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-
-
-@pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folders with train.list and valid.list, by token rate."""
-    return write_lists(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.mark.parametrize("family", RATES)

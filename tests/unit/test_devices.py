@@ -6,7 +6,6 @@ devices raises, and so does one that needs a number on the host, such as `.item(
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,15 +24,9 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.training.build import Job, assemble, build_engine, train
 from cosyexp.training.engines import common
 from cosyexp.training.validation import eval_mode
-from tests.tones import RATES, TASKS, train_words, write_lists
+from tests.tones import RATES, TASKS, train_words
 
 DEVICE = torch.device("meta")  # stands for a GPU; a build without CUDA cannot run autograd for one
-
-
-@pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folders with train.list and valid.list, by token rate."""
-    return write_lists(tmp_path_factory.mktemp("devices"))
 
 
 @pytest.fixture
