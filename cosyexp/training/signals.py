@@ -18,13 +18,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, PREEMPTED)
 class StopRequest:
     """A context manager within which the signals only set a flag; it is true once one has arrived.
 
-    Its attribute `preempted` is whether the job will be requeued; after a call of `agreed` it is
-    the same on all ranks.
+    Its attribute `preempted` is whether the job will be requeued, as all ranks last agreed.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.preempted = False
+        # apart from `preempted`, because a signal may arrive while the ranks agree
+        self._preemption_announced = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
@@ -53,7 +54,7 @@ class StopRequest:
         Returns:
             Whether the run was requested to stop, and whether a callback ends it.
         """
-        own = [float(bool(self)), float(self.preempted), float(ended)]
+        own = [float(bool(self)), float(self._preemption_announced), float(ended)]
         requested, preempted, ends = total(own)
         self.preempted = preempted > 0
         return requested > 0, ends > 0
@@ -62,7 +63,7 @@ class StopRequest:
         self.signal = signal.Signals(number)
         # SIGUSR2 may come twice, or with SIGTERM, so a second one must not end the process.
         if number == PREEMPTED:
-            self.preempted = True
+            self._preemption_announced = True
         else:
             signal.signal(number, self._previous[self.signal])
 
