@@ -1,11 +1,14 @@
-"""A training is the same however it is divided: into micro-batches, over ranks, by padding."""
+"""A training is the same however it is divided: into micro-batches, by padding.
+
+Over ranks: see test_engines.py.
+"""
 
 from pathlib import Path
 
 import pytest
 
 from tests.invariants import faults
-from tests.invariants.trajectory import Fault, assert_same, by_plan, by_rows
+from tests.invariants.trajectory import Fault, assert_same, by_rows
 from tests.support import MODELS
 
 EIGHT = [3, 11, 0, 7, 5, 2, 9, 1]  # indices of utterances
@@ -26,16 +29,6 @@ def check_uneven(model: str, data: Path, fault: Fault | None = None) -> None:
     assert_same(whole, by_rows(model, data, [EIGHT[:1], EIGHT[1:]], fault=fault))
 
 
-def check_ranks(model: str, data: Path, fault: Fault | None = None, double: bool = True) -> None:
-    """2 ranks are 1 rank with 2 micro-batches, with dropout.
-
-    The last step of an epoch has fewer micro-batches than ranks.
-    """
-    one = by_plan(model, data, ranks=1, accumulate=2, double=double)
-    two = by_plan(model, data, ranks=2, accumulate=1, double=double, fault=fault)
-    assert_same(one, two, double)
-
-
 def check_rows(model: str, data: Path, fault: Fault | None = None) -> None:
     """Two rows in a padded batch are two micro-batches of one row each."""
     together = by_rows(model, data, [[3, 11]], fault=fault)
@@ -48,7 +41,7 @@ def check_clip(model: str, data: Path, fault: Fault | None = None) -> None:
     assert_same(free, by_rows(model, data, [EIGHT[:4]], "trainer.max_grad_norm=1e9", fault=fault))
 
 
-CHECKS = [check_accumulation, check_uneven, check_ranks, check_rows, check_clip]
+CHECKS = [check_accumulation, check_uneven, check_rows, check_clip]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -58,24 +51,14 @@ def test_holds(check, model, data):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("check", [check_accumulation, check_ranks], ids=["accumulation", "ranks"])
-def test_holds_in_fp32(check, model, data):
-    check(model, data, double=False)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_four_micro_batches_over_one_two_and_four_ranks(model, data):
-    one = by_plan(model, data, ranks=1, accumulate=4)
-    assert_same(one, by_plan(model, data, ranks=2, accumulate=2))
-    assert_same(one, by_plan(model, data, ranks=4, accumulate=1))
+def test_micro_batches_are_one_batch_in_fp32(model, data):
+    check_accumulation(model, data, double=False)
 
 
 DISCRIMINATOR = "losses of discriminator differ"
 NO_GRADIENT = "element 0 of tensors does not require grad and does not have a grad_fn"
 # each with the exception that it causes, and the beginning of its message
 MUTANTS = [
-    (check_ranks, "llm", faults.per_rank_mean, AssertionError, "losses of llm differ"),
-    (check_ranks, "flow", faults.per_rank_mean, AssertionError, "losses of flow differ"),
     (check_uneven, "llm", faults.mean_of_means, AssertionError, "losses of llm differ"),
     (check_uneven, "hifigan", faults.mean_of_means, AssertionError, DISCRIMINATOR),
     (check_accumulation, "flow", faults.unkeyed_noise, AssertionError, "losses of flow differ"),

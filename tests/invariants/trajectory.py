@@ -15,13 +15,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cosyexp.config import TrainConfig, engine_config
+from cosyexp.config import TrainConfig
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.loader import MicroBatch
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training.build import assemble, build_engine
-from cosyexp.training.launch import launch
 from cosyexp.training.meters import Meter, means, merged
 from cosyexp.training.trainer import Trainer
 from tests.support import config, no_dropout
@@ -78,40 +77,18 @@ def by_rows(
     return _train(training, micro_batches)
 
 
-def by_plan(
-    model: str,
-    data: Path,
-    *words: str,
-    ranks: int,
-    accumulate: int,
-    double: bool = True,
-    fault: Fault | None = None,
-) -> Trajectory:
-    """Trains on the batches of the sampler, over some ranks; see `by_rows`."""
-    words = (
-        f"engine.nproc_per_node={ranks}",
-        f"trainer.accumulate={accumulate}",
-        f"run_dir={data}/unused",
-        *words,
-    )
-    training = Training(config(model, data, *words), double, fault)
-    return launch(_by_plan, training, engine_config(training.config.engine))
-
-
 def by_plans(trainings: Mapping[Name, Training]) -> dict[Name, Trajectory]:
-    """Runs several trainings as `by_plan` does, one after the other in the same ranks."""
+    """Trains on the batches of the sampler, for one training after the other in the same ranks."""
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    return {name: _by_plan(training) for name, training in trainings.items()}
-
-
-def _by_plan(training: Training) -> Trajectory:
-    """Runs in every rank."""
     torch.set_num_threads(1)
-    return _train(training, lambda trainer, _: trainer.loader.next_step())
+    return {
+        name: _train(training, lambda trainer, _: trainer.loader.next_step())
+        for name, training in trainings.items()
+    }
 
 
 def _train(
