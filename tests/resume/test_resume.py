@@ -69,12 +69,12 @@ def test_killed_from_outside_at_random_times(data, tmp_path, warm):
     )
     warm("train", *words, "run_dir=straight", cwd=tmp_path)
     run, draw, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < 6:
+    while kills < 3:
         status, output = kill_after_checkpoint([*words, "run_dir=killed"], run, draw.random() * 0.3)
         if status != -signal.SIGKILL:
             break
         kills += 1
-    assert kills > 2, output
+    assert kills > 1, output
     warm("train", *words, "run_dir=killed", cwd=tmp_path)
     last = "checkpoints/step_00000016/flow.safetensors"
     assert (run / last).read_bytes() == (tmp_path / "straight" / last).read_bytes()
