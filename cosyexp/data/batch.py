@@ -26,6 +26,22 @@ class Batch:
         }
         return replace(self, **changed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the content for pickle, with arrays instead of tensors.
+
+        Tensors would go from a worker to the trainer through shared memory, with an open file each.
+        A container has little of one and a shell few of the other, and a worker that runs out of
+        them may stand still for ever.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: x.numpy() if isinstance(x, Tensor) else x for name, x in values.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the content that `__getstate__` returned."""
+        for name, x in state.items():
+            value = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+            object.__setattr__(self, name, value)
+
     def to(self, device: torch.device) -> Self:
         """Copies all tensors to a device, without blocking the host where memory is pinned."""
         return self._map(lambda x: x.to(device, non_blocking=True))

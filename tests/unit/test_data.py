@@ -225,6 +225,19 @@ def dataset(data: Path) -> Dataset:
     return Dataset([str(data / "train.list")], flow_collator(), max_bad=0, processes=1)
 
 
+def test_workers_need_neither_shared_memory_nor_open_files(dataset):
+    """A container has little of one, a shell few of the other."""
+    steps, _ = steps_of(dataset, accumulate=2, workers=2)
+    tensors = [
+        value
+        for micro_batches in steps
+        for _, batch in micro_batches
+        for value in vars(batch).values()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert tensors and not any(tensor.is_shared() for tensor in tensors)
+
+
 def test_ranks_accumulation_and_workers_give_the_same_steps(dataset):
     wanted, _ = steps_of(dataset, accumulate=4)
     for ranks, accumulate, workers in ((2, 2, 0), (4, 1, 0), (1, 4, 2)):
