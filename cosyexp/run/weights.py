@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ LEGACY = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
 }
+# Types that may be loaded into each other; all other types must be those of the network.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS) -> Path:
@@ -95,17 +98,30 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         The tensors of each network: "model", and "discriminator" if the file has one.
 
     Raises:
-        UserError: the file is missing, damaged, or not a mapping of names to tensors.
+        UserError: the file is missing, damaged, or not a mapping of names to tensors, or two of
+            its names stand for one parameter and have different values.
     """
     try:
         content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist: check the path") from None
     networks: dict[str, dict[str, Tensor]] = {"model": {}}
+    names: dict[tuple[str, str], str] = {}
     for name, tensor in state_dict_in(content, path).items():
         network, parameter = our_name(name)
-        networks.setdefault(network, {})[parameter] = tensor
+        tensors = networks.setdefault(network, {})
+        first = names.setdefault((network, parameter), name)
+        if first != name and not _same(tensors[parameter], tensor):
+            raise UserError(
+                f"{path} holds two different tensors for {parameter}, as {first} and as {name}: "
+                f"remove one of them"
+            )
+        tensors[parameter] = tensor
     return networks
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.layout == other.layout and torch.equal(one, other)
 
 
 def our_name(name: str) -> tuple[str, str]:
@@ -146,10 +162,13 @@ def load_tensors(
         The names in the network that were not loaded, and the names in the file that were not used.
 
     Raises:
-        UserError: names or shapes differ and `strict` is set, nothing matches, or a value is not
-            finite.
+        UserError: names or shapes differ and `strict` is set, nothing matches, a type cannot be
+            loaded without loss, or a value is not finite.
     """
     expected = network.state_dict()
+    for name in expected:
+        if name in tensors:
+            _refuse_other_type(name, tensors[name], expected[name].dtype, path)
     missing = [n for n in expected if n not in tensors]
     unknown = [n for n in tensors if n not in expected]
     common = [n for n in expected if n in tensors]
@@ -168,19 +187,44 @@ def load_tensors(
     ]
     if len(common) == len(mismatched) or (problems and strict):
         raise UserError(f"the tensors of {path} do not fit the network: {', '.join(problems)}")
-    nonfinite = next(
-        (n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()),
-        None,
-    )
-    if nonfinite:
-        raise UserError(
-            f"{path} holds values that are not finite (in {nonfinite}), as it is damaged or its "
-            f"training diverged: choose other weights"
-        )
+    for name in common:
+        if not tensors[name].to(expected[name].dtype).isfinite().all():
+            raise UserError(
+                f"{path} holds values that are not finite as {_dtype(expected[name].dtype)} (in "
+                f"{name}): it is damaged, or its training diverged; choose other weights"
+            )
     network.load_state_dict(
         {name: tensor for name, tensor in tensors.items() if name not in mismatched}, strict=strict
     )
     return missing + mismatched, unknown + mismatched
+
+
+def _refuse_other_type(name: str, tensor: Tensor, wanted: torch.dtype, path: Path) -> None:
+    """Checks that a tensor can be loaded into a parameter or a buffer of a type.
+
+    Raises:
+        UserError: the tensor is sparse, nested, quantized or without values, or its type cannot be
+            converted.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    dtype = tensor.dtype
+    if plain and (dtype == wanted or (dtype in FLOATS and wanted in FLOATS)):
+        return
+    kind = _dtype(dtype) if plain else f"a {_layout(tensor)} tensor of {_dtype(dtype)}"
+    raise UserError(
+        f"{path} holds {name} as {kind}, which cannot be loaded as {_dtype(wanted)}: convert the "
+        f"file to {_dtype(wanted)}, or choose other weights"
+    )
+
+
+def _layout(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "nested"
+    return "meta" if tensor.device.type == "meta" else "sparse"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def weights_of(source: str) -> Path:
