@@ -244,6 +244,10 @@ class ValidationLoader:
             "worker_init_fn": ignore_signals,
         }
 
+    def first(self) -> MicroBatch | None:
+        """Returns this rank's first micro-batch, if it has any, without starting a worker."""
+        return self.maker[self.requests[0]].micro_batches[0] if self.requests else None
+
     def __iter__(self) -> Iterator[MicroBatch]:
         for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):
             yield from delivery.micro_batches

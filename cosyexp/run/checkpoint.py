@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cosyexp.run.files import sync, write_text
+from cosyexp.run.files import finite, sync, write_text
 
 log = logging.getLogger(__name__)
 META = "meta.yaml"
@@ -43,8 +43,9 @@ class Checkpoint:
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """The validation losses at this step; empty if the model was not validated then."""
-        return self.meta.get("loss_dict") or {}
+        """The finite validation losses at this step; empty if it was not validated then."""
+        losses = self.meta.get("loss_dict") or {}
+        return {name: value for name, value in losses.items() if value is not None}
 
     def corruption(self, *names: str) -> str | None:
         """Describes the first file that is missing or does not match its checksum.
@@ -166,7 +167,7 @@ class Checkpoints:
         hashes = {str(path.relative_to(written)): file_hash(path) for path in files}
         for path in {*files, *(path.parent for path in files)}:
             sync(path)
-        complete_meta = {**meta, "sha256": hashes}
+        complete_meta = {**finite(meta), "sha256": hashes}
         write_text(written / META, yaml.safe_dump(complete_meta, sort_keys=False))
         path, replaced = written.with_suffix(""), written.with_suffix(".old.tmp")
         # The step already has one if that is damaged, or if a stop saved it before validation.

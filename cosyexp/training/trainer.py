@@ -34,7 +34,7 @@ from cosyexp.objectives.base import Loss, Metric, Objective
 from cosyexp.run.checkpoint import BY_LOSS, Checkpoint, KeepBest
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import saving
-from cosyexp.training.callbacks.base import Callback, StepStats
+from cosyexp.training.callbacks.base import Callback, StepStats, refuse_unmeasured
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers.base import Logger
 from cosyexp.training.meters import Meter, merged, training_metrics
@@ -100,8 +100,13 @@ class Trainer:
         self._reset_metrics()
 
     def setup(self) -> None:
-        """Moves the networks to the device and makes the optimizers; called once, at first."""
+        """Moves the networks to the device and makes the optimizers; called once, at first.
+
+        Raises:
+            UserError: a callback monitors a value that the validation does not measure.
+        """
         self.engine.setup(self.objective.trainables, self.objective.frozen_modules)
+        refuse_unmeasured(self)
 
     # the loop ------------------------------------------------------------------------------------
 

@@ -674,7 +674,7 @@ def test_the_meta_of_an_average_lists_its_checkpoints(run):
         (source["step"], source["weight"], source["loss_dict"]["loss"])
         for source in meta["sources"]
     ]
-    assert found == [(20, 0.5, 1.0), (40, 0.5, 2.0)]
+    assert found == [(20, 0.5, 1.0), (40, 0.5, 2.0)] and meta["run_step"] == 60
     assert all((run.path / source["file"]).is_file() for source in meta["sources"])
     assert meta["sha256"] == {"llm.safetensors": file_hash(path)} and meta["method"]
     assert find_weights(run, "average") == find_weights(run, "best2") == path
