@@ -32,8 +32,9 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
     Args:
         run: the run.
         choice: `best` by the criterion, `last`, `ema` (of the last checkpoint), `average` (the
-            newest), the name of an average, or the path of a file. Damaged checkpoints are skipped,
-            and the best is not the untrained one of step 0, unless there are no others.
+            newest, with a warning if the run was trained on since), the name of an average, or the
+            path of a file. Damaged checkpoints are skipped, and the best is not the untrained one
+            of step 0, unless there are no others.
         criterion: what is best.
 
     Raises:
@@ -53,16 +54,15 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
                 f"weights"
             )
         return checkpoint.path / f"{name}.safetensors"
-    complete = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
-    averages = [
-        path.parent.name for path in sorted(complete, key=lambda path: path.stat().st_mtime)
-    ]
+    averages = _averages(run)
     if choice == "average":
         if not averages:
             raise UserError(
                 f"{run} has no average yet: create one with python -m cosyexp.average run_dir={run}"
             )
-        choice = averages[-1]
+        choice = list(averages)[-1]
+        if stale := _later_training(run, averages[choice]):
+            log.warning("%s: weights=average takes %s, but %s", run, choice, stale)
     if choice in averages:
         return _average_file(run.averages / choice, f"{model}.safetensors")
     if (path := Path(choice).expanduser()).is_file():
@@ -72,6 +72,28 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
         f"weights={choice} is neither a file nor the name of weights of {run}: give one of "
         f"{names}, or the path of a file"
     )
+
+
+def _averages(run: RunDirectory) -> dict[str, int]:
+    """Returns the step that the run was at when each average was made, the newest average last."""
+    steps = {}
+    paths = [path for path in run.averages.glob(f"*/{META}") if path.parent.suffix != ".tmp"]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        try:
+            meta = yaml.safe_load(path.read_text())
+            found = (
+                [meta["run_step"]] if "run_step" in meta else [s["step"] for s in meta["sources"]]
+            )
+            steps[path.parent.name] = max(int(step) for step in found)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            steps[path.parent.name] = -1
+    return dict(sorted(steps.items(), key=lambda average: average[1]))
+
+
+def _later_training(run: RunDirectory, step: int) -> str:
+    """Returns how far a run went after an average was made at a step; empty if not at all."""
+    newest = max((checkpoint.step for checkpoint in run.checkpoints.all()), default=step)
+    return f"the run went on from step {step} to {newest} after it" if newest > step else ""
 
 
 def _average_file(folder: Path, name: str) -> Path:
@@ -231,8 +253,8 @@ def weights_of(source: str) -> Path:
     """Returns the weights file that a run or a path refers to.
 
     Args:
-        source: a weights file, or a run, which stands for its newest average or, if it has none,
-            its last checkpoint.
+        source: a weights file, or a run. A run stands for its newest average, unless it has none or
+            was trained on since, and then for its last checkpoint; the log says which and why.
 
     Raises:
         UserError: `source` does not exist, or is a run without weights.
@@ -243,7 +265,15 @@ def weights_of(source: str) -> Path:
     if not path.is_dir():
         raise UserError(f"there are no weights {source}: give a run or a weights file")
     run = RunDirectory(path)
-    return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
+    averages = _averages(run)
+    if not averages:
+        return find_weights(run, "last")
+    name = list(averages)[-1]
+    if stale := _later_training(run, averages[name]):
+        log.info("%s: taking the last checkpoint, not the average %s, as %s", run, name, stale)
+        return find_weights(run, "last")
+    log.info("%s: taking its newest average, %s", run, name)
+    return find_weights(run, name)
 
 
 def init_weights(
@@ -255,8 +285,7 @@ def init_weights(
         networks: the networks by name.
         model: name of the network that is exported. Any other network, such as a discriminator,
             keeps its random initialization if the source has no weights for it.
-        source: a run (its newest average or, if it has none, its last checkpoint) or a weights
-            file.
+        source: a run or a weights file, see `weights_of`.
         strict: refuse weights whose names or shapes differ from the network's.
 
     Returns:

@@ -18,7 +18,7 @@ from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
-from cosyexp.run.weights import find_weights, init_weights, load_weights, read_weights
+from cosyexp.run.weights import find_weights, init_weights, load_weights, read_weights, weights_of
 from tests.unit.runs import add, cut, make_run, smallest_config
 
 Tensors = dict[str, Tensor]
@@ -169,14 +169,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def add_average(run: RunDirectory, name: str, time: float) -> None:
-    """Adds an average that was written at a time."""
+def add_average(run: RunDirectory, name: str, time: float, **meta: Any) -> None:
+    """Adds an average that was written at a time, by default when the run was at step 30."""
     folder = run.averages / name
     folder.mkdir(parents=True)
     save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
-    (folder / "meta.yaml").write_text(
-        yaml.safe_dump({"sha256": {"llm.safetensors": file_hash(folder / "llm.safetensors")}})
-    )
+    hashes = {"llm.safetensors": file_hash(folder / "llm.safetensors")}
+    about = meta or {"run_step": 30}
+    (folder / "meta.yaml").write_text(yaml.safe_dump({**about, "sha256": hashes}))
     os.utime(folder / "meta.yaml", (time, time))
 
 
@@ -256,6 +256,31 @@ def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
     assert (
         init_weights(networks, "llm", str(run)).parent.name == "best2" and not network.weight.any()
     )
+
+
+STALE = "the run went on from step 20 to 30 after it"
+
+
+@pytest.mark.parametrize("meta", [{"run_step": 20}, {"sources": [{"step": 10}, {"step": 20}]}])
+def test_an_average_does_not_stand_for_a_run_that_was_trained_on(run, said, meta):
+    add_average(run, "best2", 2000, **meta)
+    assert weights_of(str(run)).parent.name == "step_00000030"
+    assert f"taking the last checkpoint, not the average best2, as {STALE}" in said.text
+    assert weights_of(str(run.averages / "best2/llm.safetensors")).parent.name == "best2"
+    said.clear()
+    assert find_weights(run, "best2").parent.name == "best2" and not said.text
+    assert find_weights(run, "average").parent.name == "best2"
+    assert f"weights=average takes best2, but {STALE}" in said.text
+
+
+def test_the_newest_average_is_that_of_the_latest_step(run, said):
+    """The time of a file is that of a copy."""
+    add_average(run, "best2", 1000)
+    add_average(run, "early", 2000, run_step=10)
+    assert weights_of(str(run)).parent.name == "best2"
+    assert "taking its newest average, best2" in said.text
+    said.clear()
+    assert find_weights(run, "average").parent.name == "best2" and not said.text
 
 
 # loading
