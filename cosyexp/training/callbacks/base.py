@@ -45,7 +45,8 @@ class Callback:
     tensors, numbers, strings, and containers of them.
     """
 
-    monitors: str | None = None  # a validation loss or metric that must be measured
+    # a validation loss or metric that must be measured; the state is not restored on other data
+    monitors: str | None = None
     should_stop = False  # True ends the training after this step, as if it were the last one
 
     def on_fit_start(self, trainer: "Trainer") -> None:
