@@ -21,12 +21,13 @@ import torch
 from cosyexp.cli.compose import compose_train
 from cosyexp.config import TrainConfig
 from cosyexp.data import index
-from cosyexp.data.cache import cache_path, fingerprint
+from cosyexp.data.cache import cache_path
 from cosyexp.data.collators.base import Collator
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import Draws
 from cosyexp.data.features import pitch, read_wave
 from cosyexp.data.fields import Mel, spectrogram
+from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_list

@@ -95,7 +95,6 @@ def make_trainer(config: TrainConfig, folder: str) -> Trainer:
         config=config.trainer,
         retention=config.checkpoint,
         seed=0,
-        fingerprint="",
         callbacks={},
         metrics={},
         loggers=(),

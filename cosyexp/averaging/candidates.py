@@ -34,6 +34,7 @@ class Candidate:
         step: number of optimizer steps.
         epoch: number of epochs.
         losses: validation losses and metrics by name.
+        validation: fingerprint of the data that they were measured on; None if it is not known.
         corruption: reads the file, and returns what is wrong with it; None if it is intact.
     """
 
@@ -41,6 +42,7 @@ class Candidate:
     step: int
     epoch: int
     losses: Mapping[str, float]
+    validation: str | None
     corruption: Callable[[], str | None]
 
     @property
@@ -134,6 +136,7 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
             c.step,
             int(c.meta.get("epoch", 0)),
             c.losses,
+            c.validation,
             partial(c.corruption, *needed),
         )
         for c in complete
@@ -153,9 +156,8 @@ def _of_original(folder: Path) -> CheckpointFolder:
         try:
             info = _info(path)
             step = int(info.get("step", match[2]))
-            found.append(
-                Candidate(path, step, int(match[1]), _losses(info), partial(_corruption, path))
-            )
+            losses, epoch = _losses(info), int(match[1])
+            found.append(Candidate(path, step, epoch, losses, None, partial(_corruption, path)))
         except (UserError, TypeError, ValueError):
             log.warning("%s is skipped: its step is neither in the file nor in a YAML", path)
     for path in sorted(folder.glob("epoch_*.yaml")):

@@ -31,6 +31,10 @@ def combine(
         newest: file that the names, the types, and the integer and boolean tensors are taken from.
         out: file to write.
         pickled: write it as torch.save does, instead of as safetensors.
+
+    Raises:
+        UserError: the files hold different tensors, a value is not finite, or the result is too
+            large for its type.
     """
     with ExitStack() as stack:
         like = stack.enter_context(open_weights(newest))
@@ -100,4 +104,29 @@ def _pieces(
                     total.copy_(piece).mul_(factor)
                 else:
                     total.add_(piece, alpha=factor)
-            yield total.div_(divisor).to(dtype)
+            result = total.div_(divisor).to(dtype)
+            if not is_finite(result):
+                files = [source for source, _ in sources]
+                raise _nonfinite(files, name, begin, size, buffer)
+            yield result
+
+
+def is_finite(values: Tensor) -> bool:
+    """Returns whether all numbers are finite, at the cost of their sum."""
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())
+
+
+def _nonfinite(
+    files: Sequence[TensorFile], name: str, begin: int, size: int, buffer: bytearray
+) -> UserError:
+    """Returns an error that names the file in which a piece of a tensor is not finite."""
+    for file in files:
+        if not is_finite(file.piece(name, begin, size, buffer)):
+            return UserError(
+                f"{file.path} holds values that are not finite (in {name}): its training diverged, "
+                f"so average other checkpoints"
+            )
+    return UserError(
+        f"the average of {name} is too large for its type in {files[0].path}: average checkpoints "
+        f"of a wider type"
+    )

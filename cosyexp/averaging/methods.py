@@ -187,8 +187,15 @@ def _costs(sources: Sequence[Candidate], criterion: Criterion) -> list[float]:
     """Returns the cost of each checkpoint.
 
     Raises:
-        UserError: one was not validated by the metric, or its value is not finite.
+        UserError: one was not validated by the metric, its value is not finite, or they were
+            validated on different data.
     """
+    if len({source.validation for source in sources}) > 1:
+        raise UserError(
+            f"{sources[0].path} and others were validated on different data, so their "
+            f"{criterion.metric} cannot be compared: select others by select=best, or use "
+            f"method=uniform"
+        )
     for source in sources:
         if not math.isfinite(criterion.cost(source.losses)):
             raise UserError(

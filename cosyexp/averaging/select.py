@@ -1,7 +1,6 @@
 """Selects the checkpoints that are averaged."""
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,9 +71,8 @@ def select(folder: CheckpointFolder, selection: Selection) -> list[Candidate]:
                 f"are of steps {steps[0]} to {steps[-1]}"
             )
     if selection.rule == "best":
-        candidates = [c for c in candidates if math.isfinite(criterion.cost(c.losses))]
+        candidates = criterion.rank(candidates)
         candidates = [c for c in candidates if not c.untrained] or candidates
-        candidates.sort(key=lambda candidate: criterion.cost(candidate.losses))
         if not candidates:
             raise UserError(
                 f"{folder.folder} has no checkpoint with a validation {criterion.metric}: train "

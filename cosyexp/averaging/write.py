@@ -14,7 +14,7 @@ from cosyexp.averaging.select import Selection
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import META, file_hash
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.files import locked, replacement, sync, write_text
+from cosyexp.run.files import finite, locked, replacement, sync, write_text
 
 
 def folder_name(selection: Selection, method: Method) -> str:
@@ -72,12 +72,13 @@ def write_folder(
                     "step": candidate.step,
                     "epoch": candidate.epoch,
                     "weight": weight,
-                    "loss_dict": dict(candidate.losses),
+                    "loss_dict": finite(candidate.losses),
                 }
                 for candidate, weight in average.rows()
             ]
             hashes = {source.file: file_hash(part / source.file)}
-            meta = {**about, "sources": rows, "sha256": hashes}
+            newest = max(candidate.step for candidate in source.found)
+            meta = {**about, "run_step": newest, "sources": rows, "sha256": hashes}
             write_text(part / META, yaml.safe_dump(meta, sort_keys=False))
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

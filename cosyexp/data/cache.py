@@ -6,7 +6,6 @@ A row for which the field cannot be computed is empty there, and the reason is i
 """
 
 import logging
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,27 +20,13 @@ import torch
 from tqdm import tqdm
 
 from cosyexp.data.fields import Field, cache_name
+from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.shards import read_rows
 from cosyexp.data.utterance import LACKS, Utterance
 from cosyexp.errors import UserError
 from cosyexp.run.files import replace_file
 
 log = logging.getLogger(__name__)
-
-
-def fingerprint(shard: Path) -> bytes:
-    """Returns bytes that change when a shard does: its size and the checksum of its footer.
-
-    Raises:
-        UserError: if the shard does not exist.
-    """
-    try:
-        with open(shard, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 65536))
-            return f"{size}-{zlib.crc32(file.read()):08x}".encode()
-    except FileNotFoundError:
-        raise UserError(f"there is no data file {shard}: prepare it, or correct its list") from None
 
 
 def cache_path(shard: Path, field: Field) -> Path:

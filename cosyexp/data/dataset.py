@@ -1,8 +1,10 @@
 """The dataset: the usable utterances of one or several data lists, with their fields."""
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -11,6 +13,8 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.cache import CachedField
 from cosyexp.data.collators.base import Collator, Row
 from cosyexp.data.draws import Draws
+from cosyexp.data.fields import cache_name
+from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.index import Index, read_indexes
 from cosyexp.data.shards import first_rows, read_list
 from cosyexp.errors import UserError
@@ -172,6 +176,20 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._locations)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The number of utterances, and a hash of all that is read of them.
+
+        It covers the content of the shards in their order, the settings of the fields, and which
+        rows are used. Where the files lie does not matter.
+        """
+        fields = self.collator.fields.items()
+        content = hashlib.blake2b(digest_size=8)
+        content.update(b"".join(map(fingerprint, self.shards)))
+        content.update(repr(sorted((name, cache_name(field)) for name, field in fields)).encode())
+        content.update(self._locations.tobytes() + self.lengths.tobytes())
+        return f"{len(self)} utterances, {content.hexdigest()}"
 
     def row(self, index: int) -> tuple[str, Row]:
         """Returns the id and the fields of an utterance."""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from cosyexp.data.cache import CachedField, cache_path, ensure, fingerprint
+from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.fields import Field
+from cosyexp.data.fingerprint import fingerprint, fingerprints
 from cosyexp.run.files import replace_file
 
 Fields = Mapping[str, Field]
@@ -43,6 +44,7 @@ def read_indexes(shards: Sequence[Path], fields: Fields, processes: int) -> list
         fields: fields by their names in the collator.
         processes: processes that compute missing fields.
     """
+    fingerprints(shards, processes)  # reads what is new, several files at a time
     existing = [_read(shard, fields) for shard in shards]
     missing = [shard for shard, index in zip(shards, existing, strict=True) if index is None]
     ensure(missing, list(fields.values()), processes)

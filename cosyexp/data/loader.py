@@ -1,5 +1,6 @@
 """Data loaders: the micro-batches of each training step and of validation, for one rank."""
 
+import logging
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.sampler import BatchSampler
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,11 @@ class Loader:
         An epoch that was started with another block size is finished in the order of that size.
         """
         self.state, self._steps = state, None
+        if state.batch and state.block != self.block:
+            message = (
+                "the current epoch goes on in steps of %d micro-batches, the next in steps of %d"
+            )
+            log.info(message, state.block, self.block)
 
     @property
     def epoch_ends(self) -> bool:
@@ -231,7 +239,8 @@ class ValidationLoader:
         pin: bool,
         equal_batches: bool = False,
     ) -> None:
-        self.maker, batches = BatchMaker(dataset, seed), list(sampler.in_order())
+        self.dataset, self.maker = dataset, BatchMaker(dataset, seed)
+        batches = list(sampler.in_order())
         self.requests = [
             Request(VALIDATION, [numbered], len(batches))
             for numbered in dealt(batches, rank, world, equal_batches)
@@ -243,6 +252,10 @@ class ValidationLoader:
             "pin_memory": pin,
             "worker_init_fn": ignore_signals,
         }
+
+    def first(self) -> MicroBatch | None:
+        """Returns this rank's first micro-batch, if it has any, without starting a worker."""
+        return self.maker[self.requests[0]].micro_batches[0] if self.requests else None
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for delivery in DataLoader(self.maker, sampler=self.requests, **self.options):

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,7 +67,7 @@ class WhisperTokenizer:
         vocabulary: tiktoken file; None: the one of the installed package openai-whisper.
     """
 
-    vocabulary: str | None = None
+    vocabulary: str | None = field(default=None, repr=False)  # its content counts, see `content`
 
     @property
     def content(self) -> str:
@@ -94,7 +94,7 @@ class QwenTokenizer:
         special_tokens: cosyvoice2 or cosyvoice3.
     """
 
-    folder: str | None
+    folder: str | None = field(repr=False)  # its content counts, see `content`
     special_tokens: str
 
     @property

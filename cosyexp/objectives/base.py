@@ -151,11 +151,13 @@ class ReferenceObjective(Protocol):
         needs_reference: whether the selected loss uses a reference at all.
         cache_reference: whether the outputs of the reference are computed once, before the
             training, and come with the batches.
+        reference_settings: names of the settings that the outputs of the reference depend on.
     """
 
     frozen_modules: Sequence[nn.Module]
     needs_reference: bool
     cache_reference: bool
+    reference_settings: tuple[str, ...]
 
     def frozen_copy(self) -> nn.Module:
         """Returns a frozen copy of the model's network, for the weights of the reference."""

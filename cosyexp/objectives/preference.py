@@ -48,6 +48,7 @@ class Preference:
     """
 
     units = ("pairs", "tokens")
+    reference_settings = ("_target_", "normalize")
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ import yaml
 from tqdm import tqdm
 
 from cosyexp.config import PreferConfig
-from cosyexp.data.cache import fingerprint
+from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.prepared import META, check_family, prepared
 from cosyexp.data.shards import (

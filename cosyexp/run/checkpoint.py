@@ -14,11 +14,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import yaml
 
-from cosyexp.run.files import sync, write_text
+from cosyexp.run.files import finite, sync, write_text
 
 log = logging.getLogger(__name__)
 META = "meta.yaml"
@@ -30,7 +30,8 @@ class Checkpoint:
 
     Args:
         path: the folder, `step_N`.
-        meta: step, epoch, samples, loss_dict (validation losses), tag, and sha256 of every file.
+        meta: step, epoch, samples, loss_dict (validation losses), validation (the fingerprint of
+            their data), tag, and sha256 of every file.
     """
 
     path: Path
@@ -43,8 +44,14 @@ class Checkpoint:
 
     @property
     def losses(self) -> Mapping[str, float]:
-        """The validation losses at this step; empty if the model was not validated then."""
-        return self.meta.get("loss_dict") or {}
+        """The finite validation losses at this step; empty if it was not validated then."""
+        losses = self.meta.get("loss_dict") or {}
+        return {name: value for name, value in losses.items() if value is not None}
+
+    @property
+    def validation(self) -> str | None:
+        """The fingerprint of the validation data that the losses were measured on."""
+        return self.meta.get("validation")
 
     def corruption(self, *names: str) -> str | None:
         """Describes the first file that is missing or does not match its checksum.
@@ -70,6 +77,28 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Validated(Protocol):
+    """Weights that were validated: a checkpoint of a run, or a candidate of an average."""
+
+    @property
+    def step(self) -> int:
+        """The number of updates."""
+        ...
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """The validation losses and metrics by name."""
+        ...
+
+    @property
+    def validation(self) -> str | None:
+        """The fingerprint of the validation data; None if it is not known."""
+        ...
+
+
+Scored = TypeVar("Scored", bound=Validated)
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A validation loss or metric that ranks checkpoints.
@@ -87,10 +116,16 @@ class Criterion:
         value = losses.get(self.metric, math.nan)
         return -value if self.mode == "max" else value
 
-    def rank(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Returns the checkpoints with a finite value, the best first."""
+    def rank(self, checkpoints: Sequence[Scored]) -> list[Scored]:
+        """Returns those with a finite value on the newest validation data, the best first.
+
+        Losses on other data cannot be compared with these.
+        """
         scored = [c for c in checkpoints if math.isfinite(self.cost(c.losses))]
-        return sorted(scored, key=lambda checkpoint: self.cost(checkpoint.losses))
+        newest = max(scored, key=lambda c: c.step).validation if scored else None
+        return sorted(
+            (c for c in scored if c.validation == newest), key=lambda c: self.cost(c.losses)
+        )
 
 
 BY_LOSS = Criterion()
@@ -166,7 +201,7 @@ class Checkpoints:
         hashes = {str(path.relative_to(written)): file_hash(path) for path in files}
         for path in {*files, *(path.parent for path in files)}:
             sync(path)
-        complete_meta = {**meta, "sha256": hashes}
+        complete_meta = {**finite(meta), "sha256": hashes}
         write_text(written / META, yaml.safe_dump(complete_meta, sort_keys=False))
         path, replaced = written.with_suffix(""), written.with_suffix(".old.tmp")
         # The step already has one if that is damaged, or if a stop saved it before validation.
@@ -183,12 +218,14 @@ class Checkpoints:
 
         Args:
             keep_last: number of newest checkpoints to keep.
-            keep_best: rules, each of which keeps some of the best.
+            keep_best: rules, each of which keeps some of the best on each set of validation data.
         """
         checkpoints = self.all()
         keep = {checkpoint.path for checkpoint in checkpoints[-keep_last:] if keep_last}
-        for rule in keep_best:
-            keep |= {checkpoint.path for checkpoint in rule.criterion.rank(checkpoints)[: rule.num]}
+        for validation in {checkpoint.validation for checkpoint in checkpoints}:
+            comparable = [c for c in checkpoints if c.validation == validation]
+            for rule in keep_best:
+                keep |= {c.path for c in rule.criterion.rank(comparable)[: rule.num]}
         intact = 0
         for checkpoint in reversed(checkpoints):
             if intact < 2 and self.is_intact(checkpoint):

@@ -29,6 +29,10 @@ CHANGEABLE = (
     "run_dir",
     "init_from",
     "init_strict",
+    # the content of the training data decides; on other validation data the best starts anew
+    "data.dir",
+    "data.train",
+    "data.valid",
     "data.speakers",
     # the same files at another place; other text ids make other data, which are refused
     "family.tokenizer.folder",

@@ -2,8 +2,9 @@
 
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,5 +69,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, atomically; values that JSON does not know are written as strings."""
-    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
+    """Writes a JSON file, atomically; objects that JSON does not know are written as strings."""
+    write_text(path, json.dumps(finite(content), indent=1, default=str, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Returns nested values with None for NaN and infinity, which JSON does not know."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

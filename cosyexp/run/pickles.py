@@ -76,15 +76,20 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
         path: the file, for messages.
 
     Raises:
-        UserError: there are no tensors where they are looked for.
+        UserError: there are no tensors where they are looked for, or in several places.
     """
     mapping = content
     while isinstance(mapping, Mapping):
-        nested = next((key for key in WRAPPINGS if isinstance(mapping.get(key), Mapping)), None)
-        if nested is None:
+        nested = [key for key in WRAPPINGS if isinstance(mapping.get(key), Mapping)]
+        if not nested:
             break
-        log.info("%s: taking the weights under %s", path, nested)
-        mapping = mapping[nested]
+        if len(nested) > 1:
+            raise UserError(
+                f"{path} holds weights under {' and under '.join(nested)}: save one of these as a "
+                f"plain state dict"
+            )
+        log.info("%s: taking the weights under %s", path, *nested)
+        mapping = mapping[nested[0]]
     if not isinstance(mapping, Mapping):
         raise UserError(
             f"{path} holds a {type(mapping).__name__}, not a mapping of names to tensors: save a "
@@ -93,7 +98,7 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {
         str(name): value
         for name, value in mapping.items()
-        if isinstance(value, Tensor) and name not in PROGRESS
+        if isinstance(name, str) and isinstance(value, Tensor) and name not in PROGRESS
     }
     if not tensors:
         keys = ", ".join(str(key) for key in list(mapping)[:8]) or "none"
@@ -131,8 +136,10 @@ class PickleFile(TensorFile):
         return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
 
     def _entry(self, name: str, tensor: Tensor) -> Entry:
-        offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-        if offset is None or tensor.dtype not in STORAGES or not tensor.is_contiguous():
+        plain = tensor.layout == torch.strided and tensor.is_contiguous()
+        storage = tensor.untyped_storage() if plain else None
+        offset = getattr(storage, "_checkpoint_offset", None)
+        if offset is None or tensor.dtype not in STORAGES:
             raise UserError(
                 f"{self.path} holds {name} in a layout that cannot be read in pieces: load the "
                 f"file and save it again with torch.save"

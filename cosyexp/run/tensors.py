@@ -68,7 +68,7 @@ class TensorFile:
             with safe_open(self.path, "pt"):  # checks the header: sizes, shapes, offsets
                 pass
             return self._header()
-        except (SafetensorError, KeyError) as error:
+        except SafetensorError as error:
             raise UserError(
                 f"{self.path} is not a valid safetensors file, or is truncated ({error}): restore "
                 f"it, or create it again"
@@ -78,6 +78,12 @@ class TensorFile:
         (length,) = struct.unpack("<Q", os.pread(self._handle, 8, 0))
         header = json.loads(os.pread(self._handle, length, 8))
         self.metadata = header.pop("__metadata__", {})
+        for name, entry in header.items():
+            if entry["dtype"] not in TYPES:
+                raise UserError(
+                    f"{self.path} holds {name} as {entry['dtype']}, which is not a type of weights "
+                    f"that cosyexp reads ({', '.join(TYPES)}): convert the file"
+                )
         entries = {
             name: Entry(
                 TYPES[entry["dtype"]],
@@ -86,8 +92,8 @@ class TensorFile:
             )
             for name, entry in header.items()
         }
-        aliases = {name: same for name, same in self.metadata.items() if same in entries}
-        return entries | {name: entries[same] for name, same in aliases.items()}
+        aliases = {name: entries[same] for name, same in self.metadata.items() if same in entries}
+        return aliases | entries
 
     def keys(self) -> list[str]:
         """Returns the names of all tensors."""

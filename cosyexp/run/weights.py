@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ LEGACY = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
 }
+# Types that may be loaded into each other; all other types must be those of the network.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS) -> Path:
@@ -29,8 +32,9 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
     Args:
         run: the run.
         choice: `best` by the criterion, `last`, `ema` (of the last checkpoint), `average` (the
-            newest), the name of an average, or the path of a file. Damaged checkpoints are skipped,
-            and the best is not the untrained one of step 0, unless there are no others.
+            newest, with a warning if the run was trained on since), the name of an average, or the
+            path of a file. Damaged checkpoints are skipped, and the best is not the untrained one
+            of step 0, unless there are no others.
         criterion: what is best.
 
     Raises:
@@ -50,16 +54,15 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
                 f"weights"
             )
         return checkpoint.path / f"{name}.safetensors"
-    complete = (path for path in run.averages.glob("*/meta.yaml") if path.parent.suffix != ".tmp")
-    averages = [
-        path.parent.name for path in sorted(complete, key=lambda path: path.stat().st_mtime)
-    ]
+    averages = _averages(run)
     if choice == "average":
         if not averages:
             raise UserError(
                 f"{run} has no average yet: create one with python -m cosyexp.average run_dir={run}"
             )
-        choice = averages[-1]
+        choice = list(averages)[-1]
+        if stale := _later_training(run, averages[choice]):
+            log.warning("%s: weights=average takes %s, but %s", run, choice, stale)
     if choice in averages:
         return _average_file(run.averages / choice, f"{model}.safetensors")
     if (path := Path(choice).expanduser()).is_file():
@@ -69,6 +72,28 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
         f"weights={choice} is neither a file nor the name of weights of {run}: give one of "
         f"{names}, or the path of a file"
     )
+
+
+def _averages(run: RunDirectory) -> dict[str, int]:
+    """Returns the step that the run was at when each average was made, the newest average last."""
+    steps = {}
+    paths = [path for path in run.averages.glob(f"*/{META}") if path.parent.suffix != ".tmp"]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        try:
+            meta = yaml.safe_load(path.read_text())
+            found = (
+                [meta["run_step"]] if "run_step" in meta else [s["step"] for s in meta["sources"]]
+            )
+            steps[path.parent.name] = max(int(step) for step in found)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            steps[path.parent.name] = -1
+    return dict(sorted(steps.items(), key=lambda average: average[1]))
+
+
+def _later_training(run: RunDirectory, step: int) -> str:
+    """Returns how far a run went after an average was made at a step; empty if not at all."""
+    newest = max((checkpoint.step for checkpoint in run.checkpoints.all()), default=step)
+    return f"the run went on from step {step} to {newest} after it" if newest > step else ""
 
 
 def _average_file(folder: Path, name: str) -> Path:
@@ -95,17 +120,30 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         The tensors of each network: "model", and "discriminator" if the file has one.
 
     Raises:
-        UserError: the file is missing, damaged, or not a mapping of names to tensors.
+        UserError: the file is missing, damaged, or not a mapping of names to tensors, or two of
+            its names stand for one parameter and have different values.
     """
     try:
         content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist: check the path") from None
     networks: dict[str, dict[str, Tensor]] = {"model": {}}
+    names: dict[tuple[str, str], str] = {}
     for name, tensor in state_dict_in(content, path).items():
         network, parameter = our_name(name)
-        networks.setdefault(network, {})[parameter] = tensor
+        tensors = networks.setdefault(network, {})
+        first = names.setdefault((network, parameter), name)
+        if first != name and not _same(tensors[parameter], tensor):
+            raise UserError(
+                f"{path} holds two different tensors for {parameter}, as {first} and as {name}: "
+                f"remove one of them"
+            )
+        tensors[parameter] = tensor
     return networks
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.layout == other.layout and torch.equal(one, other)
 
 
 def our_name(name: str) -> tuple[str, str]:
@@ -146,10 +184,13 @@ def load_tensors(
         The names in the network that were not loaded, and the names in the file that were not used.
 
     Raises:
-        UserError: names or shapes differ and `strict` is set, nothing matches, or a value is not
-            finite.
+        UserError: names or shapes differ and `strict` is set, nothing matches, a type cannot be
+            loaded without loss, or a value is not finite.
     """
     expected = network.state_dict()
+    for name in expected:
+        if name in tensors:
+            _refuse_other_type(name, tensors[name], expected[name].dtype, path)
     missing = [n for n in expected if n not in tensors]
     unknown = [n for n in tensors if n not in expected]
     common = [n for n in expected if n in tensors]
@@ -168,27 +209,52 @@ def load_tensors(
     ]
     if len(common) == len(mismatched) or (problems and strict):
         raise UserError(f"the tensors of {path} do not fit the network: {', '.join(problems)}")
-    nonfinite = next(
-        (n for n in common if tensors[n].is_floating_point() and not tensors[n].isfinite().all()),
-        None,
-    )
-    if nonfinite:
-        raise UserError(
-            f"{path} holds values that are not finite (in {nonfinite}), as it is damaged or its "
-            f"training diverged: choose other weights"
-        )
+    for name in common:
+        if not tensors[name].to(expected[name].dtype).isfinite().all():
+            raise UserError(
+                f"{path} holds values that are not finite as {_dtype(expected[name].dtype)} (in "
+                f"{name}): it is damaged, or its training diverged; choose other weights"
+            )
     network.load_state_dict(
         {name: tensor for name, tensor in tensors.items() if name not in mismatched}, strict=strict
     )
     return missing + mismatched, unknown + mismatched
 
 
+def _refuse_other_type(name: str, tensor: Tensor, wanted: torch.dtype, path: Path) -> None:
+    """Checks that a tensor can be loaded into a parameter or a buffer of a type.
+
+    Raises:
+        UserError: the tensor is sparse, nested, quantized or without values, or its type cannot be
+            converted.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type != "meta"
+    dtype = tensor.dtype
+    if plain and (dtype == wanted or (dtype in FLOATS and wanted in FLOATS)):
+        return
+    kind = _dtype(dtype) if plain else f"a {_layout(tensor)} tensor of {_dtype(dtype)}"
+    raise UserError(
+        f"{path} holds {name} as {kind}, which cannot be loaded as {_dtype(wanted)}: convert the "
+        f"file to {_dtype(wanted)}, or choose other weights"
+    )
+
+
+def _layout(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "nested"
+    return "meta" if tensor.device.type == "meta" else "sparse"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def weights_of(source: str) -> Path:
     """Returns the weights file that a run or a path refers to.
 
     Args:
-        source: a weights file, or a run, which stands for its newest average or, if it has none,
-            its last checkpoint.
+        source: a weights file, or a run. A run stands for its newest average, unless it has none or
+            was trained on since, and then for its last checkpoint; the log says which and why.
 
     Raises:
         UserError: `source` does not exist, or is a run without weights.
@@ -199,7 +265,15 @@ def weights_of(source: str) -> Path:
     if not path.is_dir():
         raise UserError(f"there are no weights {source}: give a run or a weights file")
     run = RunDirectory(path)
-    return find_weights(run, "average" if any(run.averages.glob("*/meta.yaml")) else "last")
+    averages = _averages(run)
+    if not averages:
+        return find_weights(run, "last")
+    name = list(averages)[-1]
+    if stale := _later_training(run, averages[name]):
+        log.info("%s: taking the last checkpoint, not the average %s, as %s", run, name, stale)
+        return find_weights(run, "last")
+    log.info("%s: taking its newest average, %s", run, name)
+    return find_weights(run, name)
 
 
 def init_weights(
@@ -211,8 +285,7 @@ def init_weights(
         networks: the networks by name.
         model: name of the network that is exported. Any other network, such as a discriminator,
             keeps its random initialization if the source has no weights for it.
-        source: a run (its newest average or, if it has none, its last checkpoint) or a weights
-            file.
+        source: a run or a weights file, see `weights_of`.
         strict: refuse weights whose names or shapes differ from the network's.
 
     Returns:

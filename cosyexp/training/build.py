@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -143,7 +142,6 @@ def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
         config=config.trainer,
         retention=config.checkpoint,
         seed=config.seed,
-        fingerprint=_fingerprint(train_data),
         callbacks=callbacks,
         metrics=metrics,
         loggers=loggers,
@@ -277,10 +275,6 @@ def _preview(config: TrainConfig, valid: Dataset) -> Any:
         return None
     rows = np.unique(np.linspace(0, len(valid) - 1, count, dtype=int)).tolist()
     return valid.batch(rows, Draws(config.seed, VALIDATION))
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    return f"{len(dataset)} utterances, {zlib.crc32(dataset.lengths.tobytes()):08x}"
 
 
 def _previous_config(

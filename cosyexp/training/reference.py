@@ -7,7 +7,6 @@ reference, which are computed once for both data sets and kept in the run direct
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,8 +59,8 @@ def setup_reference(
         raise UserError(
             "this objective needs a reference model: give reference=<an SFT run or a weights file>"
         )
-    key = cache_key(config, datasets)
-    if objective.cache_reference and read_note(run).get("cached") == key:
+    key = cache_key(objective, config, datasets)
+    if objective.cache_reference and _is_cached(run, source, key, engine):
         return attach_logps(run, datasets)
     path = weights_of(source)
     network = objective.frozen_copy()
@@ -88,17 +87,29 @@ def setup_reference(
     attach_logps(run, datasets)
 
 
-def cache_key(config: TrainConfig, datasets: Sequence[Dataset | None]) -> str:
+def cache_key(
+    objective: ReferenceObjective, config: TrainConfig, datasets: Sequence[Dataset | None]
+) -> str:
     """Returns a key of everything that the cached log-probabilities depend on, except the weights.
 
     The hash of the weights is recorded by `pin_reference`.
     """
-    precision = config.trainer.precision.value
-    settings = (config.network, config.objective, precision, config.seed)
-    sizes = [zlib.crc32(dataset.lengths.tobytes()) for dataset in datasets if dataset is not None]
-    return hashlib.blake2b(
-        json.dumps([settings, sizes], sort_keys=True).encode(), digest_size=8
-    ).hexdigest()
+    settings = {name: config.objective.get(name) for name in objective.reference_settings}
+    parts = (config.network, config.model.collator, settings, config.trainer.precision.value)
+    data = [dataset and dataset.fingerprint for dataset in datasets]
+    content = json.dumps([parts, config.seed, data], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def _is_cached(run: RunDirectory, source: str, key: str, engine: Engine) -> bool:
+    """Returns whether the log-probabilities are cached, as rank 0 finds it; all ranks call it.
+
+    Weights that are gone are not needed any more.
+    """
+    cached = engine.rank == 0 and read_note(run).get("cached") == key
+    if cached and Path(source).expanduser().exists():
+        cached = read_note(run).get("sha256") == file_hash(weights_of(source))
+    return bool(engine.all_gather(cached)[0])
 
 
 def read_note(run: RunDirectory) -> dict[str, str]:

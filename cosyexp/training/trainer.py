@@ -34,7 +34,7 @@ from cosyexp.objectives.base import Loss, Metric, Objective
 from cosyexp.run.checkpoint import BY_LOSS, Checkpoint, KeepBest
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training import saving
-from cosyexp.training.callbacks.base import Callback, StepStats
+from cosyexp.training.callbacks.base import Callback, StepStats, refuse_unmeasured
 from cosyexp.training.engines.base import Engine, StepReport
 from cosyexp.training.loggers.base import Logger
 from cosyexp.training.meters import Meter, merged, training_metrics
@@ -60,7 +60,6 @@ class Trainer:
         config: of the loop.
         retention: of the checkpoints.
         seed: of all random draws.
-        fingerprint: of the training data; a resume on other data is refused.
         callbacks, metrics: by name.
         loggers: empty on ranks other than 0.
     """
@@ -77,7 +76,6 @@ class Trainer:
         config: TrainerConfig,
         retention: CheckpointConfig,
         seed: int,
-        fingerprint: str,
         callbacks: Mapping[str, Callback],
         metrics: Mapping[str, Metric],
         loggers: Sequence[Logger],
@@ -85,8 +83,7 @@ class Trainer:
         self.objective, self.engine, self.loader = objective, engine, loader
         self.validation, self.preview, self.run = validation, preview, run
         self.config, self.retention, self.seed = config, retention, seed
-        self.fingerprint, self.callbacks, self.metrics = fingerprint, callbacks, metrics
-        self.loggers = loggers
+        self.callbacks, self.metrics, self.loggers = callbacks, metrics, loggers
         self.keep_best = [KeepBest(BY_LOSS, retention.keep_best)]
         self.model = list(objective.trainables)[-1]
         self.progress = Progress(updates=dict.fromkeys(objective.trainables, 0))
@@ -100,8 +97,13 @@ class Trainer:
         self._reset_metrics()
 
     def setup(self) -> None:
-        """Moves the networks to the device and makes the optimizers; called once, at first."""
+        """Moves the networks to the device and makes the optimizers; called once, at first.
+
+        Raises:
+            UserError: a callback monitors a value that the validation does not measure.
+        """
         self.engine.setup(self.objective.trainables, self.objective.frozen_modules)
+        refuse_unmeasured(self)
 
     # the loop ------------------------------------------------------------------------------------
 
@@ -176,6 +178,7 @@ class Trainer:
             self._log_preview()
         progress = self.progress
         progress.validated, progress.losses = progress.step, losses
+        progress.validation = self.validation.dataset.fingerprint
         self.saved = -1  # a checkpoint without these losses is renewed
         if math.isfinite(losses["loss"]):
             known = [] if progress.best is None else [progress.best]
@@ -216,14 +219,16 @@ class Trainer:
             "progress": asdict(progress),
             "loader": asdict(self.loader.state),
             "metrics": self._gather_metrics(),
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.loader.dataset.fingerprint,
             "callbacks": {name: c.state_dict() for name, c in self.callbacks.items()},
         }
+        validated = progress.validated == progress.step
         meta = {
             "step": progress.step,
             "epoch": self.loader.state.epoch,
             "samples": progress.samples,
-            "loss_dict": progress.losses if progress.validated == progress.step else {},
+            "loss_dict": progress.losses if validated else {},
+            "validation": progress.validation if validated else None,
             "tag": tag,
             "threads": torch.get_num_threads(),
         }
@@ -236,29 +241,24 @@ class Trainer:
         self.saved = progress.step
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Restores a checkpoint.
+        """Restores a checkpoint; on other validation data, the best loss starts anew.
 
         Raises:
             UserError: the training data or the layout of the optimizer state differs.
         """
         state = saving.restore(checkpoint, self.engine, self.objective.trainables)
-        saving.refuse_other_data(self.run, self.fingerprint, state["fingerprint"])
+        saving.refuse_other_data(self.run, self.loader.dataset.fingerprint, state["fingerprint"])
         self.progress = Progress(**state["progress"])
-        loader_state = LoaderState(**state["loader"])
-        self.loader.seek(loader_state)
-        if loader_state.batch and loader_state.block != self.loader.block:
-            log.info(
-                "the current epoch goes on in steps of %d micro-batches, the next in steps of %d",
-                loader_state.block,
-                self.loader.block,
-            )
+        valid = self.validation
+        revalidates = valid and self.progress.use_validation(valid.dataset.fingerprint)
+        self.loader.seek(LoaderState(**state["loader"]))
         self._reset_metrics()
         for name, sums in self.sums.items():
             own = state["metrics"][name]
             # rank 0 goes on with the sums of all ranks
             sums.load(own if self.engine.rank == 0 else {**own, "loss": {}})
         for name, callback in self.callbacks.items():
-            if name in state["callbacks"]:
+            if name in state["callbacks"] and not (callback.monitors and revalidates):
                 callback.load_state_dict(state["callbacks"][name])
         self.saved = self.progress.step
 

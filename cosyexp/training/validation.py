@@ -25,6 +25,26 @@ def eval_mode(objective: Objective) -> Iterator[None]:
             module.train()
 
 
+def measured_names(
+    objective: Objective, engine: Engine, loader: ValidationLoader, metrics: Iterable[Metric] = ()
+) -> list[str]:
+    """Returns the names of what a validation measures, on all ranks, by trying one micro-batch.
+
+    Args:
+        objective, engine, loader, metrics: as in `validation_losses`.
+    """
+    names: list[str] = []
+    if micro := loader.first():
+        batch = micro.batch.to(engine.device)
+        with eval_mode(objective), engine.autocast():
+            names += objective.validate(batch)
+            for metric in metrics:
+                names += metric(objective, batch)
+    return list(
+        dict.fromkeys(["loss", *(name for rank in engine.all_gather(names) for name in rank)])
+    )
+
+
 def validation_losses(
     objective: Objective,
     engine: Engine,

@@ -45,7 +45,8 @@ def test_a_value_that_is_not_measured_is_named(data, warm, tmp_path):
     words = train_words("llm", data, "callbacks=early_stopping", "trainer.steps=1")
     monitor = "callbacks.early_stopping.monitor=wer"
     refused = warm("train", *words, monitor, "run_dir=run", cwd=tmp_path, check=False)
-    sentence(refused, "monitors wer", "loss, ce, acc")
+    sentence(refused, "callbacks.early_stopping monitors wer", "one of loss, ce, acc")
+    assert not (tmp_path / "run/config.yaml").exists()  # long before the first validation
 
 
 def test_the_best_checkpoint_by_another_metric_stays_and_is_found(data, warm, tmp_path):
@@ -140,3 +141,11 @@ def test_early_stopping_begins_anew_when_it_monitors_another_value():
         callback.load_state_dict(before.state_dict())
     assert (same.best, same.waited) == (-0.7, 4)
     assert (other.best, other.waited) == (math.inf, 0)
+
+
+def test_a_value_that_is_not_finite_is_no_improvement():
+    stop = EarlyStopping(mode="max", patience=3)
+    for value, waited in ((math.inf, 1), (1.0, 0), (math.nan, 1), (math.inf, 2), (0.5, 3)):
+        stop.on_validation_end(None, {"loss": value})  # type: ignore[arg-type]
+        assert stop.waited == waited
+    assert stop.should_stop and stop.best == -1.0

@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_refused(runs, refused, tmp_path, form):
     refused(
         "export",
         ["run_dir=runs/demo/llm", f"format={form}", "weights=nan.safetensors"],
-        "not finite (in llm_decoder.bias)",
+        "not finite as float32 (in llm_decoder.bias)",
     )
 
 

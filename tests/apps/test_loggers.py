@@ -17,6 +17,7 @@ from cosyexp.errors import UserError
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
 from cosyexp.training.loggers.base import BufferedLogger, RunInfo
+from cosyexp.training.loggers.csv import Csv
 from cosyexp.training.loggers.jsonl import JsonLines
 from tests.apps.warm import Warm
 from tests.support import metrics, train_words
@@ -159,6 +160,16 @@ def test_values_that_are_not_finite_are_null_in_json(tmp_path):
     logger.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line == {"step": 1, "epoch": 0, "train/loss": None, "train/lr": 1.0}
+
+
+def test_values_that_are_not_finite_are_empty_cells_in_csv(tmp_path):
+    logger = Csv()
+    logger.start(RunInfo(RunDirectory(tmp_path), {}, -1))
+    logger.log_metrics(1, 0, {"train/loss": float("nan"), "train/lr": 1.0})
+    logger.close()
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row == {"step": "1", "epoch": "0", "train/loss": "", "train/lr": "1.0"}
 
 
 class Recorder(BufferedLogger):

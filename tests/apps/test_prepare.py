@@ -206,7 +206,7 @@ def test_the_report_has_a_histogram_and_cached_fields(prepared):
     for shard in read_list(f"{out}/train.list"):
         assert sorted(
             path.name.split("-")[0] for path in shard.with_suffix(".fields").iterdir()
-        ) == ["f0", "mel"]
+        ) == ["f0", "fingerprint.txt", "mel"]
     assert not (out / "parts").exists() and not (out / "preparing.yaml").exists()
 
 

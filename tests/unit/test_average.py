@@ -254,6 +254,7 @@ def test_what_is_one_tensor_in_some_files_alone_stays_two(tmp_path):
         [torch.zeros(1)],
         {"a": torch.randn(3, 4).t()},
         {"a": torch.zeros(2, dtype=torch.complex64)},
+        {"a": torch.zeros(2).to_sparse()},
         {"a": 1},
     ],
 )
@@ -275,6 +276,47 @@ def test_files_with_other_tensors_are_refused(tmp_path, other):
     ):
         mean_of(tmp_path, other, A)
     assert not (tmp_path / "mean.safetensors").exists()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("factors", [(1.0, 1.0), (1.0, -1.0), (0.0, 1.0)], ids=str)
+def test_a_value_that_is_not_finite_is_named_with_its_file(tmp_path, bad, kind, factors):
+    wrong = torch.ones(PIECE + 3)
+    wrong[-1] = bad
+    files = [tmp_path / f"{name}.{kind}" for name in ("wrong", "good")]
+    for file, values in zip(files, (wrong, torch.ones(PIECE + 3)), strict=True):
+        tensors = {"first": torch.ones(2), "layer.bias": values}
+        save_tensors(file, tensors) if kind == "safetensors" else torch.save(tensors, file)
+    parts = list(zip(files, factors, strict=True))
+    with pytest.raises(UserError, match=rf"wrong\.{kind} holds .* not finite \(in layer\.bias\)"):
+        combine(parts, 2, files[-1], tmp_path / f"mean.{kind}", kind == "pt")
+
+
+def test_an_average_too_large_for_its_type_is_refused(tmp_path):
+    tensors = {"a": torch.full((3,), 6e4, dtype=torch.float16)}
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    file, out = tmp_path / "a.safetensors", tmp_path / "mean.safetensors"
+    with pytest.raises(UserError, match="the average of a is too large for its type"):
+        combine([(file, 1.0), (file, 1.0)], 1, file, out)
+
+
+def test_finite_values_of_any_size_are_averaged(tmp_path):
+    """Their sum overflows, they do not."""
+    largest = {"a": torch.full((9,), 3e38)}
+    assert torch.equal(mean_of(tmp_path, largest)["a"], largest["a"])
+
+
+def test_an_average_that_is_not_finite_leaves_nothing(run, tmp_path):
+    add(run, 70, {"loss": 0.1}, {"weight": torch.tensor([1.0, math.nan, 1.0, 1.0])})
+    last = select(candidates_in(run.path), Selection("last", 2))
+    average = Uniform()(last, BY_LOSS, lambda _: {})
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"step_0*70/llm\.safetensors holds .* not finite"):
+        write_folder(average, candidates_in(run.path), "last2", {})
+    with pytest.raises(UserError, match="not finite"):
+        write_file(average, tmp_path / "out.pt")
+    assert contents(tmp_path) == before and not any(run.averages.glob("last2*"))
 
 
 MEASURE = """
@@ -632,7 +674,7 @@ def test_the_meta_of_an_average_lists_its_checkpoints(run):
         (source["step"], source["weight"], source["loss_dict"]["loss"])
         for source in meta["sources"]
     ]
-    assert found == [(20, 0.5, 1.0), (40, 0.5, 2.0)]
+    assert found == [(20, 0.5, 1.0), (40, 0.5, 2.0)] and meta["run_step"] == 60
     assert all((run.path / source["file"]).is_file() for source in meta["sources"])
     assert meta["sha256"] == {"llm.safetensors": file_hash(path)} and meta["method"]
     assert find_weights(run, "average") == find_weights(run, "best2") == path

@@ -1,5 +1,6 @@
 """Checkpoints, files and folders of a run."""
 
+import json
 import math
 import os
 import subprocess
@@ -17,7 +18,7 @@ from cosyexp.errors import UserError
 from cosyexp.run import checkpoint as module
 from cosyexp.run.checkpoint import BY_LOSS, META, Checkpoint, Criterion, KeepBest
 from cosyexp.run.directory import CHANGEABLE, RunDirectory, flat, newest_run
-from cosyexp.run.files import replace_file, write_text
+from cosyexp.run.files import replace_file, write_json, write_text
 from cosyexp.run.tensors import read_tensors
 from tests.support import MODELS, config
 from tests.unit.runs import add, cut, make_run, smallest_config, steps
@@ -208,6 +209,19 @@ def test_several_rules_keep_what_each_of_them_keeps(run):
 # files
 
 
+def test_what_is_not_finite_is_null_in_every_file(tmp_path):
+    bad = {"nan": math.nan, "list": [math.inf, (-math.inf, 1.0)], "good": 2, "text": "nan"}
+    wanted = {"nan": None, "list": [None, [None, 1.0]], "good": 2, "text": "nan"}
+    write_json(tmp_path / "a.json", bad)
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == wanted
+    run = make_run(tmp_path / "run")
+    add(run, 1, {"loss": math.nan, "mse": math.inf, "acc": 0.5})
+    assert "nan" not in (run.checkpoints.folder / "step_00000001/meta.yaml").read_text()
+    (checkpoint,) = run.checkpoints.all()
+    assert checkpoint.meta["loss_dict"] == {"loss": None, "mse": None, "acc": 0.5}
+    assert checkpoint.losses == {"acc": 0.5}
+
+
 def test_an_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
@@ -280,6 +294,9 @@ FREE: dict[str, tuple[Any, Any]] = {
     "run_dir": ("a", "b"),
     "init_from": (None, "b"),
     "init_strict": (True, False),
+    "data.dir": (None, "b"),
+    "data.train": ("a", ["b", "c"]),
+    "data.valid": (None, "b"),
     "data.speakers": (None, "b"),
     "data.workers": (0, 2),
     "data.processes": (1, 2),

@@ -18,7 +18,6 @@ from cosyexp.run.tensors import TensorFile, save_tensors
         {"data_offsets": [4, 24]},
         {"shape": [3]},
         {"shape": [2**62, 4]},
-        {"dtype": "F8_E4M3", "shape": [20]},
         {"dtype": "nonsense"},
     ],
     ids=str,

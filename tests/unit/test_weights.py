@@ -18,7 +18,7 @@ from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.tensors import TensorFile, read_tensors, save_tensors, write_tensors
-from cosyexp.run.weights import find_weights, init_weights, load_weights
+from cosyexp.run.weights import find_weights, init_weights, load_weights, read_weights, weights_of
 from tests.unit.runs import add, cut, make_run, smallest_config
 
 Tensors = dict[str, Tensor]
@@ -169,14 +169,14 @@ def run(tmp_path: Path) -> RunDirectory:
     return run
 
 
-def add_average(run: RunDirectory, name: str, time: float) -> None:
-    """Adds an average that was written at a time."""
+def add_average(run: RunDirectory, name: str, time: float, **meta: Any) -> None:
+    """Adds an average that was written at a time, by default when the run was at step 30."""
     folder = run.averages / name
     folder.mkdir(parents=True)
     save_tensors(folder / "llm.safetensors", {"weight": torch.zeros(4)})
-    (folder / "meta.yaml").write_text(
-        yaml.safe_dump({"sha256": {"llm.safetensors": file_hash(folder / "llm.safetensors")}})
-    )
+    hashes = {"llm.safetensors": file_hash(folder / "llm.safetensors")}
+    about = meta or {"run_step": 30}
+    (folder / "meta.yaml").write_text(yaml.safe_dump({**about, "sha256": hashes}))
     os.utime(folder / "meta.yaml", (time, time))
 
 
@@ -258,6 +258,31 @@ def test_a_network_starts_from_a_run_s_average_or_else_its_last_checkpoint(run):
     )
 
 
+STALE = "the run went on from step 20 to 30 after it"
+
+
+@pytest.mark.parametrize("meta", [{"run_step": 20}, {"sources": [{"step": 10}, {"step": 20}]}])
+def test_an_average_does_not_stand_for_a_run_that_was_trained_on(run, said, meta):
+    add_average(run, "best2", 2000, **meta)
+    assert weights_of(str(run)).parent.name == "step_00000030"
+    assert f"taking the last checkpoint, not the average best2, as {STALE}" in said.text
+    assert weights_of(str(run.averages / "best2/llm.safetensors")).parent.name == "best2"
+    said.clear()
+    assert find_weights(run, "best2").parent.name == "best2" and not said.text
+    assert find_weights(run, "average").parent.name == "best2"
+    assert f"weights=average takes best2, but {STALE}" in said.text
+
+
+def test_the_newest_average_is_that_of_the_latest_step(run, said):
+    """The time of a file is that of a copy."""
+    add_average(run, "best2", 1000)
+    add_average(run, "early", 2000, run_step=10)
+    assert weights_of(str(run)).parent.name == "best2"
+    assert "taking its newest average, best2" in said.text
+    said.clear()
+    assert find_weights(run, "average").parent.name == "best2" and not said.text
+
+
 # loading
 
 
@@ -306,10 +331,89 @@ def test_weights_that_do_not_fit_are_named_in_one_sentence(tmp_path, suffix, ten
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a\.pt holds values that are not finite \(in bias\)"):
-        load(
-            tmp_path / "a.pt", {"weight": torch.zeros(3, 2), "bias": torch.tensor([0, math.nan, 0])}
-        )
+    for bad in (torch.tensor([0, math.nan, 0]), torch.full((3,), 1e300, dtype=torch.float64)):
+        with pytest.raises(
+            UserError, match=r"a\.pt holds values that are not finite .*\(in bias\)"
+        ):
+            load(tmp_path / "a.pt", {"weight": torch.zeros(3, 2), "bias": bad})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_are_loaded(tmp_path, dtype):
+    tensors = {"weight": torch.ones(3, 2, dtype=dtype), "bias": torch.ones(3, dtype=dtype)}
+    network = load(tmp_path / "a.pt", tensors)
+    assert network.weight.dtype == torch.float32 and (network.weight == 1).all()
+
+
+ONES = torch.ones(3, 2)
+OTHER_TYPES = {
+    "int8": ONES.to(torch.int8),
+    "bool": ONES.bool(),
+    "complex64": ONES.to(torch.complex64),
+    "float8_e4m3fn": ONES.to(torch.float8_e4m3fn),
+    "a sparse tensor of float32": ONES.to_sparse(),
+    "a meta tensor of float32": ONES.to("meta"),
+    "a nested tensor of float32": torch.nested.as_nested_tensor(ONES, layout=torch.strided),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_of_a_type_that_loses_something_are_refused(tmp_path, kind, strict):
+    torch.save({"weight": OTHER_TYPES[kind], "bias": torch.zeros(3)}, tmp_path / "a.pt")
+    network = nn.Linear(2, 3)
+    before = network.weight.detach().clone()
+    with pytest.raises(UserError, match=f"holds weight as {kind}, which .* loaded as float32: "):
+        init_weights({"llm": network}, "llm", str(tmp_path / "a.pt"), strict)
+    assert torch.equal(network.weight, before)
+
+
+def test_a_buffer_keeps_its_type(tmp_path):
+    network = nn.BatchNorm1d(2)
+    tensors = {**network.state_dict(), "num_batches_tracked": torch.tensor(3.7)}
+    torch.save(tensors, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"num_batches_tracked as float32.* loaded as int64"):
+        load_weights(network, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn])
+def test_a_safetensors_file_of_an_unusual_type_is_a_sentence(tmp_path, dtype):
+    save_file({"weight": ONES.to(dtype)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"holds weight as [FU].*, which is not a type of weights"):
+        load_weights(nn.Linear(2, 3), tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("generator.weight", "weight"),
+        ("weight_g", "parametrizations.weight.original0"),
+        ("discriminator.a.weight_v", "discriminator.a.parametrizations.weight.original1"),
+    ],
+)
+def test_two_names_of_one_parameter_must_be_equal(tmp_path, first, second):
+    path, prefix = tmp_path / "a.pt", "" if "." in first else "a."
+    first, second = prefix + first, prefix + second
+    for one, other in ((first, second), (second, first)):
+        torch.save({one: torch.zeros(2), other: torch.ones(2)}, path)
+        with pytest.raises(UserError, match=f"two different tensors for .*as {one} and as {other}"):
+            read_weights(path)
+        torch.save({one: torch.ones(2), other: torch.ones(2)}, path)
+        (tensors,) = (found for found in read_weights(path).values() if found)
+        assert len(tensors) == 1
+
+
+def test_weights_at_two_places_of_a_file_are_refused(tmp_path):
+    network = nn.Linear(2, 3).state_dict()
+    torch.save({"model": network, "state_dict": nn.Linear(2, 3).state_dict()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="holds weights under state_dict and under model: save one"):
+        load_weights(nn.Linear(2, 3), tmp_path / "a.pt")
+
+
+def test_a_tensor_is_not_hidden_by_an_alias(tmp_path):
+    tensors = {"a": torch.zeros(2), "b": torch.ones(2)}
+    save_file(tensors, tmp_path / "a.safetensors", {"a": "b"})
+    assert_equal(read_tensors(tmp_path / "a.safetensors"), tensors)
 
 
 def test_weights_at_home_are_found(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosyexp.errors import UserError
+from cosyexp.training.validation import measured_names
 
 if TYPE_CHECKING:
     from cosyexp.training.trainer import Trainer
@@ -44,6 +45,8 @@ class Callback:
     tensors, numbers, strings, and containers of them.
     """
 
+    # a validation loss or metric that must be measured; the state is not restored on other data
+    monitors: str | None = None
     should_stop = False  # True ends the training after this step, as if it were the last one
 
     def on_fit_start(self, trainer: "Trainer") -> None:
@@ -69,15 +72,26 @@ class Callback:
         """Restores what `state_dict` returned."""
 
 
-def monitored(losses: Mapping[str, float], name: str) -> float:
-    """Returns a validation loss or metric.
+def refuse_unmeasured(trainer: "Trainer") -> None:
+    """Checks that the validation measures what the callbacks monitor; all ranks call it.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: it does not, or there is no validation.
     """
-    if name not in losses:
+    monitored = {key: c.monitors for key, c in trainer.callbacks.items() if c.monitors}
+    if not monitored:
+        return
+    if trainer.validation is None:
         raise UserError(
-            f"a callback monitors {name}, which the validation does not measure: it has "
-            f"{', '.join(losses)}"
+            f"callbacks.{next(iter(monitored))} monitors the validation, but data.valid=null: give "
+            f"validation data, or leave out the callback"
         )
-    return losses[name]
+    measured = measured_names(
+        trainer.objective, trainer.engine, trainer.validation, trainer.metrics.values()
+    )
+    for key, name in monitored.items():
+        if name not in measured:
+            raise UserError(
+                f"callbacks.{key} monitors {name}, which the validation does not measure: choose "
+                f"one of {', '.join(measured)}"
+            )

@@ -1,11 +1,10 @@
 """Keeps the best checkpoints by any validation loss or metric."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cosyexp.registry import register
 from cosyexp.run.checkpoint import Criterion, KeepBest
-from cosyexp.training.callbacks.base import Callback, monitored
+from cosyexp.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from cosyexp.training.trainer import Trainer
@@ -32,12 +31,9 @@ class BestCheckpoint(Callback):
             raise ValueError(f"mode={mode} must be min or max")
         if keep < 1:
             raise ValueError(f"keep={keep} must be >= 1")
+        self.monitors = monitor
         self.rule = KeepBest(Criterion(monitor, mode), keep)
 
     def on_fit_start(self, trainer: "Trainer") -> None:
         """Adds the rule."""
         trainer.keep_best.append(self.rule)
-
-    def on_validation_end(self, trainer: "Trainer", losses: Mapping[str, float]) -> None:
-        """Checks that the validation measures the monitored value."""
-        monitored(losses, self.rule.criterion.metric)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.registry import register
-from cosyexp.run.files import write_text
+from cosyexp.run.files import finite, write_text
 from cosyexp.training.loggers.base import RunInfo
 
 
@@ -15,6 +15,7 @@ from cosyexp.training.loggers.base import RunInfo
 class Csv:
     """A table with a column for every name; it is rewritten at each checkpoint and at the end.
 
+    The cells of values that are not finite are empty.
     On resume the rows after the step of the checkpoint are dropped, as they will come again.
     """
 
@@ -30,7 +31,7 @@ class Csv:
 
     def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Adds values to the row of a step."""
-        self._rows.setdefault(step, {"step": step, "epoch": epoch}).update(values)
+        self._rows.setdefault(step, {"step": step, "epoch": epoch}).update(finite(values))
 
     def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
         """Ignores media."""

@@ -1,12 +1,12 @@
 """The logger jsonl: `metrics.jsonl` in the run directory, with one JSON object per line."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.registry import register
+from cosyexp.run.files import finite
 from cosyexp.training.loggers.base import RunInfo
 
 
@@ -36,8 +36,7 @@ class JsonLines:
 
     def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Writes a line."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **finite(values)}) + "\n")
 
     def log_media(self, step: int, name: str, media: SpectrogramImage | Audio) -> None:
         """Ignores media."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.registry import register
 from cosyexp.training.loggers.base import RunInfo
@@ -41,7 +43,7 @@ class TensorBoard:
             image = mel_image(media.mel)
             self._writer.add_image(f"mel/{name}", image, step, dataformats="HWC")
         else:
-            wave = media.wave[None]
+            wave = np.nan_to_num(media.wave)[None]
             self._writer.add_audio(f"audio/{name}", wave, step, sample_rate=media.sample_rate)
 
     def flush(self) -> None:

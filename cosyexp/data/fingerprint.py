@@ -1,0 +1,52 @@
+"""Fingerprints of shards: a hash of the whole content, which is read again only if a file changed.
+
+The hash is kept in the folder of the shard's fields, together with the size and the times of the
+file that it was computed from. It does not depend on where the file lies, or when it was copied.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from cosyexp.errors import UserError
+from cosyexp.run.files import write_text
+
+STAMP = "fingerprint.txt"
+
+
+def fingerprint(shard: Path) -> bytes:
+    """Returns a hash of the content of a shard.
+
+    Raises:
+        UserError: if the shard does not exist.
+    """
+    try:
+        status = os.stat(shard)
+    except FileNotFoundError:
+        raise UserError(f"there is no data file {shard}: prepare it, or correct its list") from None
+    # the change time is new even if the modification time is copied
+    return _hash(shard, f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}")
+
+
+def fingerprints(shards: Sequence[Path], processes: int) -> list[bytes]:
+    """Returns the fingerprints of shards, of which `processes` are read at a time."""
+    with ThreadPoolExecutor(processes) as pool:
+        return list(pool.map(fingerprint, shards))
+
+
+@cache
+def _hash(shard: Path, stamp: str) -> bytes:
+    path = shard.with_suffix(".fields") / STAMP
+    with suppress(OSError, ValueError):
+        known, digest = path.read_text().split()
+        if known == stamp:
+            return digest.encode()
+    with open(shard, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    with suppress(OSError):  # data that cannot be written to are read at each start
+        write_text(path, f"{stamp} {digest}\n")
+    return digest.encode()
