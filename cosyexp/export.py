@@ -44,13 +44,15 @@ def main(config: ExportConfig) -> str:
     from pathlib import Path
 
     from cosyexp.registry import build
+    from cosyexp.run.files import below
     from cosyexp.run.logs import console
 
     form: Format = build(config.format, "format")
     names = None if "all" in config.components else config.components
     with console():
         source = find_source(config)
-        out = Path(config.out or f"{source.name}/exports/{form.name}{config.tag}")
+        name = f"{form.name}{config.tag}"
+        out = Path(config.out) if config.out else below(source.name, "exports", name)
         print(f"exporting {source.weights}")
         for precision in config.precision:
             form.export(

@@ -45,16 +45,21 @@ def take_family(cfg: Any) -> None:
 @hydra_app("prefer", PreferConfig, complete=take_family)
 def main(config: PreferConfig) -> str:
     """Writes the pairs, and returns the path of the folder."""
+    from pathlib import Path
+
+    from cosyexp.data.prepared import META
     from cosyexp.preferences.write import write_pairs
+    from cosyexp.run.documents import Fields
     from cosyexp.run.logs import console
 
     with console():
         meta = write_pairs(config)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in meta["skipped"].items())
-    skipped = f"{sum(meta['skipped'].values())} skipped" + (f" ({reasons})" if reasons else "")
-    mean = meta["distance"]
-    distance = "" if mean is None else f", mean edit distance {mean:.3f}"
-    print(f"{config.out}: {meta['pairs']} pairs, {skipped}{distance}")
+    fields = Fields(meta, Path(config.out) / META)
+    counts, pairs = fields.counts("skipped"), fields.whole("pairs")
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    skipped = f"{sum(counts.values())} skipped" + (f" ({reasons})" if reasons else "")
+    distance = f", mean edit distance {fields.number('distance'):.3f}" if pairs else ""
+    print(f"{config.out}: {pairs} pairs, {skipped}{distance}")
     return config.out
 
 

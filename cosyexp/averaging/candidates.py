@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-import yaml
-
 from cosyexp.errors import UserError
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import DamagedFileError, read_yaml
 from cosyexp.run.pickles import PickleFile
 
 log = logging.getLogger(__name__)
 # Sum of the weights after every step so far, in the folder of a checkpoint.
 SUMS = "sum.safetensors"
+ALIASES = 16  # in a YAML of the original
 OPTIONS = {"ema.safetensors": "trainer.ema=0.999", SUMS: "trainer.running_sum=true"}
 
 
@@ -134,7 +134,7 @@ def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
         Candidate(
             c.path / needed[0],
             c.step,
-            int(c.meta.get("epoch", 0)),
+            c.meta["epoch"],
             c.losses,
             c.validation,
             partial(c.corruption, *needed),
@@ -169,14 +169,15 @@ def _of_original(folder: Path) -> CheckpointFolder:
 def _info(path: Path) -> Mapping[str, Any]:
     """Returns the content of a checkpoint's YAML; without one, the step in the checkpoint."""
     try:
-        info = yaml.safe_load(path.with_suffix(".yaml").read_text())
+        info = read_yaml(path.with_suffix(".yaml"), ALIASES)
         if isinstance(info, Mapping):
             return info
         log.warning("%s is not a mapping: its losses are not known", path.with_suffix(".yaml"))
     except FileNotFoundError:
         pass
-    except (yaml.YAMLError, UnicodeDecodeError):
-        log.warning("%s cannot be read: its losses are not known", path.with_suffix(".yaml"))
+    except DamagedFileError as error:
+        message = "%s cannot be read (%s): its losses are not known"
+        log.warning(message, error.path, error.reason)
     with PickleFile(path) as file:
         return file.progress
 

@@ -1,29 +1,29 @@
 """Writes an average into its run or to a file, atomically."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cosyexp.averaging.candidates import CheckpointFolder
 from cosyexp.averaging.methods import Method, WeightedSum
 from cosyexp.averaging.select import Selection
+from cosyexp.config.names import plain_name
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import META, file_hash
-from cosyexp.run.directory import RunDirectory
-from cosyexp.run.files import finite, locked, replacement, sync, write_text
+from cosyexp.run.files import below, finite, make_folder, replacement, write_yaml
+from cosyexp.run.folders import begin_folder, commit_folder, locked, remove_tree
 
 
 def folder_name(selection: Selection, method: Method) -> str:
-    """Returns a name: best5, last3-window1000-2000, best5-mse-greedy, last5-acc-weighted0.1."""
+    """Returns a name: best5, last3-window1000-2000, best5-mse-greedy, last5-acc-weighted0.1.
+
+    Raises:
+        UserError: the metric cannot be a part of it.
+    """
     metric = selection.criterion.metric
     named = selection.rule == "best" or metric == "loss" or not method.uses_metric
-    return "-".join(
-        part for part in (selection.name, "" if named else metric, method.suffix) if part
-    )
+    parts = (selection.name, "" if named else metric, method.suffix)
+    return plain_name("-".join(part for part in parts if part), "metric")
 
 
 def output_file(output: str) -> Path:
@@ -56,19 +56,15 @@ def write_folder(
     Args:
         about: added to meta.yaml.
     """
-    averages = RunDirectory(source.folder).averages
-    folder, part, old = (averages / f"{name}{suffix}" for suffix in ("", ".tmp", ".old.tmp"))
-    with locked(averages):
-        if old.exists() and not folder.exists():  # killed between the two renames below
-            os.replace(old, folder)
+    run = source.folder
+    make_folder(below(run, "averages"))
+    with locked(below(run, "averages", ".lock")):
+        part = begin_folder(below(run, "averages", name))
         try:
-            for leftover in (part, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            part.mkdir()
             average.write(part / source.file, pickled=source.file.endswith(".pt"))
             rows = [
                 {
-                    "file": candidate.path.relative_to(source.folder).as_posix(),
+                    "file": candidate.path.relative_to(run).as_posix(),
                     "step": candidate.step,
                     "epoch": candidate.epoch,
                     "weight": weight,
@@ -79,13 +75,8 @@ def write_folder(
             hashes = {source.file: file_hash(part / source.file)}
             newest = max(candidate.step for candidate in source.found)
             meta = {**about, "run_step": newest, "sources": rows, "sha256": hashes}
-            write_text(part / META, yaml.safe_dump(meta, sort_keys=False))
+            write_yaml(part / META, meta)
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+            remove_tree(part)
             raise
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(part, folder)
-        sync(averages)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder / source.file
+        return commit_folder(part) / source.file

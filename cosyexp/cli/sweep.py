@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import os
-import shutil
+import re
 import time
 import zlib
 from collections.abc import Sequence
@@ -21,6 +21,10 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from cosyexp.cli.errors import user_message
 from cosyexp.distributed import rank_environment
+from cosyexp.errors import UserError
+from cosyexp.run.documents import Fields, read_json
+from cosyexp.run.files import below, write_json, write_text
+from cosyexp.run.folders import remove_tree
 
 # columns of the table before and after those that a task reports
 FIRST_COLUMNS = ("job", "status", "overrides")
@@ -48,7 +52,7 @@ class SweepCallback(Callback):
             hydra.append(f"hydra.sweep.dir={config.hydra.sweep.dir}")
             hydra.append(f"hydra.job.config.override_dirname.exclude_keys={json.dumps(excluded)}")
         _sweep_dirs.append(Path(config.hydra.sweep.dir))
-        shutil.rmtree(_sweep_dirs[-1] / "jobs", ignore_errors=True)
+        remove_tree(below(_sweep_dirs[-1], "jobs"))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Records that a job has started."""
@@ -86,15 +90,25 @@ def report(**values: Any) -> None:
 
 def record_job(sweep_dir: str, job: int, **values: Any) -> None:
     """Updates the record of a job; `time` is in seconds since its first start."""
-    path = Path(sweep_dir) / "jobs" / f"{job}.json"
-    row = json.loads(path.read_text()) if path.exists() else {}
+    path = below(sweep_dir, "jobs", f"{job}.json")
+    row = read_row(path) if path.exists() else {}
     row = {**row, **values, **({"began": row["began"]} if "began" in row else {})}
     if "began" in row:
         row["time"] = round(time.time() - row["began"], 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(row) + "\n")
-    os.replace(part, path)
+    write_json(path, row)
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """Returns the record of a job.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    fields = Fields(read_json(path), path)
+    if "began" in fields.content:
+        fields.number("began")
+    fields.text("overrides", "")
+    return fields.content
 
 
 def one_line(error: BaseException) -> str:
@@ -113,9 +127,14 @@ def read_table(folder: Path) -> list[list[Any]]:
 
     Columns in which no job has a value are left out.
     """
-    paths = sorted(folder.glob("jobs/*.json"), key=lambda path: int(path.stem))
-    rows = [{"job": path.stem, **json.loads(path.read_text())} for path in paths]
-    overrides = varying_overrides([row["overrides"].split(" ") for row in rows])
+    paths = [path for path in folder.glob("jobs/*.json") if re.fullmatch(r"\d{1,9}", path.stem)]
+    rows = []
+    for path in sorted(paths, key=lambda path: int(path.stem)):
+        try:
+            rows.append({"job": path.stem, **read_row(path)})
+        except UserError as error:
+            rows.append({"job": path.stem, "status": "unknown", "error": one_line(error)})
+    overrides = varying_overrides([row.get("overrides", "").split(" ") for row in rows])
     for row, words in zip(rows, overrides, strict=True):
         row["overrides"] = words
     known = FIRST_COLUMNS + LAST_COLUMNS + ("began",)
@@ -142,7 +161,7 @@ def print_table() -> None:
             print("  ".join(padded).rstrip())
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows(table)
-        (folder / "sweep.csv").write_text(content.getvalue())
+        write_text(below(folder, "sweep.csv"), content.getvalue())
         print(f"this table is also in {folder}/sweep.csv")
 
 

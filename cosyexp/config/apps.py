@@ -14,6 +14,7 @@ from cosyexp.config.groups import (
     TrainerConfig,
     engine_config,
 )
+from cosyexp.config.names import plain_name
 from cosyexp.errors import UserError
 
 
@@ -62,6 +63,19 @@ class ExportedConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     components: Node = field(default_factory=dict)
 
+    def check(self) -> None:
+        """Checks the names of which files are named after.
+
+        Raises:
+            UserError: one of them would lead out of its folder.
+        """
+        names = {"model.name": self.model.name, "model.official": self.model.official}
+        for key, name in names.items():
+            if name:
+                plain_name(name, key)
+        for name in self.components:
+            plain_name(str(name), "components")
+
 
 @dataclass
 class ResumeConfig:
@@ -109,8 +123,9 @@ class TrainConfig(ExportedConfig, AppConfig):
         """Checks the keys whose valid values depend on other keys.
 
         Raises:
-            UserError: the run would have no end, no name, or no data.
+            UserError: the run would have no end, no name, or no data, or a name is not plain.
         """
+        super().check()
         engine_config(self.engine)
         if not self.run_dir:
             raise UserError("run_dir= is empty: name the folder of the run")

@@ -24,7 +24,8 @@ from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.shards import read_rows
 from cosyexp.data.utterance import LACKS, Utterance
 from cosyexp.errors import UserError
-from cosyexp.run.files import replace_file
+from cosyexp.run.documents import DamagedFileError, open_regular
+from cosyexp.run.files import below, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,12 @@ def cache_path(shard: Path, field: Field) -> Path:
 
 def is_cached(shard: Path, field: Field) -> bool:
     """Returns whether a field of a shard is cached, and the shard has not changed since."""
+    path = cache_path(shard, field)
     try:
-        with pa.memory_map(str(cache_path(shard, field))) as file:
+        open_regular(path).close()
+        with pa.memory_map(str(path)) as file:
             return bool(pa.ipc.open_file(file).schema.metadata[b"shard"] == fingerprint(shard))
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+    except (OSError, pa.ArrowInvalid, DamagedFileError, KeyError, TypeError):
         return False
 
 
@@ -92,8 +95,9 @@ def compute_shard(shard: Path, fields: Sequence[Field]) -> None:
             "reason": pa.array(reasons[i], pa.string()),
         }
         table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
+        path = below(shard.parent, f"{shard.stem}.fields", cache_path(shard, field).name)
         with (
-            replace_file(cache_path(shard, field)) as file,
+            replace_file(path) as file,
             pa.ipc.new_file(file, table.schema) as writer,
         ):
             writer.write_table(table)

@@ -18,10 +18,11 @@ import soundfile
 
 from cosyexp.data import features
 from cosyexp.data.cache import one_thread
-from cosyexp.data.corpora.base import Recording
+from cosyexp.data.corpora.base import AUDIO_SIZE, Recording
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd
 from cosyexp.data.shards import read_note, write_shard
 from cosyexp.errors import UserError
+from cosyexp.run.documents import DamagedFileError, open_regular, read_bytes
 from cosyexp.run.files import replace_file
 
 GROUP = 8  # recordings that a front end encodes at a time
@@ -226,7 +227,7 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
     """
     path = os.fsdecode(row["path"])
     try:
-        audio = row["audio"] or Path(path).read_bytes()
+        audio = row["audio"] or read_bytes(Path(path), AUDIO_SIZE)
     except OSError as error:
         raise UserError(
             f"{path} can no longer be read ({error.strerror}): restore it, and repeat the command"
@@ -253,9 +254,10 @@ def read_part(path: Path) -> pa.Table:
 def read_key(path: Path) -> str:
     """Returns the hash of what a part was made from; empty if there is no readable part."""
     try:
+        open_regular(path).close()
         with pa.memory_map(str(path)) as file:
             return str((pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"").decode())
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowInvalid, DamagedFileError):
         return ""
 
 

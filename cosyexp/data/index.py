@@ -15,7 +15,8 @@ import pyarrow as pa
 from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.fields import Field
 from cosyexp.data.fingerprint import fingerprint, fingerprints
-from cosyexp.run.files import replace_file
+from cosyexp.run.documents import DamagedFileError, open_regular
+from cosyexp.run.files import below, replace_file
 
 Fields = Mapping[str, Field]
 
@@ -64,8 +65,10 @@ def index_path(shard: Path, fields: Fields) -> Path:
 
 def _read(shard: Path, fields: Fields) -> Index | None:
     """Returns None if there is no index, it belongs to another shard, or a field is missing."""
+    path = index_path(shard, fields)
     try:
-        with pa.memory_map(str(index_path(shard, fields))) as file:
+        open_regular(path).close()
+        with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(
             cache_path(shard, f).exists() for f in fields.values()
@@ -78,7 +81,7 @@ def _read(shard: Path, fields: Fields) -> Index | None:
             columns.pop("faulty"),
             {name: columns[f"size_{name}"] for name in fields},
         )
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+    except (OSError, pa.ArrowInvalid, DamagedFileError, KeyError, TypeError):
         return None
 
 
@@ -98,8 +101,9 @@ def _write(shard: Path, fields: Fields) -> None:
         **{f"size_{name}": field.lengths.astype(np.int32) for name, field in opened.items()},
     }
     table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
+    path = below(shard.parent, f"{shard.stem}.fields", index_path(shard, fields).name)
     with (
-        replace_file(index_path(shard, fields)) as file,
+        replace_file(path) as file,
         pa.ipc.new_file(file, table.schema) as writer,
     ):
         writer.write_table(table)

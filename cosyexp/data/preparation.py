@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from cosyexp.config import FamilyConfig
 from cosyexp.data.corpora.base import Corpus
@@ -24,13 +23,14 @@ from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
 from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
 from cosyexp.data.parts import encode, jobs, survey
-from cosyexp.data.prepared import BEGUN, META, PARTS, SPLITS, prepared, tidy
+from cosyexp.data.prepared import BEGUN, META, PARTS, SPLITS, WRITTEN, prepared, tidy
 from cosyexp.data.report import Report
 from cosyexp.data.shards import write_list
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.registry import build
-from cosyexp.run.files import replacement, write_text
+from cosyexp.run.documents import read_text
+from cosyexp.run.files import below, refuse_links, replacement, to_yaml, write_text, write_yaml
 from cosyexp.run.tensors import save_tensors
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def prepare(
             )
         tidy(out)
         return done
+    refuse_links(out, *WRITTEN)
     if (total := len(corpus)) == 0:
         raise UserError("the corpus holds no recording: check its path")
     encoder = front_ends(corpus, out, options, settings)
@@ -105,14 +106,14 @@ def prepare(
             "processes="
         ) from None
     for split in SPLITS:
-        write_list(out / f"{split}.list", shards[split])
+        write_list(below(out, f"{split}.list"), shards[split])
         if not shards[split]:
             log.warning("%s.list is empty: no utterance is left for it", split)
-    with replacement(out / "speakers.safetensors") as part:
+    with replacement(below(out, "speakers.safetensors")) as part:
         save_tensors(part, {name: torch.from_numpy(mean) for name, mean in speakers.items()})
-    report.draw(out / "lengths.png", options.token_rate)
+    report.draw(below(out, "lengths.png"), options.token_rate)
     meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}
-    write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
+    write_yaml(below(out, META), meta)
     tidy(out)
     return meta
 
@@ -132,9 +133,9 @@ def front_ends(
         UserError: if a preparation with other settings was begun there, or a front end cannot be
             fitted on these recordings.
     """
-    begun = yaml.safe_dump({"settings": dict(settings)}, sort_keys=False)
+    begun = to_yaml({"settings": dict(settings)})
     resumed = (out / BEGUN).exists()
-    if resumed and (out / BEGUN).read_text() != begun:
+    if resumed and read_text(out / BEGUN) != begun:
         raise UserError(
             f"{out} holds the beginning of a data set of other settings: give another out=, or "
             f"remove that folder"
@@ -157,9 +158,9 @@ def front_ends(
             raise UserError(
                 f"the {what} cannot be fitted: {error}; take fewer, or more speech"
             ) from None
-    write_text(out / BEGUN, begun)
+    write_text(below(out, BEGUN), begun)
     for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
-        front_end.save(out / f"{name}.safetensors")
+        front_end.save(below(out, f"{name}.safetensors"))
     return Encoder(tokenizer=ready[0], speaker=ready[1], longest=options.max_seconds)
 
 

@@ -11,20 +11,25 @@
       preparing.yaml  parts/                only while the preparation is not finished
 """
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cosyexp.config import FamilyConfig
 from cosyexp.data.cache import ensure
 from cosyexp.data.fields import F0, Field, Mel, Wave
 from cosyexp.data.shards import read_list
 from cosyexp.errors import UserError
+from cosyexp.run.documents import DamagedFileError, Fields, read_yaml
+from cosyexp.run.files import remove_file
+from cosyexp.run.folders import remove_tree
 
+# What a preparation writes.
+WRITTEN = (
+    *("meta.yaml*", "preparing.yaml*", "*.list*", "*.safetensors*", "dropped.tsv*", "lengths.png*"),
+    *("parts", "parts/*", "train", "train/*", "valid", "valid/*"),
+)
 META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"
 SPLITS = ("train", "valid")
 
@@ -36,22 +41,32 @@ def prepared(out: Path) -> dict[str, Any] | None:
         UserError: if the file was not written by a preparation, or is damaged.
     """
     try:
-        meta = yaml.safe_load((out / META).read_text())
+        return settings_of(out / META)
     except FileNotFoundError:
         return None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        meta = None
-    if not isinstance(meta, dict) or "settings" not in meta:
+    except DamagedFileError as error:
         raise UserError(
-            f"{out}/{META} is not what prepare wrote: remove {out}, and prepare it again"
-        )
-    return meta
+            f"{out}/{META} is not what prepare wrote ({error.reason}): remove {out}, and prepare "
+            f"it again"
+        ) from None
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Returns the content of a YAML file that has settings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: it cannot be read, or has none.
+    """
+    fields = Fields(read_yaml(path), path)
+    fields.inner("settings")
+    return fields.content
 
 
 def tidy(out: Path) -> None:
     """Removes the files that only an unfinished preparation needs."""
-    (out / BEGUN).unlink(missing_ok=True)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
+    remove_file(out / BEGUN)
+    remove_tree(out / PARTS)
 
 
 def check_family(folder: Path, family: FamilyConfig) -> None:
@@ -66,7 +81,7 @@ def check_family(folder: Path, family: FamilyConfig) -> None:
             f"{folder} is not a prepared data set (it has no {META}): python -m cosyexp.prepare "
             f"out={folder}"
         )
-    rate = meta["settings"]["token_rate"]
+    rate = Fields(meta["settings"], folder / META, "settings.").whole("token_rate")
     if rate != family.token_rate:
         raise UserError(
             f"{folder} holds {rate} speech tokens per second, family={family.name} needs "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cosyexp.run.documents import Fields
 from cosyexp.run.files import replace_file
 
 LENGTHS = ("shortest", "median", "longest")
@@ -154,27 +155,26 @@ def kind(reason: str) -> str:
 
 
 def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
-    """Yields the content of `meta.yaml` as lines to print.
+    """Yields the content of `meta.yaml` as lines to print; a UserError tells if it is damaged.
 
     Args:
         meta: content of the file.
         out: the prepared folder.
     """
+    fields = Fields(meta, out / "meta.yaml")
     yield (
-        f"{out}: {meta['utterances']} utterances, {meta['hours']} hours, "
-        f"{len(meta['speakers'])} speakers"
+        f"{out}: {fields.whole('utterances')} utterances, {fields.number('hours')} hours, "
+        f"{len(fields.texts('speakers'))} speakers"
     )
     if "seconds" in meta:
-        lengths = meta["seconds"]
-        yield (
-            f"  lengths    {lengths['shortest']} to {lengths['longest']} s, "
-            f"median {lengths['median']} s; {out}/lengths.png"
-        )
-        yield f"  tokens     {meta['tokens_a_second']} per second"
-    if meta.get("left_out"):
-        yield f"  left out   {sum(meta['left_out'].values())}, listed in {out}/dropped.tsv"
-        yield from (f"  {count:8}   {reason}" for reason, count in meta["left_out"].items())
-    if unknown := meta.get("unknown_characters"):
+        lengths = fields.inner("seconds")
+        shortest, median, longest = (lengths.number(name) for name in LENGTHS)
+        yield (f"  lengths    {shortest} to {longest} s, median {median} s; {out}/lengths.png")
+        yield f"  tokens     {fields.number('tokens_a_second')} per second"
+    if left_out := fields.counts("left_out"):
+        yield f"  left out   {sum(left_out.values())}, listed in {out}/dropped.tsv"
+        yield from (f"  {count:8}   {reason}" for reason, count in left_out.items())
+    if unknown := fields.counts("unknown_characters"):
         frequent = ", ".join(
             f"{character!r} in {texts} texts" for character, texts in list(unknown.items())[:NAMED]
         )

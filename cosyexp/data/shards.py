@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cosyexp.errors import UserError
+from cosyexp.run.documents import DamagedFileError, open_regular, read_lines
 from cosyexp.run.files import replace_file
 
 COLUMNS = pa.schema(
@@ -57,10 +58,11 @@ def open_shard(path: Path) -> pq.ParquetFile:
         UserError: if the file is missing or is not a complete parquet file.
     """
     try:
+        open_regular(path).close()
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"there is no data file {path}: prepare it, or correct its list") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, DamagedFileError) as error:
         raise UserError(
             f"{path} is not a readable parquet file (half-written?), prepare it again: {error}"
         ) from None
@@ -114,12 +116,12 @@ def read_list(path: str) -> list[Path]:
     if listed.suffix == ".parquet":
         return [listed]
     try:
-        lines = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_lines(listed)]
     except FileNotFoundError:
         raise UserError(
             f"there is no data list {path}: name a list of parquet files, or prepare one"
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError):
+    except DamagedFileError:
         raise UserError(
             f"{path} is not a data list: name a text file with one parquet path per line"
         ) from None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from cosyexp.errors import UserError
 from cosyexp.registry import register
+from cosyexp.run.documents import LIST_SIZE, open_regular, read_bytes
 
 PIECES = 50257  # of Whisper's multilingual vocabulary
 END_OF_PROMPT = 151646  # follows the 151,643 pieces of Qwen2 and three special tokens
@@ -125,7 +126,7 @@ def digest(files: Sequence[Path]) -> str:
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     content = hashlib.blake2b(digest_size=8)
     for path, *_ in files:
-        content.update(path.read_bytes())
+        content.update(read_bytes(path, LIST_SIZE))
     return content.hexdigest()
 
 
@@ -153,7 +154,8 @@ def whisper_encoding(vocabulary: str | None) -> Any:
 
     path = Path(vocabulary) if vocabulary else shipped_vocabulary()
     try:
-        pairs = (line.split() for line in path.read_bytes().splitlines() if line)
+        content = read_bytes(path, LIST_SIZE)
+        pairs = (line.split() for line in content.splitlines() if line)
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
         if not ranks:
             raise ValueError("it is empty")
@@ -213,6 +215,9 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
             f"{missing}the llm of this family needs the tokenizer of Qwen2: "
             "give its folder as family.tokenizer.folder="
         )
+    for path in Path(folder).iterdir():
+        if path.suffix in (".json", ".txt", ".jinja"):  # what transformers reads whole
+            open_regular(path, LIST_SIZE).close()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -1,15 +1,11 @@
 """Exports a model to a format, and verifies the files against PyTorch."""
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 
 from cosyexp.config import ExportedConfig, to_dict
 from cosyexp.device import CPU, inference_device
@@ -18,7 +14,8 @@ from cosyexp.exporting.components import Component, load_components, select_comp
 from cosyexp.exporting.report import merge_report, show
 from cosyexp.exporting.source import ExportSource
 from cosyexp.exporting.verify import TOLERANCES, Function, compare, latencies
-from cosyexp.run.files import sync, write_text
+from cosyexp.run.files import copy_file, write_yaml
+from cosyexp.run.folders import staged_files
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +119,7 @@ class ComponentFormat:
         place = self.device(device)
         components, report = load_components(source, selected), {}
         job = f"{'+'.join(names or [source.config.model.name])}.{precision}"
-        with staged(out, job) as part:
+        with staged_files(out, job) as part:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self._write(component, path, name, precision)
@@ -183,33 +180,6 @@ class ComponentFormat:
         return measured
 
 
-@contextmanager
-def staged(out: Path, job: str) -> Iterator[Path]:
-    """Yields a temporary folder, whose files move into `out` when the block ends.
-
-    If the block raises, `out` is left as it was.
-
-    Args:
-        out: the folder, created if it is missing.
-        job: name of the export; leftovers of a killed export of this name are removed.
-    """
-    part = out / f".{job}.part"
-    created = [path for path in (out, *out.parents) if not path.exists()]
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        yield part
-        for path in sorted(part.iterdir()):
-            sync(path)
-            os.replace(path, out / path.name)
-        sync(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):  # a new folder that is not empty stays
-            for path in created:
-                path.rmdir()
-
-
 def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | None) -> None:
     """Writes `<model>.yaml`, the part of the config that synthesis reads, and the speakers.
 
@@ -221,7 +191,6 @@ def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | Non
     config = source.config
     excerpt = to_dict(ExportedConfig(config.family, config.model, config.components))
     excerpt["format"] = node or {}
-    text = yaml.safe_dump(excerpt, sort_keys=False, allow_unicode=True)
-    write_text(folder / f"{config.model.name}.yaml", text)
+    write_yaml(folder / f"{config.model.name}.yaml", excerpt)
     if source.speakers is not None:
-        shutil.copyfile(source.speakers, folder / source.speakers.name)
+        copy_file(source.speakers, folder / source.speakers.name)

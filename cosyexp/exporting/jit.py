@@ -15,6 +15,7 @@ from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.registry import register
+from cosyexp.run.files import create
 
 
 @register("format")
@@ -51,7 +52,8 @@ class Jit(ComponentFormat):
                 ) from None
             frozen = torch.jit.freeze(scripted, preserved_attrs=methods)
             torch.jit.save(torch.jit.optimize_for_inference(frozen, other_methods=methods), content)
-        path.write_bytes(content.getbuffer())
+        with create(path) as file:
+            file.write(content.getbuffer())
 
     def load(
         self, path: Path, precision: str = "fp32", device: torch.device = CPU

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from cosyexp.errors import UserError
-from cosyexp.exporting.export import staged
 from cosyexp.exporting.report import merge_report
 from cosyexp.exporting.source import ExportSource, load_network
 from cosyexp.registry import register
+from cosyexp.run.files import create
+from cosyexp.run.folders import staged_files
 
 
 @register("format")
@@ -50,11 +51,12 @@ class Official:
         tensors = load_network(source).state_dict()
         name = source.config.model.official
         path = out / f"{name}.pt"
-        with staged(out, name) as part:
+        with staged_files(out, name) as part:
             # Written to memory first, as torch's writer aborts the process if the disk is full.
             content = io.BytesIO()
             torch.save(dict(tensors), content)
-            (part / path.name).write_bytes(content.getbuffer())
+            with create(part / path.name) as file:
+                file.write(content.getbuffer())
             written = torch.load(part / path.name, map_location="cpu", weights_only=True)
             if list(written) != list(tensors) or not all(
                 torch.equal(written[name], tensors[name]) for name in tensors

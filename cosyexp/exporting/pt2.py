@@ -16,6 +16,7 @@ from cosyexp.exporting.components import Component
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.onnx import example, quiet
 from cosyexp.registry import register
+from cosyexp.run.files import create
 
 
 @register("format")
@@ -67,7 +68,8 @@ class Pt2(ComponentFormat):
                 # Written to memory first, as torch's writer aborts the process on a full disk.
                 content = io.BytesIO()
                 torch.export.save(program, content)
-                path.write_bytes(content.getbuffer())
+                with create(path) as file:
+                    file.write(content.getbuffer())
 
     def load(
         self, path: Path, precision: str = "fp32", device: torch.device = CPU

@@ -1,12 +1,13 @@
 """The report of an export: the file `report.<precision>.json` and a table on the console."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cosyexp.errors import UserError
 from cosyexp.exporting.verify import FRAMES
-from cosyexp.run.files import write_json
+from cosyexp.run.documents import Fields, read_json
+from cosyexp.run.files import below, write_json
 
 
 def merge_report(
@@ -22,11 +23,16 @@ def merge_report(
         whole: entries that concern all components.
         components: an entry for each component that was exported now, by name.
     """
-    path = out / f"report.{precision}.json"
+    path = below(out, f"report.{precision}.json")
     try:
-        before = json.loads(path.read_text())["components"]
-        kept = {name: entry for name, entry in before.items() if (out / entry["file"]).exists()}
-    except (OSError, ValueError, TypeError, KeyError):
+        before = Fields(read_json(path), path).inner("components")
+        entries = {name: before.inner(name) for name in before.content}
+        kept = {
+            name: entry.content
+            for name, entry in entries.items()
+            if below(out, entry.text("file")).is_file()
+        }
+    except (OSError, UserError):
         kept = {}
     write_json(path, {**whole, "components": {**kept, **components}})
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from torch import nn
 
 from cosyexp.config import TrainConfig
@@ -11,6 +10,7 @@ from cosyexp.errors import UserError
 from cosyexp.registry import build
 from cosyexp.run.checkpoint import BY_LOSS, META, Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import Fields, read_yaml
 from cosyexp.run.weights import find_weights, load_weights
 
 VERIFIED = ("best", "last", "ema")  # choices whose hashes `find_weights` checks
@@ -83,9 +83,19 @@ def load_network(source: ExportSource) -> nn.Module:
 
 
 def _stored_hash(weights: Path) -> str | None:
-    """Returns the hash in the `meta.yaml` next to a file, if there is one."""
+    """Returns the hash in the `meta.yaml` next to a file; None if there is no such file.
+
+    Raises:
+        UserError: the `meta.yaml` is damaged, or has no hash of the file.
+    """
+    path = weights.parent / META
     try:
-        meta = yaml.safe_load((weights.parent / META).read_text())
-        return str(meta["sha256"][weights.name])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        content = read_yaml(path)
+    except FileNotFoundError:
         return None
+    if not isinstance(content, dict) or "sha256" not in content:  # of something else
+        return None
+    hashes = Fields(content, path).hashes()
+    if weights.name not in hashes:
+        raise UserError(f"{weights} has no checksum in its {META}: choose other weights")
+    return hashes[weights.name]

@@ -17,13 +17,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from tqdm import tqdm
 
 from cosyexp.config import PreferConfig
 from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.preparation import prepare_corpus
-from cosyexp.data.prepared import META, check_family, prepared
+from cosyexp.data.prepared import META, check_family, prepared, settings_of
 from cosyexp.data.shards import (
     COLUMNS,
     OPTIONAL,
@@ -41,11 +40,13 @@ from cosyexp.preferences.scores import Score, edit_distance, select_pair
 from cosyexp.registry import build, check
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory, flat
-from cosyexp.run.files import replace_file, write_text
+from cosyexp.run.documents import Fields, parse_json
+from cosyexp.run.files import below, copy_file, refuse_links, remove_file, write_yaml
 from cosyexp.run.weights import find_weights
 
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
+WRITTEN = ("*.yaml*", "*.list*", "speakers.safetensors*", "train", "valid", "train/*", "valid/*")
 SPLITS = ("train", "valid")
 SETTINGS = ("candidates", "score", "limit", "seed")  # config keys that the pairs depend on
 
@@ -125,7 +126,7 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    write_text(out / BEGUN, yaml.safe_dump({"settings": settings}))
+    write_yaml(below(out, BEGUN), {"settings": settings})
     total, rows = Tally(), sum(job.rows for job in work)
     count = rows * config.candidates
     with tqdm(total=count, desc="prefer", unit="candidate", disable=None) as bar:
@@ -134,9 +135,9 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
                 bar.update(job.rows * config.candidates)
             else:
                 write_job(job, generator, score, bar)
-            total += Tally(**json.loads(read_note(job.target)))
+            total += read_tally(job.target)
     for split in SPLITS:
-        write_list(out / f"{split}.list", [job.target for job in jobs[split]])
+        write_list(below(out, f"{split}.list"), [job.target for job in jobs[split]])
     keep_speakers(out, Path(data.speakers) if data.speakers else None, run.speakers)
     meta = {
         "settings": settings,
@@ -145,8 +146,8 @@ def write_pairs(config: PreferConfig) -> dict[str, Any]:
         **asdict(total),
         "distance": total.distance / total.pairs if total.pairs else None,
     }
-    write_text(out / META, yaml.safe_dump(meta, sort_keys=False, allow_unicode=True))
-    (out / BEGUN).unlink()
+    write_yaml(below(out, META), meta)
+    remove_file(out / BEGUN)
     return meta
 
 
@@ -185,10 +186,11 @@ def refuse_other(out: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: it holds something else.
     """
+    refuse_links(out, *WRITTEN)
     begun = prepared(out)
     if begun is None:
         try:
-            begun = yaml.safe_load((out / BEGUN).read_text())
+            begun = settings_of(out / BEGUN)
         except FileNotFoundError:
             if out.exists() and any(path.suffix != ".part" for path in out.iterdir()):
                 raise UserError(
@@ -255,13 +257,21 @@ def write_job(job: Job, generator: AnswerGenerator, score: Score | None, bar: "t
     write_shard(job.target, rows, json.dumps(asdict(tally)))
 
 
+def read_tally(shard: Path) -> Tally:
+    """Returns the counts that `write_job` kept in a shard.
+
+    Raises:
+        UserError: the shard is not one of pairs, or is damaged.
+    """
+    fields = Fields(parse_json(read_note(shard), shard), shard)
+    return Tally(fields.whole("pairs"), fields.number("distance"), fields.counts("skipped"))
+
+
 def keep_speakers(out: Path, *sources: Path | None) -> None:
     """Copies the first of the files that exists to `speakers.safetensors`."""
     source = next((source for source in sources if source and source.exists()), None)
     if source:
-        content = source.read_bytes()
-        with replace_file(out / "speakers.safetensors") as file:
-            file.write(content)
+        copy_file(source, below(out, "speakers.safetensors"))
 
 
 def _without_device(score: Any) -> Any:

@@ -9,19 +9,19 @@ start of the run removes.
 import hashlib
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import yaml
-
-from cosyexp.run.files import finite, sync, write_text
+from cosyexp.run.documents import DamagedFileError, Fields, open_regular, read_yaml
+from cosyexp.run.files import below, finite, sync, write_yaml
+from cosyexp.run.folders import begin_folder, commit_folder, remove_partial_folders, remove_tree
 
 log = logging.getLogger(__name__)
 META = "meta.yaml"
+THREADS = 1024  # maximum number of CPU threads
+WEIGHTS = (".safetensors", ".pt")  # suffixes of files that must have a checksum
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """The number of updates that the model had when the checkpoint was saved."""
-        return int(self.meta["step"])
+        step: int = self.meta["step"]
+        return step
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -60,20 +61,38 @@ class Checkpoint:
             names: the files to check, all of them by default.
 
         Returns:
-            The description, or None if all checked files are intact.
+            The description, or None if all checked files are intact. Weights and states without a
+            checksum are not.
         """
-        for name in names or self.meta["sha256"]:
-            try:
-                if file_hash(self.path / name) != self.meta["sha256"][name]:
-                    return f"{name} does not match its checksum"
-            except OSError:
-                return f"{name} is missing"
-        return None
+        return corruption(self.path, self.meta["sha256"], *names)
+
+
+def corruption(folder: Path, hashes: Mapping[str, str], *names: str) -> str | None:
+    """Describes the first file of a folder that is not as its `meta.yaml` says; None if all are.
+
+    Args:
+        folder: the folder.
+        hashes: the SHA-256 of its files, by their paths below it.
+        names: the files to check; by default all of them, and all weights must be among them.
+    """
+    for name in names or hashes:
+        if name not in hashes:
+            return f"{name} has no checksum in its {META}"
+        try:
+            if file_hash(folder / name) != hashes[name]:
+                return f"{name} does not match its checksum"
+        except (OSError, DamagedFileError):
+            return f"{name} is missing"
+    for path in () if names else folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in WEIGHTS and name not in hashes:
+            return f"{name} has no checksum in its {META}"
+    return None
 
 
 def file_hash(path: Path) -> str:
     """Returns the SHA-256 of a file as a hexadecimal string."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -97,6 +116,26 @@ class Validated(Protocol):
 
 
 Scored = TypeVar("Scored", bound=Validated)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Returns the content of the `meta.yaml` of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it cannot be read, or lacks what every checkpoint has.
+    """
+    fields = Fields(read_yaml(folder / META), folder / META)
+    known = {
+        "step": fields.whole("step"),
+        "epoch": fields.whole("epoch", 0),
+        "samples": fields.whole("samples", 0),
+        "loss_dict": fields.numbers("loss_dict"),
+        "sha256": fields.hashes(),
+    }
+    if fields.content.get("threads") is not None:
+        known["threads"] = fields.whole("threads", low=1, high=THREADS)
+    return {**fields.content, **known}
 
 
 @dataclass(frozen=True)
@@ -141,8 +180,8 @@ class KeepBest(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run, in `<run>/checkpoints/`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, run: Path) -> None:
+        self.run, self.folder = run, run / "checkpoints"
         self._intact: set[Path] = set()  # checkpoints whose checksums were already verified
 
     def all(self) -> list[Checkpoint]:
@@ -155,14 +194,11 @@ class Checkpoints:
             if path.suffix == ".tmp":
                 continue
             try:
-                meta = yaml.safe_load((path / META).read_text())
-                checkpoints.append(
-                    Checkpoint(
-                        path, {**meta, "step": int(meta["step"]), "sha256": dict(meta["sha256"])}
-                    )
-                )
-            except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-                log.warning("%s is skipped: its %s is missing or unreadable", path, META)
+                checkpoints.append(Checkpoint(path, read_meta(path)))
+            except (OSError, DamagedFileError) as error:
+                reason = error.reason if isinstance(error, DamagedFileError) else error.strerror
+                message = "%s is skipped: its %s is missing or unreadable (%s)"
+                log.warning(message, path, META, reason)
         return checkpoints
 
     def is_intact(self, checkpoint: Checkpoint) -> bool:
@@ -185,10 +221,7 @@ class Checkpoints:
 
     def begin(self, step: int) -> Path:
         """Creates an empty folder for the files of a checkpoint; `commit` completes it."""
-        path = self.folder / f"step_{step:08d}.tmp"
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        return path
+        return begin_folder(below(self.run, "checkpoints", f"step_{step:08d}"))
 
     def commit(self, written: Path, meta: Mapping[str, Any]) -> Checkpoint:
         """Turns a folder with all its files into a checkpoint, atomically.
@@ -202,14 +235,8 @@ class Checkpoints:
         for path in {*files, *(path.parent for path in files)}:
             sync(path)
         complete_meta = {**finite(meta), "sha256": hashes}
-        write_text(written / META, yaml.safe_dump(complete_meta, sort_keys=False))
-        path, replaced = written.with_suffix(""), written.with_suffix(".old.tmp")
-        # The step already has one if that is damaged, or if a stop saved it before validation.
-        if path.exists():
-            os.replace(path, replaced)
-        os.replace(written, path)
-        sync(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        write_yaml(written / META, complete_meta)
+        path = commit_folder(written)
         self._intact.add(path)
         return Checkpoint(path, complete_meta)
 
@@ -231,9 +258,10 @@ class Checkpoints:
             if intact < 2 and self.is_intact(checkpoint):
                 intact += 1
             elif intact == 2 and checkpoint.path not in keep:
-                shutil.rmtree(checkpoint.path)
+                remove_tree(checkpoint.path)
+                if checkpoint.path.exists():
+                    log.warning("%s could not be removed", checkpoint.path)
 
     def remove_partial(self) -> None:
         """Removes the folders of interrupted saves."""
-        for path in self.folder.glob("step_*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+        remove_partial_folders(self.folder, "step_*")

@@ -9,13 +9,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 from cosyexp.config import TrainConfig, parse, to_dict
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Checkpoints
-from cosyexp.run.files import write_text
+from cosyexp.run.documents import DamagedFileError, read_yaml
+from cosyexp.run.files import append, below, refuse_links, write_yaml
+from cosyexp.run.folders import locked, remove_partial_files, remove_partial_folders
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,14 @@ CHANGEABLE_ON_REQUEST = re.compile(
 )
 # Keys that belong to a command, not to a run; a run directory never says what is trusted.
 OF_THE_COMMAND = ("trusted", "resume")
+# What a training writes in its run directory.
+WRITTEN = (
+    *(f"{name}.*" for name in ("config", "overrides", "changes", "environment", "metrics")),
+    *("speakers.safetensors*", "wandb", "tensorboard", "exports", "averages", ".lock"),
+    *("checkpoints", "checkpoints/step_*", "averages/.lock"),
+    *("logs", "loggers", "profile", "reference"),
+    *("logs/*", "loggers/*", "profile/*", "reference/*"),
+)
 
 
 class RunDirectory:
@@ -73,7 +82,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        self.checkpoints = Checkpoints(self.path)
         self.metrics = self.path / "metrics.jsonl"
         self.logs = self.path / "logs"
         self.tensorboard = self.path / "tensorboard"
@@ -99,14 +108,16 @@ class RunDirectory:
         """
         path = self.path / "config.yaml"
         try:
-            values = yaml.safe_load(path.read_text())
+            values = read_yaml(path)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self} is not a run directory (it has no config.yaml): name one that "
                 f"cosyexp.train wrote"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            values = None
+        except DamagedFileError as error:
+            raise UserError(
+                f"{path} is not the YAML of a run ({error.reason}): restore it, or train again"
+            ) from None
         if not isinstance(values, dict):
             raise UserError(f"{path} is not the YAML of a run: restore it, or train again")
         version = values.pop("format_version", 0)
@@ -119,7 +130,9 @@ class RunDirectory:
             values.pop(key, None)
         try:
             return parse(TrainConfig, values)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is not the config of a run ({reason}): restore it") from None
 
@@ -163,20 +176,53 @@ class RunDirectory:
         Args:
             step: the step of the checkpoint that the run goes on from.
             changes: the old and the new value of each key.
+
+        Raises:
+            UserError: the file is damaged.
         """
-        path = self.path / "changes.yaml"
-        known = yaml.safe_load(path.read_text()) if path.exists() else []
+        path = self.file("changes.yaml")
+        known = read_yaml(path) if path.exists() else []
+        if not isinstance(known, list):
+            raise DamagedFileError(path, "it must be a list")
         values = {key: {"from": old, "to": new} for key, (old, new) in changes.items()}
-        known.append({"step": step, "changes": values})
-        write_text(path, yaml.safe_dump(known, sort_keys=False, allow_unicode=True))
+        write_yaml(path, [*known, {"step": step, "changes": values}])
 
     def write_config(self, config: TrainConfig, overrides: Sequence[str]) -> None:
         """Writes the config, and the overrides of the command line that made it."""
         values = {"format_version": FORMAT_VERSION, **_stored(config)}
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        write_text(self.path / "config.yaml", text)
-        words = yaml.safe_dump(list(overrides), allow_unicode=True)
-        write_text(self.path / "overrides.yaml", words)
+        write_yaml(self.file("config.yaml"), values)
+        write_yaml(self.file("overrides.yaml"), list(overrides))
+
+    def file(self, *names: str) -> Path:
+        """Returns the path of a file or folder of the run that is to be written, see `below`."""
+        return below(self.path, *names)
+
+    def refuse_links(self) -> None:
+        """Checks that nothing that a training writes is a symbolic link.
+
+        Raises:
+            UserError: the name of the first one that is.
+        """
+        refuse_links(self.path, *WRITTEN)
+
+    def remove_partial(self) -> None:
+        """Removes what killed processes left half-written; only the holder of the lock may.
+
+        Averages and exports may be written meanwhile: they are left alone then.
+        """
+        self.checkpoints.remove_partial()
+        for folder in (self.path, self.logs, self.path / "loggers", self.reference):
+            remove_partial_files(folder)
+        if self.averages.is_dir():
+            with locked(self.file("averages", ".lock"), wait=False) as held:
+                if held:
+                    remove_partial_folders(self.averages)
+        for folder in self.exports.glob("*/"):
+            if folder.is_symlink():
+                continue
+            with locked(folder, wait=False) as held:
+                if held:
+                    remove_partial_files(folder)
 
     def lock(self) -> IO[str]:
         """Locks the run for this process, for as long as the returned file is open.
@@ -184,8 +230,7 @@ class RunDirectory:
         Raises:
             UserError: another process is training in this directory.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / ".lock", "a+")  # noqa: SIM115
+        file = append(self.file(".lock"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,13 +1,73 @@
-"""Atomic file writes: a reader sees either the previous file or the complete new one."""
+"""Opens files for writing, and creates, renames and removes files; no other module does.
 
-import fcntl
+A file is written atomically: a reader sees either the previous file or the complete new one. What
+is written stays below its folder: a symbolic link is refused, so that a run or a data set that
+somebody else made cannot lead to a file of the user's. `folders.py` does the same for folders.
+"""
+
 import json
 import math
 import os
+import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+import yaml
+
+from cosyexp.errors import UserError
+from cosyexp.run.documents import open_regular
+
+COPY_SIZE = 2**30  # bytes, such as those of speaker embeddings
+MODE = 0o666  # of a new file, before the umask
+SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO without a reader blocks otherwise
+
+
+def below(root: str | Path, *names: str) -> Path:
+    """Returns the path of what may be written below a folder.
+
+    The folder itself may be a link, or have links above it.
+
+    Args:
+        root: the folder, such as a run directory.
+        names: the parts of the path below it.
+
+    Raises:
+        UserError: a part is not a plain name, or is a symbolic link.
+    """
+    path = Path(root)
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise UserError(f"{name!r} cannot be the name of a file in {path}: give a plain name")
+        path /= name
+        refuse_link(path)
+    return path
+
+
+def refuse_link(path: Path) -> None:
+    """Checks that a path is not a symbolic link.
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link, and nothing is written through it: remove it, or put the "
+            f"file or folder itself there"
+        )
+
+
+def refuse_links(root: Path, *patterns: str) -> None:
+    """Checks all that matches one of the patterns below a folder, before anything is written.
+
+    Raises:
+        UserError: one of the paths is a symbolic link.
+    """
+    for pattern in patterns:
+        for path in root.glob(pattern):
+            below(root, *path.relative_to(root).parts)
 
 
 @contextmanager
@@ -16,10 +76,8 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
     The content is synced to disk first. If the block raises, `path` is left as it was.
     """
-    with replacement(path) as part, open(part, "wb") as file:
+    with replacement(path) as part, create(part) as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -28,9 +86,11 @@ def replacement(path: Path) -> Iterator[Path]:
 
     The block writes the file and syncs it to disk. If the block raises, the file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_link(path)
+    make_folder(path.parent)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        _make_room(part)
         yield part
         os.replace(part, path)
     except BaseException:
@@ -41,16 +101,54 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a folder, which is created if it is missing.
+def create(path: Path) -> Iterator[BinaryIO]:
+    """Opens a new file for writing, instead of one of this name, and syncs it to disk at the end.
 
-    Other processes that want the lock wait until it is released.
+    Raises:
+        UserError: the path is a symbolic link.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    refuse_link(path)
+    _make_room(path)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, MODE)
+    with open(handle, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(handle)
+
+
+def copy_file(source: Path, path: Path, limit: int = COPY_SIZE) -> None:
+    """Copies a regular file, atomically.
+
+    Raises:
+        UserError: the source is not a regular file, or is larger than `limit` bytes.
+    """
+    with open_regular(source, limit) as content, replace_file(path) as file:
+        shutil.copyfileobj(content, file)
+
+
+def append(path: Path) -> IO[str]:
+    """Opens a text file for appending, line by line; it and its folder are created if missing.
+
+    Raises:
+        UserError: the path is a symbolic link, or anything but a file.
+    """
+    refuse_link(path)
+    make_folder(path.parent)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | SAFE, MODE)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is not a file: remove it, or give another folder")
+    return open(handle, "a", buffering=1, encoding="utf-8")
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder, and those above it, unless it is there."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_file(path: Path) -> None:
+    """Removes a file, if there is one."""
+    path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -80,3 +178,27 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Writes a YAML file, atomically."""
+    write_text(path, to_yaml(content))
+
+
+def to_yaml(content: Any) -> str:
+    """Returns a value in YAML, as `documents.read_yaml` reads it: without anchors and aliases."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a value twice where it occurs twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Returns that no value is written as an alias of another."""
+        return True
+
+
+def _make_room(path: Path) -> None:
+    """Removes a file that a killed process of this number left; raises a UserError for a link."""
+    refuse_link(path)
+    path.unlink(missing_ok=True)

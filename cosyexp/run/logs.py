@@ -4,8 +4,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+
+from cosyexp.run.files import append
 
 LOGGER = logging.getLogger("cosyexp")
 
@@ -16,6 +19,13 @@ class AboveTheBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one record."""
         tqdm.write(self.format(record))
+
+
+class RunLog(logging.FileHandler):
+    """Appends log records to a file of a run, which is created with the first record."""
+
+    def _open(self) -> Any:
+        return append(Path(self.baseFilename))
 
 
 @contextmanager
@@ -29,8 +39,7 @@ def console(level: int = logging.INFO) -> Iterator[None]:
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Appends all log records to a file, with time and level, within the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
+    handler = RunLog(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     with _attached(handler):
         yield

@@ -5,7 +5,6 @@ of the storages `data/0`, `data/1`, ... in the archive.
 """
 
 import logging
-import os
 import pickle
 import sys
 from collections import OrderedDict
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 
 from cosyexp.errors import UserError
+from cosyexp.run.archives import Stub, scan_archive
+from cosyexp.run.files import create
 from cosyexp.run.tensors import Entry, Shapes, TensorFile, write_pieces
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,12 @@ def load_pickle(path: Path) -> Any:
         UserError: the file is missing, damaged, or holds objects other than tensors and numbers.
     """
     try:
+        scan_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist: check the path") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"cannot load weights from {path}, which is damaged or holds objects other than "
-            f"tensors and numbers (these could run code): save it again as a plain state dict"
-        ) from None
+    except UserError:
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -65,14 +64,14 @@ def load_pickle(path: Path) -> Any:
         ) from None
 
 
-def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+def state_dict_in(content: Any, path: Path) -> dict[str, Any]:
     """Returns the state dict in the content of a checkpoint.
 
     It may be nested under a key of WRAPPINGS, and all its names may begin with one of PREFIXES,
     which is removed. Integers and strings beside the tensors are left out.
 
     Args:
-        content: what the file holds.
+        content: what the file holds; tensors may be stubs.
         path: the file, for messages.
 
     Raises:
@@ -98,7 +97,7 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {
         str(name): value
         for name, value in mapping.items()
-        if isinstance(name, str) and isinstance(value, Tensor) and name not in PROGRESS
+        if isinstance(name, str) and isinstance(value, Tensor | Stub) and name not in PROGRESS
     }
     if not tensors:
         keys = ", ".join(str(key) for key in list(mapping)[:8]) or "none"
@@ -124,28 +123,21 @@ class PickleFile(TensorFile):
     """
 
     def _index(self) -> dict[str, Entry]:
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        # Reads only the pickle; the fake storages know their offsets in the file.
-        with FakeTensorMode():
-            content = load_pickle(self.path)
+        content, offsets = scan_archive(self.path)
         tensors = state_dict_in(content, self.path)
         self.progress = {
             name: content[name] for name in PROGRESS if isinstance(content.get(name), int)
         }
-        return {name: self._entry(name, tensor) for name, tensor in tensors.items()}
+        return {name: self._entry(name, stub, offsets) for name, stub in tensors.items()}
 
-    def _entry(self, name: str, tensor: Tensor) -> Entry:
-        plain = tensor.layout == torch.strided and tensor.is_contiguous()
-        storage = tensor.untyped_storage() if plain else None
-        offset = getattr(storage, "_checkpoint_offset", None)
-        if offset is None or tensor.dtype not in STORAGES:
+    def _entry(self, name: str, stub: Stub, offsets: Mapping[str, int]) -> Entry:
+        if stub.dtype not in STORAGES or not stub.contiguous:
             raise UserError(
                 f"{self.path} holds {name} in a layout that cannot be read in pieces: load the "
                 f"file and save it again with torch.save"
             )
-        start = offset + tensor.storage_offset() * tensor.itemsize
-        return Entry(tensor.dtype, tuple(tensor.shape), start, start + tensor.nbytes)
+        start = offsets[stub.storage.key] + stub.offset * stub.dtype.itemsize
+        return Entry(stub.dtype, stub.shape, start, start + prod(stub.shape) * stub.dtype.itemsize)
 
 
 def open_weights(path: Path) -> TensorFile:
@@ -165,12 +157,12 @@ def write_pickle(
         same: additional names of tensors, each with the name that the tensor has in `shapes`.
     """
     stubs = {
-        name: Stub(str(key), dtype, shape)
+        name: Placeholder(str(key), dtype, shape)
         for key, (name, (dtype, shape)) in enumerate(shapes.items())
     }
     content = BytesIO()
     Pickler(content, protocol=2).dump(stubs | {name: stubs[first] for name, first in same.items()})
-    with open(path, "wb") as file:
+    with create(path) as file:
         with ZipFile(file, "w") as archive:
             archive.writestr(ZipInfo("archive/data.pkl"), content.getvalue())
             archive.writestr(ZipInfo("archive/byteorder"), sys.byteorder)
@@ -186,11 +178,9 @@ def write_pickle(
                     write_pieces(storage, stub.dtype, stub.count, tensors)
             archive.writestr(ZipInfo("archive/version"), "3\n")
         assert next(tensors, None) is None, "more tensors than shapes"
-        file.flush()
-        os.fsync(file.fileno())
 
 
-class Stub:
+class Placeholder:
     """A placeholder that is pickled as a contiguous tensor, whose numbers are in storage `key`."""
 
     def __init__(self, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -211,7 +201,7 @@ class Stub:
 class Storage:
     """A placeholder that is pickled as the storage of a tensor."""
 
-    def __init__(self, stub: Stub) -> None:
+    def __init__(self, stub: Placeholder) -> None:
         self.stub = stub
 
 

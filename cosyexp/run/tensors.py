@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cosyexp.errors import UserError
+from cosyexp.run.documents import open_regular
+from cosyexp.run.files import create
 
 NAMES = {
     torch.float64: "F64",
@@ -34,6 +36,7 @@ NAMES = {
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in NAMES.items()}
+HEADER = 2**25  # bytes of a header
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -56,19 +59,23 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._handle = os.open(path, os.O_RDONLY)
+        self._file = open_regular(path)
+        self._handle = self._file.fileno()
         try:
             self._entries = self._index()
+            self._refuse_overlaps()
         except BaseException:
             self.close()
             raise
 
     def _index(self) -> dict[str, Entry]:
         try:
+            if int.from_bytes(os.pread(self._handle, 8, 0), "little") > HEADER:
+                raise ValueError("its header is too large")
             with safe_open(self.path, "pt"):  # checks the header: sizes, shapes, offsets
                 pass
             return self._header()
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path} is not a valid safetensors file, or is truncated ({error}): restore "
                 f"it, or create it again"
@@ -95,6 +102,24 @@ class TensorFile:
         aliases = {name: entries[same] for name, same in self.metadata.items() if same in entries}
         return aliases | entries
 
+    def _refuse_overlaps(self) -> None:
+        """Checks that different tensors do not share bytes.
+
+        What is read then takes no more memory than the file has bytes.
+
+        Raises:
+            UserError: they do.
+        """
+        names = {entry: name for name, entry in self._entries.items()}
+        reached, before = 0, ""
+        for entry in sorted(names, key=lambda entry: (entry.start, entry.end)):
+            if entry.start < reached:
+                raise UserError(
+                    f"{self.path} holds {before} and {names[entry]} in the same bytes: load the "
+                    f"file and save copies of them"
+                )
+            reached, before = entry.end, names[entry]
+
     def keys(self) -> list[str]:
         """Returns the names of all tensors."""
         return list(self._entries)
@@ -115,6 +140,14 @@ class TensorFile:
         return self.piece(
             name, 0, math.prod(entry.shape), bytearray(entry.end - entry.start)
         ).reshape(entry.shape)
+
+    def read(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Returns some of the tensors; names of one tensor share it."""
+        read: dict[object, Tensor] = {}
+        for name in names:
+            if (key := self.storage_key(name)) not in read:
+                read[key] = self[name]
+        return {name: read[self.storage_key(name)] for name in names}
 
     def piece(self, name: str, begin: int, count: int, into: bytearray) -> Tensor:
         """Reads some consecutive numbers of a tensor.
@@ -144,7 +177,7 @@ class TensorFile:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._handle)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,9 +187,9 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns all tensors of a safetensors file, on the CPU."""
+    """Returns all tensors of a safetensors file, on the CPU; names of one tensor share it."""
     with TensorFile(path) as file:
-        return {name: file[name] for name in file.keys()}  # noqa: SIM118
+        return file.read(file.keys())
 
 
 def write_tensors(
@@ -188,13 +221,11 @@ def write_tensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with create(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for dtype, shape in shapes.values():
             write_pieces(file, dtype, math.prod(shape), tensors)
         assert next(tensors, None) is None, "more tensors than shapes"
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_pieces(file: IO[bytes], dtype: torch.dtype, count: int, pieces: Iterator[Tensor]) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
-from cosyexp.run.checkpoint import BY_LOSS, META, Checkpoint, Criterion
+from cosyexp.run.checkpoint import BY_LOSS, META, Criterion, corruption
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import DamagedFileError, Fields, read_yaml
 from cosyexp.run.pickles import load_pickle, state_dict_in
 from cosyexp.run.tensors import read_tensors
 
@@ -48,7 +48,7 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
             candidates = [c for c in ranked if c.step > 0] or ranked
         checkpoint = next((c for c in candidates if run.checkpoints.is_intact(c)), None)
         name = "ema" if choice == "ema" else model
-        if checkpoint is None or not (checkpoint.path / f"{name}.safetensors").exists():
+        if checkpoint is None or f"{name}.safetensors" not in checkpoint.meta["sha256"]:
             raise UserError(
                 f"{run} has no checkpoint for weights={choice}: train it further, or choose other "
                 f"weights"
@@ -80,12 +80,8 @@ def _averages(run: RunDirectory) -> dict[str, int]:
     paths = [path for path in run.averages.glob(f"*/{META}") if path.parent.suffix != ".tmp"]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
-            meta = yaml.safe_load(path.read_text())
-            found = (
-                [meta["run_step"]] if "run_step" in meta else [s["step"] for s in meta["sources"]]
-            )
-            steps[path.parent.name] = max(int(step) for step in found)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            steps[path.parent.name] = Fields(read_yaml(path), path).whole("run_step")
+        except (OSError, DamagedFileError):
             steps[path.parent.name] = -1
     return dict(sorted(steps.items(), key=lambda average: average[1]))
 
@@ -99,12 +95,12 @@ def _later_training(run: RunDirectory, step: int) -> str:
 def _average_file(folder: Path, name: str) -> Path:
     """Returns the weights file of an average; raises a UserError if it is damaged."""
     try:
-        meta = yaml.safe_load((folder / META).read_text())
-        corruption = Checkpoint(folder, meta).corruption(name)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        corruption = f"its {META} cannot be read"
-    if corruption:
-        raise UserError(f"{folder} is damaged ({corruption}): create it again with cosyexp.average")
+        reason = corruption(folder, Fields(read_yaml(folder / META), folder / META).hashes(), name)
+    except (OSError, DamagedFileError) as error:
+        detail = f" ({error.reason})" if isinstance(error, DamagedFileError) else ""
+        reason = f"its {META} cannot be read{detail}"
+    if reason:
+        raise UserError(f"{folder} is damaged ({reason}): create it again with cosyexp.average")
     return folder / name
 
 

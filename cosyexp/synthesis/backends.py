@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import eager, on_device
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import DamagedFileError, read_yaml
 
 Outputs = tuple[Tensor, ...]
 # The components that synthesis calls, by model.
@@ -238,9 +238,11 @@ def _load(
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
+        values = read_yaml(path)
+    except DamagedFileError as error:
+        raise UserError(
+            f"{path} is not what an export wrote ({error.reason}): export it again"
+        ) from None
     if not isinstance(values, dict) or not values.get("components"):
         raise UserError(f"{path} is not what an export wrote: export it again")
     return values

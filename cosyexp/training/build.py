@@ -23,7 +23,7 @@ from cosyexp.registry import build, trust
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
-from cosyexp.run.files import replace_file, write_json
+from cosyexp.run.files import copy_file, write_json
 from cosyexp.run.logs import console, log_file
 from cosyexp.run.weights import init_weights, weights_of
 from cosyexp.training.engines.base import Engine
@@ -81,13 +81,15 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
     trust(config.trusted)
     run = RunDirectory(config.run_dir)
     with ExitStack() as stack:
+        run.refuse_links()
         previous, changes = _previous_config(run, config)
         engine = build_engine(config)
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))
-        stack.enter_context(log_file(run.logs / f"rank_{engine.rank}.log"))
+        stack.enter_context(log_file(run.file("logs", f"rank_{engine.rank}.log")))
         if engine.rank == 0:  # before the newest checkpoint is read: a running training writes more
             stack.enter_context(run.lock())
+            run.remove_partial()
         engine.all_gather(None)
         checkpoint = run.checkpoints.latest() if previous else None
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
@@ -332,9 +334,6 @@ def _describe(run: RunDirectory, config: TrainConfig, overrides: Sequence[str]) 
     """Writes config, environment and speakers, before the first checkpoint."""
     speakers = config.data.speakers
     if speakers and not run.speakers.exists():
-        content = Path(speakers).read_bytes()
-        with replace_file(run.speakers) as file:
-            file.write(content)
+        copy_file(Path(speakers), run.file("speakers.safetensors"))
     run.write_config(config, overrides)
-    write_json(run.path / "environment.json", describe())
-    run.checkpoints.remove_partial()
+    write_json(run.file("environment.json"), describe())

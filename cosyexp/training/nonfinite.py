@@ -16,7 +16,7 @@ from torch import Tensor
 from cosyexp.config import OnNonfinite, Precision
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
-from cosyexp.run.files import write_json
+from cosyexp.run.files import below, write_json
 from cosyexp.training.engines.base import StepReport
 from cosyexp.training.meters import to_host
 
@@ -120,7 +120,8 @@ class NonFiniteGuard:
             {name: value for name, (value, *_) in to_host(loss).items()} for loss in update.losses
         ]
         finite = all(torch.isfinite(torch.tensor(list(loss.values()))).all() for loss in losses)
-        path = self.dumps / f"nonfinite_step_{update.step}.{update.trainable}.rank_{self.rank}.json"
+        name = f"nonfinite_step_{update.step}.{update.trainable}.rank_{self.rank}.json"
+        path = below(self.dumps, name)
         norm = float(update.report.grad_norm)
         write_json(path, {"grad_norm": norm, "losses": losses, "utterances": update.utts})
         if (self.skips or (self.scales and finite)) and self._in_a_row[update.trainable] < PATIENCE:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,8 @@ from cosyexp.errors import UserError
 from cosyexp.objectives.base import ReferenceObjective
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
-from cosyexp.run.files import write_text
+from cosyexp.run.documents import Fields, read_yaml
+from cosyexp.run.files import replacement, write_yaml
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.run.weights import load_weights, weights_of
 from cosyexp.training.engines.base import Engine
@@ -79,10 +79,9 @@ def setup_reference(
             for name, dataset in zip(("train", "valid"), datasets, strict=True)
             if dataset is not None
         }
-        part = run.reference / "logps.part"
-        save_tensors(part, values)
-        part.replace(run.reference / LOGPS)
-        write_text(run.reference / NOTE, yaml.safe_dump({**read_note(run), "cached": key}))
+        with replacement(run.file("reference", LOGPS)) as part:
+            save_tensors(part, values)
+        write_yaml(run.file("reference", NOTE), {**read_note(run), "cached": key})
     engine.all_gather(None)
     attach_logps(run, datasets)
 
@@ -116,12 +115,14 @@ def read_note(run: RunDirectory) -> dict[str, str]:
     """Returns what the run directory records about the reference, or {} if there is nothing yet.
 
     The keys are `weights` (its file), `sha256` (of that file) and, once its log-probabilities are
-    cached, `cached` (their `cache_key`).
+    cached, `cached` (their `cache_key`); what is not known is empty.
     """
+    path = run.reference / NOTE
     try:
-        return dict(yaml.safe_load((run.reference / NOTE).read_text()))
+        fields = Fields(read_yaml(path), path)
     except FileNotFoundError:
         return {}
+    return {name: fields.text(name, "") for name in ("weights", "sha256", "cached")}
 
 
 def pin_reference(run: RunDirectory, path: Path) -> None:
@@ -138,7 +139,7 @@ def pin_reference(run: RunDirectory, path: Path) -> None:
             f"{run} was started with the reference {before['weights']}, and {path} holds other "
             f"weights: give the old reference=, or another run_dir="
         )
-    write_text(run.reference / NOTE, yaml.safe_dump({"weights": str(path), "sha256": sha256}))
+    write_yaml(run.file("reference", NOTE), {"weights": str(path), "sha256": sha256})
 
 
 @torch.no_grad()

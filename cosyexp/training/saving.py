@@ -9,6 +9,8 @@ import torch
 
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Checkpoint, Checkpoints
+from cosyexp.run.files import create, make_folder
+from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.training.engines.base import Engine
 
@@ -52,8 +54,9 @@ def save(
             },
             content,
         )
-        (folder / "trainer").mkdir(exist_ok=True)
-        (folder / "trainer" / f"rank_{engine.rank}.pt").write_bytes(content.getbuffer())
+        make_folder(folder / "trainer")
+        with create(folder / "trainer" / f"rank_{engine.rank}.pt") as file:
+            file.write(content.getbuffer())
     engine.all_gather(None)  # waits until every rank has written its files
     if engine.rank == 0:
         checkpoints.commit(folder, meta)
@@ -90,9 +93,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
     Raises:
         UserError: another engine saved the optimizer state, in a layout that this one cannot read.
     """
-    first = torch.load(
-        checkpoint.path / "trainer" / "rank_0.pt", map_location="cpu", weights_only=True
-    )
+    first = load_pickle(checkpoint.path / "trainer" / "rank_0.pt")
     if (layout := first["optimizer_layout"]) != engine.optimizer_layout:
         raise UserError(
             f"the optimizer state of {checkpoint.path} is {layout}, but this engine needs it "
@@ -100,11 +101,7 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
             f"from the weights with init_from= and another run_dir="
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
-    engine_state = (
-        torch.load(own, map_location="cpu", weights_only=True)["engine"]
-        if own.exists()
-        else first["engine"]
-    )
+    engine_state = load_pickle(own)["engine"] if own.exists() else first["engine"]
     networks, means = (
         {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names}
         for names in (trainables, engine.weight_averages())

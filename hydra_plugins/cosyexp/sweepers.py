@@ -6,7 +6,6 @@ continues. `<sweep>/optimization_results.yaml` holds the best trial.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,9 +14,10 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cosyexp.errors import UserError
+from cosyexp.run.files import below, write_yaml
 
 
 class OptunaSweeper(Sweeper):
@@ -104,8 +104,7 @@ class OptunaSweeper(Sweeper):
         if not done:
             raise UserError("every trial of the search failed: see the errors above")
         best = {"name": "optuna", "best_params": study.best_params, "best_value": study.best_value}
-        path = Path(self.config.hydra.sweep.dir, "optimization_results.yaml")
-        OmegaConf.save(OmegaConf.create(best), path)
+        write_yaml(below(self.config.hydra.sweep.dir, "optimization_results.yaml"), best)
         found = " ".join(
             f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
             for key, value in study.best_params.items()

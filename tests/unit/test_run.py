@@ -59,7 +59,7 @@ def test_the_latest_checkpoint_is_the_newest_one(run):
     )
 
 
-@pytest.mark.parametrize("point", ["file_hash", "sync", "write_text"])
+@pytest.mark.parametrize("point", ["file_hash", "sync", "write_yaml"])
 def test_an_interrupted_save_leaves_only_what_the_next_start_removes(run, monkeypatch, point):
     add(run, 1)
 

@@ -6,10 +6,14 @@ To read another corpus, write a class as in the other modules of this package, a
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Protocol
 
 from cosyexp.errors import UserError
+from cosyexp.run.documents import DamagedFileError, open_regular, read_bytes
+
+AUDIO_SIZE = 2**30  # bytes of an audio file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Recording:
         if self.audio is not None:
             return self.audio
         try:
-            return Path(self.path).read_bytes()
+            return read_bytes(Path(self.path), AUDIO_SIZE)
         except OSError as error:
             raise ValueError(f"the audio file cannot be read ({error.strerror})") from None
 
@@ -77,11 +81,11 @@ def text_lines(path: Path, hint: str) -> Iterator[tuple[int, str]]:
         UserError: if there is no such file.
     """
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, DamagedFileError):
         raise UserError(f"there is no file {path}: {hint}") from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from cosyexp.data.corpora.base import Recording
 from cosyexp.errors import UserError
 from cosyexp.registry import register
+from cosyexp.run.documents import read_bytes
 
 
 @register("corpus")
@@ -49,9 +50,8 @@ class LibriTTS:
         """Yields the recordings by subset and speaker."""
         for held_out, path in self._files():
             file = path.with_suffix(".normalized.txt")
-            text = (
-                file.read_text(encoding="utf-8", errors="surrogateescape") if file.exists() else ""
-            )
+            content = read_bytes(file) if file.exists() else b""
+            text = content.decode("utf-8", "surrogateescape")
             yield Recording(
                 utt=path.stem,
                 text=text.strip(),

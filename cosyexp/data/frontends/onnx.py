@@ -20,6 +20,7 @@ from cosyexp.device import onnx_providers, select_device
 from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.registry import register
+from cosyexp.run.documents import open_regular
 
 BANDS, FRAME_RATE = 128, 100  # mel bands, and frames per second, that the speech tokenizers take
 PROBE = 4  # seconds of noise that a file is tried with
@@ -117,7 +118,7 @@ class OnnxFile(FrontEnd):
         """
         if not Path(self.path).is_file():
             raise UserError(f"there is no file {self.path}: {self.hint}")
-        with open(self.path, "rb") as file:
+        with open_regular(Path(self.path)) as file:
             return f"{type(self).__name__} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
     hint: ClassVar[str] = ""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cosyexp.registry import register
+from cosyexp.run.files import replacement, write_text
 from cosyexp.training.callbacks.base import Callback, StepStats
 
 if TYPE_CHECKING:
@@ -65,15 +66,14 @@ class Profiler(Callback):
     def _write(self, trainer: "Trainer") -> None:
         profile, self.profile = self.profile, None
         profile.stop()
-        folder = trainer.run.path / "profile"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"step_{trainer.progress.step}.json"
-        profile.export_chrome_trace(str(path))
+        path = trainer.run.file("profile", f"step_{trainer.progress.step}.json")
+        with replacement(path) as part:
+            profile.export_chrome_trace(str(part))
         key = (
             "self_cuda_time_total"
             if trainer.engine.device.type == "cuda"
             else "self_cpu_time_total"
         )
         table = profile.key_averages().table(sort_by=key, row_limit=30)
-        path.with_suffix(".txt").write_text(table)
+        write_text(trainer.run.file("profile", f"{path.stem}.txt"), table)
         log.info("profiler: %s", path)

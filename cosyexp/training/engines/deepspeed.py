@@ -1,6 +1,5 @@
 """Shards optimizer state, gradients and weights over the ranks with DeepSpeed's ZeRO."""
 
-import json
 import logging
 import os
 import warnings
@@ -16,6 +15,7 @@ from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
 from cosyexp.registry import register
 from cosyexp.run.directory import flat
+from cosyexp.run.documents import read_json
 from cosyexp.training.engines.common import BaseEngine
 
 log = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def overridden(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], str]
         UserError: the file is not readable JSON, or not a JSON object.
     """
     try:
-        given = json.loads(path.read_text())
+        given = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"engine.ds_config={path} is not readable JSON: {error}") from None
     if not isinstance(given, dict):

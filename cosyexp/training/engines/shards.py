@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from cosyexp.run.files import make_folder
+
 
 def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """Writes the tensors of an optimizer's `state_dict`; all ranks call it.
@@ -26,7 +28,7 @@ def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The `state_dict` without its tensors, for `load_shards`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors, rest = {}, {}
     for i, entry in state["state"].items():
         tensors.update(

@@ -5,7 +5,6 @@ on rank 0 only. The trainer calls `start` once, `log_metrics` and `log_media` du
 `flush` before each checkpoint, and `close` at the end.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import Fields, read_json
 from cosyexp.run.files import write_json
 
 
@@ -82,14 +82,15 @@ class BufferedLogger:
         """Reads which step an earlier process sent last, and connects.
 
         Raises:
-            UserError: the connection fails.
+            UserError: the connection fails, or the file is damaged.
         """
-        self._path: Path = info.directory.path / "loggers" / f"{self.name}.json"
+        self._path: Path = info.directory.file("loggers", f"{self.name}.json")
         self._sent: dict[str, Any] = {"step": -1, "names": []}
         if self._path.exists():
-            sent = json.loads(self._path.read_text())
-            if not (info.changed and sent["step"] > info.resumed_step):
-                self._sent |= sent
+            fields = Fields(read_json(self._path), self._path)
+            step, names = fields.whole("step", low=-1), fields.texts("names")
+            if not (info.changed and step > info.resumed_step):
+                self._sent |= {"step": step, "names": names, "id": fields.text("id")}
         self._step, self._values = -1, dict[str, float]()
         try:
             self._sent["id"] = self.connect(info, self._sent.get("id"))

@@ -2,11 +2,13 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.registry import register
+from cosyexp.run.documents import DamagedFileError, read_lines
 from cosyexp.run.files import finite, write_text
 from cosyexp.training.loggers.base import RunInfo
 
@@ -20,14 +22,20 @@ class Csv:
     """
 
     def start(self, info: RunInfo) -> None:
-        """Reads the rows up to the resumed step."""
-        self._path: Path = info.directory.path / "metrics.csv"
+        """Reads the rows up to the resumed step.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        self._path: Path = info.directory.file("metrics.csv")
         self._rows: dict[int, dict[str, float | str]] = {}
         if self._path.exists():
-            with open(self._path, newline="") as file:
-                for row in csv.DictReader(file):
-                    if int(row["step"]) <= info.resumed_step:
-                        self._rows[int(row["step"])] = {k: v for k, v in row.items() if v}
+            for row in csv.DictReader(read_lines(self._path)):
+                step = row.get("step") or ""
+                if not re.fullmatch(r"\d{1,18}", step):
+                    raise DamagedFileError(self._path, f"{step[:20]!r} is not a step")
+                if int(step) <= info.resumed_step:
+                    self._rows[int(step)] = {k: v for k, v in row.items() if k and v}
 
     def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Adds values to the row of a step."""

@@ -1,12 +1,12 @@
 """The logger jsonl: `metrics.jsonl` in the run directory, with one JSON object per line."""
 
 import json
-import os
 from collections.abc import Mapping
 
 from cosyexp.objectives.base import Audio, SpectrogramImage
 from cosyexp.registry import register
-from cosyexp.run.files import finite
+from cosyexp.run.documents import read_json_lines
+from cosyexp.run.files import append, finite, replace_file
 from cosyexp.training.loggers.base import RunInfo
 
 
@@ -19,20 +19,16 @@ class JsonLines:
     """
 
     def start(self, info: RunInfo) -> None:
-        """Opens the file and cuts it back to the resumed step."""
-        path = info.directory.metrics
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                if json.loads(line)["step"] <= info.resumed_step:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                break  # cut short by a kill
-        part = path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115
+        """Opens the file and cuts it back to the resumed step, or to a line that is damaged."""
+        path = info.directory.file("metrics.jsonl")
+        with replace_file(path) as file:
+            for line, values in read_json_lines(path) if path.exists() else ():
+                step = values.get("step") if isinstance(values, dict) else None
+                if not isinstance(step, int):
+                    break
+                if step <= info.resumed_step:
+                    file.write(line.strip().encode() + b"\n")
+        self._file = append(path)
 
     def log_metrics(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Writes a line."""

@@ -26,7 +26,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        folder = self.folder or str(info.directory.tensorboard)
+        folder = self.folder or str(info.directory.file("tensorboard"))
         self._writer = SummaryWriter(folder, purge_step=info.resumed_step + 1)
         # of the metric the name alone is kept; its values are the scalars of that name
         for summary in hparams(dict(info.hparams), {"valid/loss": 0.0}):

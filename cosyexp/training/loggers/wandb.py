@@ -48,6 +48,7 @@ class WandB(BufferedLogger):
     def connect(self, info: RunInfo, run_id: str | None) -> str:
         """Starts a W&B run, or resumes the one with an id."""
         run_id = run_id or secrets.token_hex(4)
+        info.directory.file("wandb")  # the folder that it writes to
         self._run = self._wandb.init(
             id=run_id,
             name=info.name,
