@@ -22,13 +22,27 @@ def merge_report(
         whole: entries that concern all components.
         components: an entry for each component that was exported now, by name.
     """
-    path = out / f"report.{precision}.json"
+    before = read_report(out, precision)
+    kept = {name: entry for name, entry in before.items() if (out / entry["file"]).exists()}
+    content = {**whole, "components": {**kept, **components}}
+    write_json(out / f"report.{precision}.json", content)
+
+
+def read_report(out: Path, precision: str) -> dict[str, dict[str, Any]]:
+    """Returns the entry of each component in a report; empty if there is none, or it is damaged.
+
+    Args:
+        out: folder of the export.
+        precision: of the export.
+    """
     try:
-        before = json.loads(path.read_text())["components"]
-        kept = {name: entry for name, entry in before.items() if (out / entry["file"]).exists()}
-    except (OSError, ValueError, TypeError, KeyError):
-        kept = {}
-    write_json(path, {**whole, "components": {**kept, **components}})
+        content = json.loads((out / f"report.{precision}.json").read_text())
+        return {
+            name: {**entry, "file": str(entry["file"])}
+            for name, entry in content["components"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
 
 
 def show(precision: str, whole: Mapping[str, Any], components: Mapping[str, Any]) -> None:
