@@ -34,12 +34,12 @@ def take_family(cfg: Any) -> None:
     """Fills in the family of the run, for which the data are prepared."""
     from omegaconf import OmegaConf
 
-    from cosyexp.config import FamilyConfig
+    from cosyexp.config import FamilyConfig, literal, to_dict
     from cosyexp.run.directory import RunDirectory
 
     if not OmegaConf.is_missing(cfg, "run_dir"):
-        family: FamilyConfig = RunDirectory(cfg.run_dir).config().family
-        cfg.family = OmegaConf.structured(family)
+        family = to_dict(RunDirectory(cfg.run_dir).config().family)
+        cfg.family = OmegaConf.merge(OmegaConf.structured(FamilyConfig), literal(family))
 
 
 @hydra_app("prefer", PreferConfig, complete=take_family)

@@ -27,27 +27,28 @@ from cosyexp.errors import UserError
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
-ROLES = (
-    "network",
-    "module",
-    "component",
-    "objective",
-    "collator",
-    "layout",
-    "tokenizer",
-    "token_sampler",
-    "engine",
-    "optimizer",
-    "scheduler",
-    "logger",
-    "callback",
-    "metric",
-    "method",
-    "format",
-    "corpus",
-    "front_end",
-    "score",
-)
+# Each role, and the package or module that holds our classes of it: no other is imported for it.
+ROLES = {
+    "network": "cosyexp.models",
+    "module": "cosyexp.models",
+    "component": "cosyexp.models",
+    "objective": "cosyexp.objectives",
+    "collator": "cosyexp.data.collators",
+    "layout": "cosyexp.data.layout",
+    "tokenizer": "cosyexp.data.tokenizers",
+    "token_sampler": "cosyexp.models.llm.sampling",
+    "engine": "cosyexp.training.engines",
+    "optimizer": "torch.optim",
+    "scheduler": "cosyexp.training.schedules",
+    "logger": "cosyexp.training.loggers",
+    "callback": "cosyexp.training.callbacks",
+    "metric": "cosyexp.objectives.metrics",
+    "method": "cosyexp.averaging.methods",
+    "format": "cosyexp.exporting",
+    "corpus": "cosyexp.data.corpora",
+    "front_end": "cosyexp.data.frontends",
+    "score": "cosyexp.preferences",
+}
 # what may stand inside another node: it computes, and touches neither files nor processes
 NESTED = ("network", "module", "layout", "tokenizer", "optimizer", "scheduler")
 TORCH = {
@@ -187,18 +188,21 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
     if not isinstance(partial := node.get("_partial_", False), bool):
         raise UserError(f"{path}._partial_={partial!r} must be true or false")
     listed = any(target in LISTED.get(role, ()) for role in roles)
-    packages = {"cosyexp", *_trusted, *plugins().values()}
+    own = target.startswith("cosyexp.")
+    packages = sorted({*_trusted, *plugins().values()})
     package = next((name for name in packages if target.startswith(f"{name}.")), None)
-    if not listed and package is None:
+    refusal = f"{path}._target_={target} is not a registered {kind}"
+    if own and not any(target.startswith(f"{ROLES[role]}.") for role in roles):
+        raise UserError(refusal)
+    if not own and not listed and package is None:
         raise UserError(
-            f"{path}._target_={target} is not a registered {kind}; if you trust the package, add "
-            f"trusted=[{target.split('.', 1)[0]}] to the command"
+            f"{refusal}; if you trust the package, add trusted=[{target.split('.', 1)[0]}] to the "
+            f"command"
         )
     found = _find(target)
-    registered = any(found is builder for role in roles for builder in _registered[role])
-    if package == "cosyexp" and not registered:
-        raise UserError(f"{path}._target_={target} is not a registered {kind}")
-    if package not in ("cosyexp", None):
+    if own and not any(found is builder for role in roles for builder in _registered[role]):
+        raise UserError(refusal)
+    if not own and not listed:
         module = str(getattr(found, "__module__", ""))
         whole = inspect.isclass(found) or inspect.isfunction(found)
         if not whole or not f"{module}.".startswith(f"{package}."):

@@ -8,6 +8,7 @@
   backend=torch|onnx|jit|pt2   PyTorch, or files that were exported in this format
   precision=fp32|fp16|int8     precision of the exported files
   weights=best|last|average    which weights of each run (torch)
+  trusted_exports=true         run exported files that an export of yours did not write
   device=auto|cpu|cuda|cuda:1|mps
                                where the models run; auto: a GPU if there is one
   seed=0                       another seed gives another rendition
@@ -70,6 +71,7 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = config.backend, config.precision.value
+    options = backend, precision, config.device, config.trusted_exports
     given = {name: getattr(config, name) for name in MODELS}
     runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
     if config.exports and (runs or backend == "torch"):
@@ -85,10 +87,8 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     if backend == "torch":
         return {name: from_run(run, config.weights, config.device) for name, run in runs.items()}
     if config.exports:
-        return from_exports(map(Path, config.exports), backend, precision, config.device)
-    return {
-        name: from_run_exports(run, backend, precision, config.device) for name, run in runs.items()
-    }
+        return from_exports(map(Path, config.exports), *options)
+    return {name: from_run_exports(run, *options) for name, run in runs.items()}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from cosyexp.config.apps import (
     SynthesizeConfig,
     TrainConfig,
 )
-from cosyexp.config.fields import parse, setting, to_dict
+from cosyexp.config.fields import literal, parse, setting, to_dict
 from cosyexp.config.groups import (
     CheckpointConfig,
     DataConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "engine_config",
+    "literal",
     "parse",
     "setting",
     "to_dict",

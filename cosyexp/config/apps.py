@@ -216,6 +216,7 @@ class SynthesizeConfig(AppConfig):
         backend: torch, or the format of the exports.
         precision: of the exports.
         weights: which weights of the runs.
+        trusted_exports: run exported files that an export of this user did not write.
         device: auto, cpu, cuda, cuda:1, mps.
         out: WAV file to write.
     """
@@ -229,6 +230,7 @@ class SynthesizeConfig(AppConfig):
     backend: str = "torch"
     precision: ExportPrecision = ExportPrecision.fp32
     weights: str = "best"
+    trusted_exports: bool = False
     device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"
     seed: int = 0

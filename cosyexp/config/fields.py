@@ -48,7 +48,7 @@ def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> 
     """
     from omegaconf import OmegaConf
 
-    parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _literal(values)))
+    parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), literal(values)))
     assert isinstance(parsed, schema)
     for path, value, metadata in _leaves(parsed, prefix):
         _check_range(path, value, metadata)
@@ -57,13 +57,13 @@ def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> 
     return parsed
 
 
-def _literal(node: Any) -> Any:
+def literal(node: Any) -> Any:
     """Returns a config in which `${` is only text, in OmegaConf's grammar."""
     if isinstance(node, str):
         return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", node)
     if isinstance(node, Mapping):
-        return {key: _literal(value) for key, value in node.items()}
-    return [_literal(value) for value in node] if isinstance(node, list | tuple) else node
+        return {key: literal(value) for key, value in node.items()}
+    return [literal(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def to_dict(config: Any) -> dict[str, Any]:

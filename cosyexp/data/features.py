@@ -1,10 +1,13 @@
 """Audio features: an audio file to a waveform, and a waveform to F0. S samples, T mel frames."""
 
 import io
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
+
+from cosyexp.errors import UserError
 
 LOWEST_RATE = 16000  # Hz; recordings at a lower rate are not fit for training
 
@@ -56,12 +59,19 @@ def pitch(wave: np.ndarray, sample_rate: int, hop: int, method: str) -> np.ndarr
 
     Returns:
         (S // hop,) float32 in Hz, 0 where unvoiced.
+
+    Raises:
+        UserError: the method is neither of them.
     """
     import pyworld
 
+    methods: dict[str, Any] = {"harvest": pyworld.harvest, "dio": pyworld.dio}
+    if method not in methods:
+        raise UserError(f"family.pitch={method} is not a method of F0: give harvest or dio")
+
     wave = wave.astype(np.float64)
     period = 1000.0 * hop / sample_rate
-    f0, times = getattr(pyworld, method)(wave, sample_rate, frame_period=period)
+    f0, times = methods[method](wave, sample_rate, frame_period=period)
     if method == "harvest" and np.count_nonzero(f0) < 5:
         f0, times = pyworld.dio(wave, sample_rate, frame_period=period)
     f0 = pyworld.stonemask(wave, f0, times, sample_rate)

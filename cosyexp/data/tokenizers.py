@@ -135,9 +135,16 @@ def read_special_tokens(name: str) -> list[str]:
 
     Args:
         name: whisper, cosyvoice2 or cosyvoice3: a file in `special_tokens/`.
+
+    Raises:
+        UserError: if there is no such file.
     """
-    path = Path(__file__).parent / "special_tokens" / f"{name}.txt"
-    return path.read_text(encoding="utf-8").splitlines()
+    paths = {path.stem: path for path in (Path(__file__).parent / "special_tokens").glob("*.txt")}
+    if name not in paths:
+        raise UserError(
+            f"family.tokenizer.special_tokens={name} is not one of {', '.join(sorted(paths))}"
+        )
+    return paths[name].read_text(encoding="utf-8").splitlines()
 
 
 @cache

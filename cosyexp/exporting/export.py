@@ -11,6 +11,7 @@ from cosyexp.config import ExportedConfig, to_dict
 from cosyexp.device import CPU, inference_device
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import Component, load_components, select_components
+from cosyexp.exporting.origin import exported_files, hashes, remember
 from cosyexp.exporting.report import merge_report, show
 from cosyexp.exporting.source import ExportSource
 from cosyexp.exporting.verify import TOLERANCES, Function, compare, latencies
@@ -123,16 +124,19 @@ class ComponentFormat:
             for name, component in components.items():
                 path = part / self.file(name, precision)
                 self._write(component, path, name, precision)
+                written = hashes(path)
                 exported = self.load(path, precision, place)
                 report[name] = {
                     "file": path.name,
                     "weights": str(source.weights),
-                    "bytes": path.stat().st_size,
+                    "bytes": sum(file.stat().st_size for file in exported_files(path)),
+                    "sha256": written,
                     **self._verify(component, exported, name, precision, place),
                 }
                 if timed:
                     report[name]["milliseconds"] = latencies(component, exported, place)
             write_excerpt(source, part, node)
+            remember(value for entry in report.values() for value in entry["sha256"].values())
         whole = {
             "weights": str(source.weights),
             "runtime": self.runtime(place),

@@ -23,18 +23,27 @@ def merge_report(
         whole: entries that concern all components.
         components: an entry for each component that was exported now, by name.
     """
+    before = read_report(out, precision)
+    kept = {name: entry for name, entry in before.items() if (out / entry["file"]).is_file()}
+    path = below(out, f"report.{precision}.json")
+    write_json(path, {**whole, "components": {**kept, **components}})
+
+
+def read_report(out: Path, precision: str) -> dict[str, dict[str, Any]]:
+    """Returns the entry of each component in a report; empty if there is none, or it is damaged.
+
+    Args:
+        out: folder of the export.
+        precision: of the export.
+    """
     path = below(out, f"report.{precision}.json")
     try:
-        before = Fields(read_json(path), path).inner("components")
-        entries = {name: before.inner(name) for name in before.content}
-        kept = {
-            name: entry.content
-            for name, entry in entries.items()
-            if below(out, entry.text("file")).is_file()
-        }
+        components = Fields(read_json(path), path).inner("components")
+        entries = {name: components.inner(name) for name in components.content}
+        files = {name: below(out, entry.text("file")).name for name, entry in entries.items()}
     except (OSError, UserError):
-        kept = {}
-    write_json(path, {**whole, "components": {**kept, **components}})
+        return {}
+    return {name: {**entry.content, "file": files[name]} for name, entry in entries.items()}
 
 
 def show(precision: str, whole: Mapping[str, Any], components: Mapping[str, Any]) -> None:

@@ -250,7 +250,7 @@ class Fields:
         """Returns a mapping from names to numbers, NaN for null; empty if it is missing."""
         value = self.content.get(key) or {}
         if not isinstance(value, dict) or not all(
-            item is None or isinstance(item, int | float) and not isinstance(item, bool)
+            item is None or (isinstance(item, int | float) and not isinstance(item, bool))
             for item in value.values()
         ):
             self._refuse(key, "a mapping from names to numbers")

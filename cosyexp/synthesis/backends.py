@@ -15,6 +15,8 @@ from cosyexp.device import inference_device
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
+from cosyexp.exporting.origin import check_origin
+from cosyexp.exporting.report import read_report
 from cosyexp.exporting.source import source_from_run
 from cosyexp.exporting.verify import eager, on_device
 from cosyexp.registry import build
@@ -84,7 +86,9 @@ def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
     return LoadedModel(str(run), source.config, source.speakers, runners)
 
 
-def from_run_exports(run: RunDirectory, backend: str, precision: str, device: str) -> LoadedModel:
+def from_run_exports(
+    run: RunDirectory, backend: str, precision: str, device: str, trusted: bool = False
+) -> LoadedModel:
     """Loads the files that were exported from a run.
 
     Args:
@@ -92,20 +96,21 @@ def from_run_exports(run: RunDirectory, backend: str, precision: str, device: st
         backend: name of the format.
         precision: of the files.
         device: where they run, see `select_device`.
+        trusted: run them whoever wrote them, see `check_origin`.
 
     Raises:
-        UserError: the model was not exported, or a file is missing or damaged.
+        UserError: the model was not exported, or a file is missing, damaged or not trusted.
     """
     config, folder = run.config(), run.exports / backend
     hint = f"run_dir={run} format={backend} precision={precision}"
     form = read_format(folder / f"{config.model.name}.yaml", hint)
     speakers = run.speakers if run.speakers.exists() else None
-    runners = load_runners(config, folder, form, precision, device, hint)
+    runners = load_runners(config, folder, form, precision, device, trusted, hint)
     return LoadedModel(str(run), config, speakers, runners)
 
 
 def from_exports(
-    folders: Iterable[Path], backend: str, precision: str, device: str
+    folders: Iterable[Path], backend: str, precision: str, device: str, trusted: bool = False
 ) -> dict[str, LoadedModel]:
     """Loads the three models from the folders that they were exported to.
 
@@ -114,12 +119,14 @@ def from_exports(
         backend: name of the format.
         precision: of the files.
         device: where they run, see `select_device`.
+        trusted: run them whoever wrote them, see `check_origin`.
 
     Returns:
         The models by name.
 
     Raises:
-        UserError: a folder holds no export, or one of the three models is missing.
+        UserError: a folder holds no export, one of the three models is missing, or a file is
+            missing, damaged or not trusted.
     """
     found: dict[str, LoadedModel] = {}
     for folder in folders:
@@ -132,7 +139,7 @@ def from_exports(
         for path in excerpts:
             hint = f"format={backend} precision={precision} out={folder}"
             config, form = read_excerpt(path), read_format(path, hint)
-            runners = load_runners(config, folder, form, precision, device, hint)
+            runners = load_runners(config, folder, form, precision, device, trusted, hint)
             kept = speakers if speakers.exists() else None
             found[path.stem] = LoadedModel(str(folder), config, kept, runners)
     if missing := [model for model in COMPONENTS if model not in found]:
@@ -183,6 +190,7 @@ def load_runners(
     form: ComponentFormat,
     precision: str,
     device: str,
+    trusted: bool,
     hint: str,
 ) -> dict[str, Runner]:
     """Loads the components of a model that synthesis needs.
@@ -193,16 +201,19 @@ def load_runners(
         form: their format.
         precision: of the files.
         device: where they run, see `select_device`.
+        trusted: run them whoever wrote them, see `check_origin`.
         hint: overrides of the `export` command that writes them, for the message.
 
     Raises:
-        UserError: a file is missing or damaged, or the format does not run on the device.
+        UserError: a file is missing, damaged or not trusted, or the format does not run on the
+            device.
     """
-    runners, place = {}, form.device(device)
+    runners, place, report = {}, form.device(device), read_report(folder, precision)
     for name in needed(config, str(folder)):
         path = folder / form.file(name, precision)
-        if not path.exists():
+        if not path.is_file():
             raise UserError(f"{folder} has no {path.name}: python -m cosyexp.export {hint}")
+        check_origin(path, report.get(name, {}).get("sha256", {}), trusted)
         inputs = component_class(config.components[name]).inputs
         runners[name] = Runner(inputs, _load(form, path, precision, place), place)
     return runners

@@ -24,6 +24,7 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     """
     run = RunDirectory(folder)
     config = run.config()
+    config.data.corpus = None  # the data of a run are read, not prepared: it may be someone else's
     engine = DDP(precision=config.trainer.precision.value)
     objective = build_objective(config)
     datasets = build_datasets(config, engine)

@@ -63,6 +63,23 @@ def test_an_fp16_export_synthesizes(runs, warm, tmp_path):
     assert (tmp_path / "out.wav").stat().st_size > 1000
 
 
+def test_exports_of_someone_else_run_only_if_the_user_says_so(runs, warm, refused, tmp_path):
+    for model in ("llm", "flow", "hifigan"):
+        words = [f"run_dir=runs/demo/{model}", "format=jit", "out=voice", QUICK]
+        warm("export", *words, cwd=tmp_path)
+    say = ["text=hello", "backend=jit", "exports=voice"]
+    other = {"XDG_STATE_HOME": str(tmp_path / "other")}
+    refusal = sentence(warm("synthesize", *say, cwd=tmp_path, check=False, env=other))
+    assert "is a program that no export of yours wrote" in refusal
+    assert not (tmp_path / "out.wav").exists() and not (tmp_path / "other").exists()
+    warm("synthesize", *say, "trusted_exports=true", "out=a.wav", cwd=tmp_path, env=other)
+    warm("synthesize", *say, "out=b.wav", cwd=tmp_path)
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    flip(tmp_path / "voice/hift.fp32.zip")
+    for words in ([], ["trusted_exports=true"]):
+        refused("synthesize", [*say, *words], "voice/hift.fp32.zip has changed since it was")
+
+
 def test_an_official_file_is_exported_without_a_run(runs, warm, tmp_path):
     warm("export", "run_dir=runs/demo/hifigan", "format=official", "out=official", cwd=tmp_path)
     warm("export", "run_dir=runs/demo/hifigan", "format=jit", QUICK, cwd=tmp_path)

@@ -1,6 +1,7 @@
 """Trained front ends from ONNX files: the official speech tokenizers and speaker encoder.
 
-Any file with the same inputs works too.
+Any file with the same inputs works too. An ONNX file is a program: its path is given by the user to
+`prepare`, and no run, data set or export can name one.
 
 S samples, B batch, F mel bands, T mel frames, E speaker embedding.
 """
