@@ -155,6 +155,7 @@ def register() -> None:
         "prepare": config.PrepareConfig,
         "prefer": config.PreferConfig,
         "average": config.AverageConfig,
+        "compare": config.CompareConfig,
         "export": config.ExportConfig,
         "synthesize": config.SynthesizeConfig,
     }

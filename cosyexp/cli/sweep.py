@@ -154,15 +154,20 @@ def print_table() -> None:
         table = read_table(folder)
         if len(table) == 1:
             continue
-        cells = [[_cell(value) for value in row] for row in table]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for row in cells:
-            padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(padded).rstrip())
+        print_rows(table)
         content = io.StringIO()
         csv.writer(content, lineterminator="\n").writerows(table)
         write_text(below(folder, "sweep.csv"), content.getvalue())
         print(f"this table is also in {folder}/sweep.csv")
+
+
+def print_rows(rows: Sequence[Sequence[Any]]) -> None:
+    """Prints rows as a table with aligned columns; a missing value is an empty cell."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(padded).rstrip())
 
 
 def _cell(value: Any) -> str:

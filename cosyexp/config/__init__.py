@@ -10,6 +10,7 @@ not import torch.
 
 from cosyexp.config.apps import (
     AverageConfig,
+    CompareConfig,
     ExportConfig,
     ExportedConfig,
     ExportPrecision,
@@ -38,6 +39,7 @@ from cosyexp.config.groups import (
 __all__ = [
     "AverageConfig",
     "CheckpointConfig",
+    "CompareConfig",
     "DataConfig",
     "EngineConfig",
     "ExportConfig",

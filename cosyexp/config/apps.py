@@ -171,6 +171,34 @@ class AverageConfig(AppConfig):
 
 
 @dataclass
+class CompareConfig(AppConfig):
+    """Config of `compare`.
+
+    Attributes:
+        run_dir: the runs.
+        metric: validation loss or metric that defines the best.
+        metric_mode: whether its lowest or its highest value is best.
+        out: the picture.
+    """
+
+    run_dir: list[str] = field(default_factory=list)
+    metric: str = "loss"
+    metric_mode: MetricMode = MetricMode.min
+    out: str = "compare.png"
+
+    def check(self) -> None:
+        """Checks that there are runs.
+
+        Raises:
+            UserError: there are none, or one is named twice.
+        """
+        if not self.run_dir:
+            raise UserError("run_dir= is empty: name the runs to compare, run_dir=a,b")
+        if twice := next((run for run in self.run_dir if self.run_dir.count(run) > 1), None):
+            raise UserError(f"run_dir= names {twice} twice: name each run once")
+
+
+@dataclass
 class ExportConfig(AppConfig):
     """Config of `export`.
 

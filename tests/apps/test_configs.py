@@ -37,6 +37,7 @@ APPS = {
     "prepare": schemas.PrepareConfig,
     "prefer": schemas.PreferConfig,
     "average": schemas.AverageConfig,
+    "compare": schemas.CompareConfig,
     "export/config": schemas.ExportConfig,
     "synthesize": schemas.SynthesizeConfig,
 }
@@ -69,6 +70,7 @@ GIVEN = {
 }
 ALWAYS_GIVEN = {
     "average": ["run_dir=run"],
+    "compare": ["run_dir=[run]"],
     "prefer": ["run_dir=run"],
     "synthesize": ["text=hello"],
 }

@@ -30,6 +30,7 @@ APPS = {
         "out=",
         "inspect=",
     ],
+    "compare": ["run_dir=a,b,c", "metric=", "metric_mode=min|max", "out="],
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "method=", "output="],
     "export": [
         "format=onnx|jit|pt2",
