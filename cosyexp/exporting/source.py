@@ -7,11 +7,11 @@ from torch import nn
 
 from cosyexp.config import TrainConfig
 from cosyexp.errors import UserError
-from cosyexp.registry import build
+from cosyexp.run import networks
 from cosyexp.run.checkpoint import BY_LOSS, META, Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.documents import Fields, read_yaml
-from cosyexp.run.weights import find_weights, load_weights
+from cosyexp.run.weights import find_weights
 
 VERIFIED = ("best", "last", "ema")  # choices whose hashes `find_weights` checks
 
@@ -77,9 +77,7 @@ def load_network(source: ExportSource) -> nn.Module:
     Raises:
         UserError: the weights do not fit, or have values that are not finite.
     """
-    network: nn.Module = build(source.config.network, "network")
-    load_weights(network, source.weights)
-    return network
+    return networks.load_network(source.config.network, source.weights)
 
 
 def _stored_hash(weights: Path) -> str | None:

@@ -20,7 +20,7 @@ from cosyexp.data.utterance import Utterance
 from cosyexp.models.llm.decoding import Choose, decode_batch
 from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.registry import build
-from cosyexp.run.weights import load_weights
+from cosyexp.run.networks import load_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ class AnswerGenerator:
         self.sample = build(self.family.sampler, "token_sampler")
         self.times, self.batch_size, self.seed = times, batch_size, seed
         self.device = device
-        self.network = build(config.network, "network")
-        load_weights(self.network, weights)
+        self.network: Any = load_network(config.network, weights)
         self.network.eval().requires_grad_(False).to(self.device)
 
     def prompt(self, row: Mapping[str, Any]) -> Prompt:

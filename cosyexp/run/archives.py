@@ -29,7 +29,7 @@ OPCODES = """PROTO STOP MARK GLOBAL REDUCE BUILD APPEND APPENDS SETITEM SETITEMS
     BINFLOAT BINUNICODE SHORT_BINSTRING LONG1 BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT"""
 UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError,
               RuntimeError, TypeError, ValueError, struct.error)  # fmt: skip
-SPECIAL = ("sparse", "meta", "qtensor", "nested", "wrapper_subclass", "device_tensor")
+SPECIAL = ("sparse", "meta", "nested")
 
 
 class Storage(NamedTuple):
@@ -57,6 +57,12 @@ class Stub(NamedTuple):
             size == 1 or stride == want
             for size, stride, want in zip(self.shape, self.strides, wanted, strict=True)
         )
+
+
+class Special(NamedTuple):
+    """A tensor without plain numbers, such as a sparse one; its maker in `torch._utils`."""
+
+    maker: str
 
 
 class Archive(NamedTuple):
@@ -189,12 +195,12 @@ class _Reader(pickle._Unpickler):
 
         Raises:
             UnpicklingError: it makes neither tensors nor plain values.
-            ValueError: it makes tensors that have no plain numbers.
         """
         full, value = f"{module}.{name}", getattr(torch, name, None)
         makers = {
             "collections.OrderedDict": lambda: OrderedDict(),
             "torch.Size": lambda sizes: sizes,
+            "torch.serialization._get_layout": lambda layout: layout,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._typed_tensor,
@@ -206,7 +212,7 @@ class _Reader(pickle._Unpickler):
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return _Kind(torch.storage._storage_type_to_dtype_map().get(name))
         if module == "torch._utils" and any(word in name for word in SPECIAL):
-            raise ValueError(f"it holds a tensor of a special kind, {name}")
+            return lambda *_: Special(name)
         raise pickle.UnpicklingError(full)
 
     def persistent_load(self, pid: Any) -> Storage:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cosyexp.errors import UserError
-from cosyexp.run.archives import Stub, scan_archive
+from cosyexp.run.archives import Special, Stub, scan_archive
 from cosyexp.run.files import create
 from cosyexp.run.tensors import Entry, Shapes, TensorFile, write_pieces
 
@@ -64,7 +64,7 @@ def load_pickle(path: Path) -> Any:
         ) from None
 
 
-def state_dict_in(content: Any, path: Path) -> dict[str, Any]:
+def state_dict_in(content: Any, path: Path, quiet: bool = False) -> dict[str, Any]:
     """Returns the state dict in the content of a checkpoint.
 
     It may be nested under a key of WRAPPINGS, and all its names may begin with one of PREFIXES,
@@ -73,6 +73,7 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Any]:
     Args:
         content: what the file holds; tensors may be stubs.
         path: the file, for messages.
+        quiet: do not log where they are.
 
     Raises:
         UserError: there are no tensors where they are looked for, or in several places.
@@ -87,7 +88,8 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Any]:
                 f"{path} holds weights under {' and under '.join(nested)}: save one of these as a "
                 f"plain state dict"
             )
-        log.info("%s: taking the weights under %s", path, *nested)
+        level = logging.DEBUG if quiet else logging.INFO
+        log.log(level, "%s: taking the weights under %s", path, *nested)
         mapping = mapping[nested[0]]
     if not isinstance(mapping, Mapping):
         raise UserError(
@@ -97,7 +99,9 @@ def state_dict_in(content: Any, path: Path) -> dict[str, Any]:
     tensors = {
         str(name): value
         for name, value in mapping.items()
-        if isinstance(name, str) and isinstance(value, Tensor | Stub) and name not in PROGRESS
+        if isinstance(name, str)
+        and isinstance(value, Tensor | Stub | Special)
+        and name not in PROGRESS
     }
     if not tensors:
         keys = ", ".join(str(key) for key in list(mapping)[:8]) or "none"
@@ -130,8 +134,8 @@ class PickleFile(TensorFile):
         }
         return {name: self._entry(name, stub, offsets) for name, stub in tensors.items()}
 
-    def _entry(self, name: str, stub: Stub, offsets: Mapping[str, int]) -> Entry:
-        if stub.dtype not in STORAGES or not stub.contiguous:
+    def _entry(self, name: str, stub: Stub | Special, offsets: Mapping[str, int]) -> Entry:
+        if isinstance(stub, Special) or stub.dtype not in STORAGES or not stub.contiguous:
             raise UserError(
                 f"{self.path} holds {name} in a layout that cannot be read in pieces: load the "
                 f"file and save it again with torch.save"

@@ -131,6 +131,11 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def stub(self, name: str) -> Tensor:
+        """Returns a tensor of this dtype and shape without memory."""
+        dtype, shape = self.shape(name)
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     def storage_key(self, name: str) -> object:
         """Returns a key that is equal for two names of one tensor."""
         return self._entries[name]

@@ -12,16 +12,12 @@ from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import BY_LOSS, META, Criterion, corruption
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.documents import DamagedFileError, Fields, read_yaml
+from cosyexp.run.headers import our_name, refuse_misfit, refuse_other_shapes, shapes_of
 from cosyexp.run.pickles import load_pickle, state_dict_in
 from cosyexp.run.tensors import read_tensors
 
 log = logging.getLogger(__name__)
 
-# names of torch's older weight norm, which the official checkpoints have
-LEGACY = {
-    "weight_g": "parametrizations.weight.original0",
-    "weight_v": "parametrizations.weight.original1",
-}
 # Types that may be loaded into each other; all other types must be those of the network.
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -142,26 +138,13 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.layout == other.layout and torch.equal(one, other)
 
 
-def our_name(name: str) -> tuple[str, str]:
-    """Translates the name of a tensor in a checkpoint of the original CosyVoice.
-
-    Returns:
-        The network that the tensor belongs to ("model" or "discriminator"), and the name of the
-        tensor in that network, with weight norms as parametrizations.
-    """
-    network = "discriminator" if name.startswith("discriminator.") else "model"
-    name = name.removeprefix("generator.").removeprefix("discriminator.")
-    for legacy, modern in LEGACY.items():
-        if name.endswith(f".{legacy}"):
-            name = f"{name.removesuffix(legacy)}{modern}"
-    return network, name
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads the model of a weights file into a network; all names and shapes must match.
 
-    A UserError of `read_weights` or `load_tensors` tells why the file cannot be loaded.
+    A UserError of `refuse_misfit`, `read_weights` or `load_tensors` tells why the file cannot be
+    loaded.
     """
+    refuse_misfit(network, path)
     load_tensors(network, read_weights(path)["model"], path)
 
 
@@ -191,21 +174,11 @@ def load_tensors(
     unknown = [n for n in tensors if n not in expected]
     common = [n for n in expected if n in tensors]
     mismatched = [n for n in common if expected[n].shape != tensors[n].shape]
-    shapes = [
-        f"{n}, {list(tensors[n].shape)} instead of {list(expected[n].shape)}"
-        for n in mismatched[:1]
-    ]
-    kinds = (
-        ("missing", missing, missing),
-        ("unknown", unknown, unknown),
-        ("of another shape", mismatched, shapes),
-    )
-    problems = [
-        f"{len(names)} {kind} (such as {example[0]})" for kind, names, example in kinds if names
-    ]
-    if len(common) == len(mismatched) or (problems and strict):
-        raise UserError(f"the tensors of {path} do not fit the network: {', '.join(problems)}")
+    if strict or len(common) == len(mismatched):
+        refuse_other_shapes(shapes_of(expected), shapes_of(tensors), path)
     for name in common:
+        if name in mismatched:
+            continue
         if not tensors[name].to(expected[name].dtype).isfinite().all():
             raise UserError(
                 f"{path} holds values that are not finite as {_dtype(expected[name].dtype)} (in "

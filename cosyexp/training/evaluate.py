@@ -8,6 +8,7 @@ from cosyexp.errors import UserError
 from cosyexp.objectives.base import ReferenceObjective
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.networks import refuse_other_network
 from cosyexp.run.weights import load_weights
 from cosyexp.training.build import build_datasets, build_objective, build_validation
 from cosyexp.training.engines.ddp import DDP
@@ -25,6 +26,9 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     run = RunDirectory(folder)
     config = run.config()
     config.data.corpus = None  # the data of a run are read, not prepared: it may be someone else's
+    for checkpoint in run.checkpoints.all()[-1:]:
+        name = f"{config.model.name}.safetensors"
+        refuse_other_network(config.network, checkpoint.path / name)
     engine = DDP(precision=config.trainer.precision.value)
     objective = build_objective(config)
     datasets = build_datasets(config, engine)

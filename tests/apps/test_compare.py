@@ -23,7 +23,9 @@ def runs(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def rows(output: str) -> list[dict[str, str]]:
     """Returns the printed table; columns are two spaces or more apart."""
     lines = [line for line in output.splitlines() if line.startswith(("run ", "slow", "fast"))]
-    starts = [i for i in range(len(lines[0])) if i == 0 or lines[0][i - 2 : i] == "  " != lines[0][i]]
+    starts = [
+        i for i in range(len(lines[0])) if i == 0 or lines[0][i - 2 : i] == "  " != lines[0][i]
+    ]
     cells = [
         [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
         for line in lines
