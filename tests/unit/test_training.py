@@ -344,22 +344,6 @@ def test_a_preemption_is_a_request_that_may_come_twice():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGUSR2)
         assert stop.agreed(list) == (True, False) and stop.preempted
-from pathlib import Path
-import sys
-from cosyexp.run.directory import RunDirectory, flat
-from cosyexp.config import to_dict
-from tests.support import config
-import tempfile
-tmp=Path(tempfile.mkdtemp())
-a=config("llm",Path("data"),f"run_dir={tmp}")
-b=config("llm",Path("data"),f"run_dir={tmp}","callbacks=throughput")
-c=config("llm",Path("data"),f"run_dir={tmp}","metrics=top5")
-for k,v in flat(to_dict(a)): print(k,repr(v))
-run=RunDirectory(tmp); run.write_config(a,[])
-print(open(tmp/"config.yaml").read()[:300])
-for x in (b,c):
-    try: run.refuse_other(x); print("ok")
-    except Exception as e: print(repr(e))
 
 
 def test_a_preemption_announced_while_the_ranks_agree_holds_at_the_next_step():
