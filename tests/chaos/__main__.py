@@ -8,7 +8,6 @@ printed last.
 """
 
 import argparse
-import random
 import shutil
 import subprocess
 import sys
@@ -18,12 +17,12 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from tests.chaos import kills
+from tests.chaos import damage, disks, fuzzing, growth, interruptions, kills, nonfinite, processes
 from tests.chaos.runs import Chaos
 from tests.chaos.scenarios import SCENARIOS, Scenario, table
 from tests.support import ROOT
 
-MODULES = (kills,)
+MODULES = (kills, damage, disks, processes, interruptions, nonfinite, growth, fuzzing)
 PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- begin of the table of make chaos -->", "<!-- end of the table of make chaos -->"
 
@@ -40,16 +39,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(only: str, quick: bool) -> list[Scenario]:
+def chosen(only: Sequence[str], quick: bool) -> list[Scenario]:
     """Returns the scenarios to try."""
-    parts = [part.strip().lower() for part in only.split(",")]
-    found = [s for s in SCENARIOS if any(part in s.name.lower() for part in parts)]
+    names = {s.name.lower(): s for s in SCENARIOS}
+    # "fuzz: wav" is a part of the scenario "fuzz"
+    found = [s for name, s in names.items() if any(p in name or name in p for p in only)]
     if quick:
         found = [s for s in found if s.quick]
         for each in found:
             each.times = 1
     if not found:
-        sys.exit(f"no scenario of {', '.join(s.name for s in SCENARIOS)} is called {only}")
+        sys.exit(f"--only={','.join(only)} is no part of {', '.join(names)}")
     return found
 
 
@@ -66,9 +66,10 @@ def write(lines: Sequence[str]) -> None:
 def main() -> int:
     """Tries the scenarios, and returns the exit status."""
     options = arguments()
-    scenarios = chosen(options.only, options.quick)
+    only = [part.strip().lower() for part in options.only.split(",")]
+    scenarios = chosen(only, options.quick)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    chaos = Chaos(folder, random.Random(options.seed), options.fuzz_seconds)
+    chaos = Chaos(folder, options.seed, options.fuzz_seconds, only)
     limit = time.monotonic() + 60 * options.minutes
     while due := [s for s in scenarios if s.is_due]:
         for each in due:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ def import_heavy() -> None:
     from tqdm import tqdm
 
     tqdm.monitor_interval = 0  # its thread would not survive a fork
+    warnings.simplefilter("ignore")  # in the forks, that a module runs which was imported before
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -71,6 +73,7 @@ class Job:
         ranks: number of forks.
         instead: of some ranks, the module that runs instead of the app, and its first words.
         env: more variables of the environment.
+        output: folder for what it prints; None: where it runs.
     """
 
     def __init__(
@@ -81,10 +84,13 @@ class Job:
         ranks: int = 1,
         instead: Mapping[int, Sequence[object]] | None = None,
         env: Mapping[str, str] | None = None,
+        output: Path | None = None,
     ) -> None:
-        self.out, self.err = folder / "stdout.txt", folder / "stderr.txt"
-        self.out.unlink(missing_ok=True)
-        self.err.unlink(missing_ok=True)
+        output = output or folder
+        self.out, self.err = output / "stdout.txt", output / "stderr.txt"
+        for path in (self.out, self.err):
+            path.unlink(missing_ok=True)
+            path.touch(0o666)
         (port,) = free_ports(1)
         self.statuses: dict[int, int] = {}
         self.pids = []
@@ -130,6 +136,10 @@ class Job:
             while self.running():
                 time.sleep(0.005)
         return [self.statuses[pid] for pid in self.pids]
+
+    def wait_for_first(self) -> None:
+        """Waits until the first rank has ended."""
+        wait_until(lambda: self.pids[0] not in self.running(), "the first rank to end")
 
     def kill(self) -> list[int]:
         """Kills all ranks, as a power cut does, and returns their exit statuses."""

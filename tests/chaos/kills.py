@@ -56,7 +56,7 @@ def killed_at_a_point(chaos: Chaos, turn: int) -> None:
     times = chaos.draw.randint(1, AIMED[point])
     killer = ("tests.resume.killer", point, times)
     job = chaos.start(folder, model, engine, instead={0: killer})
-    wait_until(lambda: job.pids[0] not in job.running(), "the kill")
+    job.wait_for_first()
     time.sleep(0.1)
     statuses = job.kill()
     assert statuses[0] == -signal.SIGKILL, f"{point} {times} was not reached: {job.stderr}"

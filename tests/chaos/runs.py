@@ -35,14 +35,20 @@ class Chaos:
 
     Attributes:
         folder: for all files.
-        draw: random numbers.
+        seed: of all random numbers.
         fuzz_seconds: how long each reader is fuzzed.
+        only: parts of the names of what is tried.
+        draw: random numbers.
     """
 
     folder: Path
-    draw: random.Random
+    seed: int = 0
     fuzz_seconds: float = 20.0
+    only: Sequence[str] = ("",)
     _numbers: Iterator[int] = field(default_factory=count)
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.seed)
 
     @cached_property
     def data(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tests.chaos.runs import Chaos
 
-Harm = Callable[[Chaos, int], object]
+Harm = Callable[[Chaos, int], "Sequence[Scenario] | None"]
 
 
 class NotHere(Exception):  # noqa: N818
@@ -21,6 +21,8 @@ class NotHere(Exception):  # noqa: N818
 @dataclass
 class Scenario:
     """A kind of harm, and what became of each time that it was tried.
+
+    A harm of many kinds returns them as `parts`, each with its own line in the table.
 
     Attributes:
         name: for the table.
@@ -37,16 +39,18 @@ class Scenario:
     seconds: float = 0.0
     losses: list[str] = field(default_factory=list)
     skipped: str = ""
+    parts: Sequence["Scenario"] = ()
 
     def attempt(self, chaos: Chaos) -> None:
         """Tries it once, and keeps what it raised."""
         began, turn = time.monotonic(), self.tried
         try:
-            self.harm(chaos, turn)
+            self.parts = self.harm(chaos, turn) or ()
         except NotHere as reason:
             self.skipped = str(reason)
         except Exception:
             self.losses.append(f"turn {turn} in {chaos.folder}:\n{traceback.format_exc()}")
+        self.losses += [loss for part in self.parts for loss in part.losses]
         self.tried += not self.skipped
         self.seconds += time.monotonic() - began
 
@@ -72,7 +76,7 @@ def scenario(name: str, *, times: int = 1, quick: bool = False) -> Callable[[Har
 def table(scenarios: Sequence[Scenario]) -> list[str]:
     """Returns the results as lines of a Markdown table."""
     rows = [["fault", "tried", "survived", "lost", "seconds"]]
-    for each in scenarios:
+    for each in (row for scenario in scenarios for row in scenario.parts or [scenario]):
         lost = len(each.losses)
         survived = each.skipped or str(each.tried - lost)
         rows.append([each.name, str(each.tried), survived, str(lost), f"{each.seconds:.0f}"])
