@@ -5,18 +5,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from cosyexp.data.corpora.demo import Demo
-from cosyexp.data.preparation import PrepareOptions, prepare
-from tests.tones import write_lists
+from tests.tones import prepare_demo, write_lists
 
 torch.set_num_threads(1)
-
-CORPUS: dict[str, Any] = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
 
 
 # Files that take a minute or more; they run first, so that no worker is left with one at the end.
@@ -108,15 +103,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a minute and a half of prepared demo speech."""
-    out = tmp_path_factory.mktemp("data") / "demo"
-    rates: dict[str, Any] = {"token_rate": 50, "codes": 512, "speaker_dim": 192}
-    prepare(
-        Demo(**CORPUS),
-        out,
-        PrepareOptions(**rates, shard_size=16, processes=1),
-        {"corpus": CORPUS, **rates},
-    )
-    return out
+    return prepare_demo(tmp_path_factory.mktemp("data") / "demo")
 
 
 @pytest.fixture(scope="session")

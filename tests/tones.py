@@ -1,4 +1,4 @@
-"""Small data sets of gliding tones for every family, and the words that train on them."""
+"""Small data sets: demo speech, gliding tones for every family, and words that train on them."""
 
 import io
 import math
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from cosyexp.data.corpora.demo import Demo
 from cosyexp.data.draws import keyed
+from cosyexp.data.preparation import PrepareOptions, prepare
 from cosyexp.data.shards import write_list, write_shard
 from tests.support import FAMILIES, TINY, family_words
 
@@ -23,6 +25,15 @@ RATES = {
 # at a higher rate, the training of a random vocoder is chaotic
 LEARNING_RATES = {"llm": "1e-3", "flow": "1e-3", "hifigan": "1e-5"}
 SAMPLE_RATE = 24000  # Hz
+CORPUS: dict[str, Any] = {"name": "demo", "minutes": 1.5, "held_out": 0.2, "seed": 0}
+
+
+def prepare_demo(out: Path) -> Path:
+    """Prepares a minute and a half of demo speech in a folder, and returns it."""
+    rates: dict[str, Any] = {"token_rate": 50, "codes": 512, "speaker_dim": 192}
+    options = PrepareOptions(**rates, shard_size=16, processes=1)
+    prepare(Demo(**CORPUS), out, options, {"corpus": CORPUS, **rates})
+    return out
 
 
 def tone(seconds: float, draw: np.random.Generator) -> bytes:

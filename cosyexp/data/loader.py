@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.sampler import BatchSampler
+from cosyexp.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,27 @@ def dealt(
     """
     numbers = range(-(-len(batches) // world) * world if equal_batches else len(batches))
     return [(number, batches[min(number, len(batches) - 1)]) for number in numbers[rank::world]]
+
+
+@contextmanager
+def with_worker_errors() -> Iterator[None]:
+    """Turns the end of a data worker into one sentence.
+
+    torch raises it wherever the training process is when the worker ends.
+
+    Raises:
+        UserError: a data worker was killed, or ended for another reason.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].strip(". ") if str(error) else ""
+        if not reason.startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a data worker ended ({reason}), as when memory or /dev/shm runs out: repeat the "
+            f"command to resume from the last checkpoint, perhaps with fewer data.workers="
+        ) from None
 
 
 def ignore_signals(_: int) -> None:

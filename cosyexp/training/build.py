@@ -13,7 +13,7 @@ import torch
 from cosyexp.config import TrainConfig, engine_config, to_dict
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
-from cosyexp.data.loader import Loader, ValidationLoader
+from cosyexp.data.loader import Loader, ValidationLoader, with_worker_errors
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.prepared import check_family
 from cosyexp.data.sampler import BatchSampler
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 
 def train(job: Job) -> Outcome:
     """Trains one rank of a run, which resumes from its newest checkpoint if there is one."""
-    with build_trainer(job.config, job.overrides) as trainer:
+    with build_trainer(job.config, job.overrides) as trainer, with_worker_errors():
         progress = trainer.fit()
         best = "" if progress.best is None else f", best validation loss {progress.best:.4f}"
         ended = "stopped" if trainer.stopped else "done"

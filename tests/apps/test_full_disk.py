@@ -1,14 +1,13 @@
 """On a full disk: one sentence, nothing is lost, and the command resumes when there is space."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cosyexp.run.checkpoint import Checkpoints
+from tests.disks import NO_DISK, leave, small_disk
 from tests.support import RUNS, contents, sentence, train_words
 
 FULL = "the disk is full"
@@ -77,27 +76,12 @@ def test_a_disk_that_is_full_leaves_data_unprepared(where, times, warm, tmp_path
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """Four megabytes; skips where this process may not mount a file system."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("no file system can be mounted here, so no disk can be filled")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
-
-
-def leave(disk: Path, size: int) -> None:
-    """Fills a disk except for some bytes."""
-    free = os.statvfs(disk)
-    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - size))
+    with small_disk(tmp_path / "disk", 4) as mounted:
+        if not mounted:
+            pytest.skip(NO_DISK)
+        yield tmp_path / "disk"
 
 
 ON_A_SMALL_DISK = {
@@ -123,18 +107,16 @@ ON_A_SMALL_DISK = {
 
 
 @pytest.mark.parametrize("app", ON_A_SMALL_DISK)
-def test_a_disk_that_is_really_full(app, warm, trained, runs, data, small_disk, tmp_path):
+def test_a_disk_that_is_really_full(app, warm, trained, runs, data, disk, tmp_path):
     size, words = ON_A_SMALL_DISK[app]
-    shutil.copytree(trained / "runs/demo/llm", small_disk / "llm")
-    before = contents(small_disk / "llm")
-    leave(small_disk, size)
+    shutil.copytree(trained / "runs/demo/llm", disk / "llm")
+    before = contents(disk / "llm")
+    leave(disk, size)
     result = warm(app, *words(data), cwd=tmp_path, check=False)
     assert result.stderr.strip() == sentence(result, FULL, "free some space and repeat the command")
-    assert before.items() <= contents(small_disk / "llm").items()
+    assert before.items() <= contents(disk / "llm").items()
     if app == "train":
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         last = "checkpoints/step_00000004/llm.safetensors"
         warm(app, *words(data), cwd=tmp_path)
-        assert (small_disk / "new" / last).read_bytes() == (
-            trained / "runs/demo/llm" / last
-        ).read_bytes()
+        assert (disk / "new" / last).read_bytes() == (trained / "runs/demo/llm" / last).read_bytes()

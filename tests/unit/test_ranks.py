@@ -2,11 +2,9 @@
 
 import multiprocessing
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from cosyexp.training.launch import launch
 from cosyexp.training.meters import Meter, means
 from cosyexp.training.signals import SIGNALS
 from cosyexp.training.trainer import Trainer
-from tests.support import MODELS, ROOT, config, environment
+from tests.support import MODELS, ROOT, config, environment, free_ports
 from tests.unit import ranks
 
 ONE, TWO = (EngineConfig(nproc_per_node=n, timeout=ranks.TIMEOUT) for n in (1, 2))
@@ -190,15 +188,6 @@ def test_validation_leaves_training_as_it_was(trainer, data, tmp_path):
 
 # of frames, such that there are several micro-batches
 BUDGETS = {"llm": 700, "flow": 700, "hifigan": 24}
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nobody listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def test_two_ranks_validate_as_one(data, tmp_path):

@@ -1,0 +1,98 @@
+"""Harms runs in many ways, and prints what was lost; the exit status is 1 if anything was.
+
+    python -m tests.chaos [--minutes 24] [--seed 0] [--only kill,disk] [--quick] [--write]
+
+Each scenario is tried in turn, until all were tried as often as they should be, or time is up.
+`--write` puts the table into docs/reliability.md. Files of what was lost stay in the folder that is
+printed last.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from tests.chaos import damage, disks, fuzzing, growth, interruptions, kills, nonfinite, processes
+from tests.chaos.runs import Chaos
+from tests.chaos.scenarios import SCENARIOS, Scenario, table
+from tests.support import ROOT
+
+MODULES = (kills, damage, disks, processes, interruptions, nonfinite, growth, fuzzing)
+PAGE = ROOT / "docs/reliability.md"
+BEGIN, END = "<!-- begin of the table of make chaos -->", "<!-- end of the table of make chaos -->"
+
+
+def arguments() -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=24, help="no try begins later")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="parts of names, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="the short tier, each once")
+    parser.add_argument("--fuzz-seconds", type=float, default=20, help="for each kind of file")
+    parser.add_argument("--write", action="store_true", help=f"the table into {PAGE.name}")
+    return parser.parse_args()
+
+
+def chosen(only: Sequence[str], quick: bool) -> list[Scenario]:
+    """Returns the scenarios to try."""
+    names = {s.name.lower(): s for s in SCENARIOS}
+    # "fuzz: wav" is a part of the scenario "fuzz"
+    found = [s for name, s in names.items() if any(p in name or name in p for p in only)]
+    if quick:
+        found = [s for s in found if s.quick]
+        for each in found:
+            each.times = 1
+    if not found:
+        sys.exit(f"--only={','.join(only)} is no part of {', '.join(names)}")
+    return found
+
+
+def write(lines: Sequence[str]) -> None:
+    """Replaces the table in docs/reliability.md."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = f"Made on {date.today()} at commit {commit or 'unknown'}."
+    PAGE.write_text("\n".join([f"{before}{BEGIN}", made, "", *lines, f"{END}{after}"]))
+
+
+def main() -> int:
+    """Tries the scenarios, and returns the exit status."""
+    options = arguments()
+    only = [part.strip().lower() for part in options.only.split(",")]
+    scenarios = chosen(only, options.quick)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    chaos = Chaos(folder, options.seed, options.fuzz_seconds, only)
+    limit = time.monotonic() + 60 * options.minutes
+    while due := [s for s in scenarios if s.is_due]:
+        for each in due:
+            if time.monotonic() > limit:
+                break
+            each.attempt(chaos)
+            print(".!"[bool(each.losses)], end="", flush=True)
+        else:
+            continue
+        break
+    losses = [f"{each.name}, {loss}" for each in scenarios for loss in each.losses]
+    print("", *losses, *table(scenarios), sep="\n")
+    if options.write:
+        write(table(scenarios))
+    if losses:
+        print(f"lost with seed {options.seed}; the files are in {folder}")
+    else:
+        shutil.rmtree(folder)
+    untried = [each.name for each in scenarios if not each.tried and not each.skipped]
+    if untried:
+        print(f"not tried in {options.minutes} minutes: {', '.join(untried)}")
+    return int(bool(losses or untried))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
