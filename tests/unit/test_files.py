@@ -23,8 +23,8 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.files import append, below, create, replace_file, replacement, write_text
 from cosyexp.run.folders import begin_folder, commit_folder, locked, staged_files
 from cosyexp.training.build import build_trainer
-from tests.conftest import CORPUS
 from tests.support import ROOT, config, contents
+from tests.tones import CORPUS
 from tests.unit.runs import add, make_run, smallest_config
 
 LINK = "is a symbolic link"
