@@ -212,7 +212,7 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
     Raises:
         UserError: if the folder does not exist or does not have the tokenizer of Qwen2.
     """
-    from transformers import AutoTokenizer
+    from transformers import Qwen2Tokenizer
 
     if folder is None or not Path(folder).is_dir():
         missing = "" if folder is None else f"there is no folder {folder}; "
@@ -221,7 +221,10 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
             "give its folder as family.tokenizer.folder="
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # not AutoTokenizer: the files in the folder would choose the class, or bring their own
+        tokenizer: Any = Qwen2Tokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
