@@ -192,6 +192,8 @@ CODE = {
     "pickle.load": (),
     "pickle.loads": (),
     "Unpickler": (),
+    "np.load": (),
+    "yaml.load": (),
     "unsafe_load": (),
     "full_load": (),
 }
