@@ -214,7 +214,7 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
     Raises:
         UserError: if the folder does not exist or does not have the tokenizer of Qwen2.
     """
-    from transformers import AutoTokenizer
+    from transformers import Qwen2Tokenizer
 
     if folder is None or not Path(folder).is_dir():
         missing = "" if folder is None else f"there is no folder {folder}; "
@@ -226,7 +226,10 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
         if path.suffix in (".json", ".txt", ".jinja"):  # what transformers reads whole
             open_regular(path, LIST_SIZE).close()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # not AutoTokenizer: the files in the folder would choose the class, or bring their own
+        tokenizer: Any = Qwen2Tokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -1,7 +1,8 @@
 """A run or an export of someone else names no code, and few places run what a file says."""
 
 import ast
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from cosyexp.config import PreferConfig, TrainConfig, parse, to_dict
 from cosyexp.data.features import pitch
-from cosyexp.data.tokenizers import read_special_tokens
+from cosyexp.data.tokenizers import qwen_tokenizer, read_special_tokens
 from cosyexp.errors import UserError
 from cosyexp.exporting.components import component_class
 from cosyexp.exporting.export import write_excerpt
 from cosyexp.exporting.source import ExportSource, load_network
+from cosyexp.models.llm.qwen_lm import QwenLM
 from cosyexp.prefer import take_family
 from cosyexp.preferences.answers import AnswerGenerator
 from cosyexp.run.directory import RunDirectory
@@ -121,6 +124,50 @@ def test_special_tokens_are_those_of_a_family(name):
         read_special_tokens(name)
 
 
+# folders of a tokenizer or of pretrained weights ------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose files name code next to them, and a user who would agree to run it."""
+    folder, code = tmp_path / "qwen", "from pathlib import Path\n"
+    folder.mkdir()
+    code += f"Path({str(tmp_path / 'executed')!r}).touch()\n"
+    code += "class Mine: from_pretrained = classmethod(lambda *a, **k: None)\nMine.__name__ = 'x'\n"
+    names = ("AutoConfig", "AutoModelForCausalLM", "AutoModel")
+    auto_map: dict[str, Any] = dict.fromkeys(names, "mine.Mine")
+    model = {"model_type": "mine", "auto_map": auto_map, "architectures": ["Mine"]}
+    tokenizer = {
+        "tokenizer_class": "Mine",
+        "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]},
+    }
+    (folder / "mine.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(f"{code}generate = print\n")
+    (folder / "config.json").write_text(json.dumps(model))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "generation_config.json").write_text("{}")
+    answers = ["y"] * 9
+    monkeypatch.setattr("builtins.input", lambda prompt="": answers.pop())
+    yield folder
+    assert len(answers) == 9 and not (tmp_path / "executed").exists()
+
+
+def test_the_folder_of_a_tokenizer_runs_no_code_and_nobody_is_asked(folder):
+    with pytest.raises(UserError, match=r"qwen .*family\.tokenizer\.folder="):
+        qwen_tokenizer(str(folder), "cosyvoice2")
+
+
+def test_a_folder_of_pretrained_weights_runs_no_code_and_nobody_is_asked(folder):
+    sizes = {"width": 16, "layers": 1, "heads": 2, "key_heads": 1, "hidden": 24}
+    vocabularies = {"text_vocabulary": 9, "speech_vocabulary": 9, "special_tokens": 3}
+    network = QwenLM(**vocabularies, **sizes, sos_task_ids=None, bias=True)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="no file"):
+        network.load_pretrained(folder)
+    save_file(network.llm.model.model.state_dict(prefix="model."), folder / "model.safetensors")
+    network.load_pretrained(folder)
+
+
 # what runs code ----------------------------------------------------------------------------------
 
 BUILTINS = ("eval", "exec", "__import__")
@@ -133,6 +180,8 @@ CODE = {
     "import_module": ("cosyexp/registry.py",),
     "instantiate": ("cosyexp/registry.py",),
     "locate": (),
+    "AutoTokenizer.from_pretrained": (),
+    "AutoConfig.from_pretrained": (),
     "get_method": (),
     "run_path": (),
     "run_module": (),
@@ -143,6 +192,8 @@ CODE = {
     "pickle.load": (),
     "pickle.loads": (),
     "Unpickler": (),
+    "np.load": (),
+    "yaml.load": (),
     "unsafe_load": (),
     "full_load": (),
 }
@@ -151,7 +202,8 @@ CODE = {
 def test_code_is_run_in_these_places_only():
     """Each file that reads what others wrote would otherwise need a proof of its own."""
     found: dict[str, set[str]] = {name: set() for name in CODE}
-    safe = {"torch.load": {"weights_only": "True"}}
+    offline = {"trust_remote_code": "False", "local_files_only": "True"}
+    safe = {"torch.load": {"weights_only": "True"}, "from_pretrained": offline}
     for path in [*(ROOT / "cosyexp").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text())):
             if not isinstance(call, ast.Call):

@@ -196,14 +196,19 @@ class QwenLM(nn.Module):
             ValueError: The model has other sizes.
         """
         loaded: Any = Qwen2ForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder,
+            config=self.llm.model.config,  # not that of the folder, which could choose other code
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below
+            output_loading_info=True,
+            dtype=torch.float32,
         )
-        weights, info = loaded[0].state_dict(), loaded[1]
-        expected = {name: tensor.shape for name, tensor in self.llm.model.state_dict().items()}
-        shapes = {name: tensor.shape for name, tensor in weights.items()}
-        if info["missing_keys"] or shapes != expected:
+        network, info = loaded
+        if any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             raise ValueError("the names or shapes of its weights differ from the network's")
-        self.llm.model.load_state_dict(weights)
+        self.llm.model.load_state_dict(network.state_dict())
 
     def sos_task_embedding(self, batch: int) -> Tensor:
         """Returns the embeddings of the sos and the task token, (B, 2, D)."""
