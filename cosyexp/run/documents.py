@@ -246,14 +246,18 @@ class Fields:
         return value
 
     def numbers(self, key: str) -> dict[str, float]:
-        """Returns a mapping from names to numbers, which may be NaN; empty if it is missing."""
+        """Returns a mapping from names to numbers, which may be NaN; empty if it is missing.
+
+        A name without a number, which stands for one that was not finite, is left out.
+        """
         value = self.content.get(key) or {}
         if not isinstance(value, dict) or not all(
-            isinstance(item, int | float) and not isinstance(item, bool) for item in value.values()
+            isinstance(item, int | float | None) and not isinstance(item, bool)
+            for item in value.values()
         ):
             self._refuse(key, "a mapping from names to numbers")
         try:
-            return {name: float(item) for name, item in value.items()}
+            return {name: float(item) for name, item in value.items() if item is not None}
         except OverflowError:
             self._refuse(key, "a mapping from names to numbers")
 

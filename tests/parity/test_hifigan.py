@@ -17,7 +17,7 @@ from cosyexp.models.hifigan.generator import F0Predictor, HiFTGenerator
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.objectives.adversarial import Adversarial
-from cosyexp.run.weights import our_name
+from cosyexp.run.headers import our_name
 
 Numbers = dict[str, Any]  # a recording of the original
 

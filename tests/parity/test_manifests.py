@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cosyexp.cli.compose import compose
 from cosyexp.registry import build
-from cosyexp.run.weights import our_name
+from cosyexp.run.headers import our_name
 from tests.support import folder_from
 
 Entry = tuple[str, list[int], str]  # name, shape and type of a tensor
