@@ -55,15 +55,15 @@ from tests.support import config
 from tests.unit.runs import add, make_run
 
 DIGEST, OTHER = "a" * 64, "A" * 64
-SECONDS = 2.0  # all that follows is refused in less; most of it in milliseconds
+SECONDS = 20  # of the processor; a bomb that is let in takes minutes, what follows milliseconds
 
 
 @pytest.fixture(autouse=True)
 def soon() -> Iterator[None]:
-    """Fails a test that took long: a bomb that was let in takes minutes."""
-    began = time.monotonic()
+    """Fails a test that took long."""
+    began = time.process_time()
     yield
-    assert time.monotonic() - began < 10 * SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 # what is no file ----------------------------------------------------------------------------------
@@ -159,10 +159,14 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_yaml_is_one_sentence(name, tmp_path):
     (tmp_path / "a.yaml").write_text(HOSTILE[name])
-    began = time.monotonic()
     with pytest.raises(DamagedFileError, match=r"a\.yaml is damaged, or not what .*: restore it"):
         read_yaml(tmp_path / "a.yaml")
-    assert time.monotonic() - began < SECONDS
+
+
+def test_yaml_of_very_many_values_is_not_read_whole(tmp_path):
+    (tmp_path / "a.yaml").write_text(f"[{'1,' * 1_000_000}]")
+    with pytest.raises(DamagedFileError, match="more than 500000 values"):
+        read_yaml(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize(
