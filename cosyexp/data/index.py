@@ -71,7 +71,7 @@ def _read(shard: Path, fields: Fields) -> Index | None:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(
-            cache_path(shard, f).exists() for f in fields.values()
+            cache_path(shard, f).is_file() for f in fields.values()
         ):
             return None
         columns = {name: table[name].to_numpy() for name in table.column_names}

@@ -20,9 +20,9 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import torch
 
 from cosyexp.errors import UserError
-from cosyexp.run.documents import open_regular
+from cosyexp.run.documents import DEPTH, open_regular
 
-PICKLE_SIZE = 2**26  # bytes of data.pkl
+PICKLE_SIZE = 2**23  # bytes of data.pkl
 # What `weights_only` reads, without what makes objects by a class of the pickle's choice.
 OPCODES = """PROTO STOP MARK GLOBAL REDUCE BUILD APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2
     TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET NONE NEWFALSE NEWTRUE BININT BININT1 BININT2
@@ -188,6 +188,17 @@ class _Reader(pickle._Unpickler):
         """Leaves the attributes of an object out."""
         self.stack.pop()  # type: ignore[attr-defined]
 
+    def load_mark(self) -> None:
+        """Begins a list, a mapping or a tuple.
+
+        Raises:
+            ValueError: it is inside of too many others.
+        """
+        if len(self.metastack) > DEPTH:  # type: ignore[attr-defined]
+            raise ValueError("it is nested too deep")
+        super().load_mark()  # type: ignore[misc]
+
+    dispatch[pickle.MARK[0]] = load_mark  # type: ignore[assignment]
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     def find_class(self, module: str, name: str) -> Any:

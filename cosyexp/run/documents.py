@@ -19,8 +19,9 @@ import yaml
 
 from cosyexp.errors import UserError
 
-SIZE = 2**24  # bytes of a document
+SIZE = 2**22  # bytes of a document
 LIST_SIZE = 2**28  # bytes of a list of files or of a text
+NODES = 500_000  # values and keys of a YAML document, which take two seconds
 DEPTH = 64  # levels of nested lists and mappings
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -114,7 +115,7 @@ def read_yaml(path: Path, aliases: int = 0) -> Any:
     """
     text, depth, found = read_text(path), 0, 0
     try:
-        for event in yaml.parse(text, Loader=_Loader):
+        for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             found += isinstance(event, yaml.AliasEvent)
@@ -122,7 +123,11 @@ def read_yaml(path: Path, aliases: int = 0) -> Any:
                 raise DamagedFileError(path, f"it is nested more than {DEPTH} deep")
             if found > aliases:
                 raise DamagedFileError(path, "it has aliases")
+            if number > NODES:
+                raise DamagedFileError(path, f"it has more than {NODES} values")
         content = yaml.load(text, Loader=_Loader)
+    except DamagedFileError:
+        raise
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedFileError(path, _first_line(error)) from None
     _check_values(content, path)

@@ -124,9 +124,11 @@ def locked(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[b
     Yields:
         Whether it is held: False if another process holds it.
     """
-    refuse_link(path)
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    handle = os.open(path, flags | SAFE, MODE)
+    if path.is_dir():
+        handle = os.open(path, os.O_RDONLY)
+    else:
+        refuse_link(path)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | SAFE, MODE)
     held = True
     try:
         try:

@@ -75,7 +75,7 @@ class TensorFile:
             with safe_open(self.path, "pt"):  # checks the header: sizes, shapes, offsets
                 pass
             return self._header()
-        except (SafetensorError, KeyError, RecursionError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path} is not a valid safetensors file, or is truncated ({error}): restore "
                 f"it, or create it again"

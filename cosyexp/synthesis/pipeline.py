@@ -18,6 +18,8 @@ from cosyexp.models.flow.matching import euler, guided
 from cosyexp.models.llm.decoding import decode
 from cosyexp.models.llm.sampling import drawn_from
 from cosyexp.registry import build
+from cosyexp.run.documents import open_regular
+from cosyexp.run.files import COPY_SIZE
 from cosyexp.run.tensors import read_tensors
 from cosyexp.synthesis.backends import LoadedModel
 
@@ -52,6 +54,8 @@ class Pipeline:
         self.sample = build(self.family.sampler, "token_sampler")
         files = (models[name].speakers for name in ("llm", "flow"))
         file = next((path for path in files if path), None)
+        if file:
+            open_regular(file, COPY_SIZE).close()
         self.speakers = read_tensors(file) if file else {}
         self.runners = {
             name: runner for model in models.values() for name, runner in model.runners.items()

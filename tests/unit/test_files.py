@@ -140,6 +140,14 @@ def test_an_export_is_written_through_no_link(tmp_path, place):
     assert everything(tmp_path) == before
 
 
+def test_the_folder_of_an_export_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with staged_files(tmp_path / "out", "job") as part:
+        (part / "a").write_text("new")
+    assert everything(tmp_path / "disk") == {"a": b"new"}
+
+
 @pytest.mark.parametrize("place", ["meta.yaml", "train.list", "parts", "train", "lengths.png"])
 def test_a_preparation_is_written_through_no_link(tmp_path, place):
     out = tmp_path / "out"

@@ -12,7 +12,7 @@ class Markdown:
 
     def start(self, info: RunInfo) -> None:
         """Reads the rows up to the resumed step."""
-        self._path = info.directory.path / "losses.md"
+        self._path = info.directory.file("losses.md")
         self._rows: dict[int, str] = {}
         for line in self._path.read_text().splitlines()[2:] if self._path.exists() else ():
             step = int(line.split("|")[1])
