@@ -255,7 +255,7 @@ def read_key(path: Path) -> str:
     try:
         with pa.memory_map(str(path)) as file:
             return str((pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"").decode())
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
         return ""
 
 
