@@ -2,6 +2,7 @@
 # make test    all tests
 # make quick   the tests that take under two minutes
 # make check   lint, types, import contracts and tests
+# make chaos   harm of every kind to small runs, within 25 minutes; make fuzz: damaged files only
 # make test-gpu, make bench-gpu    the tests and the benchmark that need a GPU
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN := runs/demo
 TEXT ?= hello, the red lamp behind the house is old.
 
-.PHONY: demo test quick check lint format test-gpu bench-gpu clean
+.PHONY: demo test quick chaos fuzz check lint format test-gpu bench-gpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m cosyexp.prepare
@@ -29,6 +30,12 @@ test: $(VENV)/dev.stamp
 
 quick: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m quick --numprocesses=auto --maxprocesses=4 $(ARGS)
+
+chaos: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.chaos --only fuzz --minutes 60 --fuzz-seconds 60 $(ARGS)
 
 check: lint test
 

@@ -9,5 +9,11 @@ class UserError(ValueError):
     """
 
 
+def reason(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has none; for a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 class PeerRankError(UserError):
     """A peer rank failed; its error is the one to report."""

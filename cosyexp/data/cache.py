@@ -23,7 +23,7 @@ from cosyexp.data.fields import Field, cache_name
 from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.shards import read_rows
 from cosyexp.data.utterance import LACKS, Utterance
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.run.documents import DamagedFileError, open_regular
 from cosyexp.run.files import below, replace_file
 
@@ -42,7 +42,7 @@ def is_cached(shard: Path, field: Field) -> bool:
         open_regular(path).close()
         with pa.memory_map(str(path)) as file:
             return bool(pa.ipc.open_file(file).schema.metadata[b"shard"] == fingerprint(shard))
-    except (OSError, pa.ArrowInvalid, DamagedFileError, KeyError, TypeError):
+    except (OSError, pa.ArrowException, DamagedFileError, KeyError, TypeError):
         return False
 
 
@@ -138,6 +138,16 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
     bar.close()
 
 
+def _read(path: Path) -> pa.Table:
+    """Memory-maps a file of the cache; pyarrow would follow wrong offsets out of the file."""
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    table.validate()
+    for name in ("utt", "reason"):
+        table[name].validate(full=True)
+    return table
+
+
 class CachedField:
     """A cached field of a shard, whose values stay on disk until they are read.
 
@@ -148,17 +158,26 @@ class CachedField:
         lengths: time steps of each row, (rows,).
         good: whether a row can be used, (rows,).
         faulty: whether a row has a fault, other than lacking what it may lack, (rows,).
+
+    Raises:
+        UserError: if the file is damaged.
     """
 
     def __init__(self, shard: Path, field: Field) -> None:
         self._where = (shard, field)
-        with pa.memory_map(str(cache_path(shard, field))) as file:
-            table = pa.ipc.open_file(file).read_all()
-        lists = (
-            table["values"].combine_chunks()
-            if table["values"].num_chunks != 1
-            else table["values"].chunk(0)
-        )
+        path = cache_path(shard, field)
+        try:
+            table = _read(path)
+            lists = (
+                table["values"].combine_chunks()
+                if table["values"].num_chunks != 1
+                else table["values"].chunk(0)
+            )
+        except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({reason(error)}): remove it and repeat the command, which "
+                f"computes it again"
+            ) from None
         self.utts, self.reasons, self.width = table["utt"], table["reason"], field.width
         self._offsets = lists.offsets.to_numpy()
         self._values = lists.values.to_numpy()

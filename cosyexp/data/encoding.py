@@ -257,7 +257,7 @@ def read_key(path: Path) -> str:
         open_regular(path).close()
         with pa.memory_map(str(path)) as file:
             return str((pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"").decode())
-    except (OSError, pa.ArrowInvalid, DamagedFileError):
+    except (OSError, pa.ArrowException, DamagedFileError, UnicodeDecodeError):
         return ""
 
 

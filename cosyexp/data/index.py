@@ -5,6 +5,7 @@ rows is read.
 """
 
 import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +65,7 @@ def index_path(shard: Path, fields: Fields) -> Path:
 
 
 def _read(shard: Path, fields: Fields) -> Index | None:
-    """Returns None if there is no index, it belongs to another shard, or a field is missing."""
+    """Returns None if there is no intact index of this shard, or a field is missing."""
     path = index_path(shard, fields)
     try:
         open_regular(path).close()
@@ -75,14 +76,24 @@ def _read(shard: Path, fields: Fields) -> Index | None:
         ):
             return None
         columns = {name: table[name].to_numpy() for name in table.column_names}
+        if table.schema.metadata[b"checksum"] != _checksum(columns):
+            return None
         return Index(
             columns.pop("key"),
             columns.pop("good"),
             columns.pop("faulty"),
             {name: columns[f"size_{name}"] for name in fields},
         )
-    except (OSError, pa.ArrowInvalid, DamagedFileError, KeyError, TypeError):
+    except (OSError, pa.ArrowException, DamagedFileError, KeyError, TypeError, ValueError):
         return None
+
+
+def _checksum(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Returns a checksum of an index: a flipped bit would make other batches."""
+    total = 0
+    for name in sorted(columns):
+        total = zlib.crc32(np.ascontiguousarray(columns[name]).tobytes(), total)
+    return f"{total:08x}".encode()
 
 
 def _write(shard: Path, fields: Fields) -> None:
@@ -100,7 +111,8 @@ def _write(shard: Path, fields: Fields) -> None:
         "faulty": np.any([field.faulty for field in opened.values()], axis=0),
         **{f"size_{name}": field.lengths.astype(np.int32) for name, field in opened.items()},
     }
-    table = pa.table(columns).replace_schema_metadata({"shard": fingerprint(shard)})
+    notes = {"shard": fingerprint(shard), "checksum": _checksum(columns)}
+    table = pa.table(columns).replace_schema_metadata(notes)
     path = below(shard.parent, f"{shard.stem}.fields", index_path(shard, fields).name)
     with (
         replace_file(path) as file,

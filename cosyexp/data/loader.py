@@ -16,7 +16,7 @@ from cosyexp.data.batch import Batch
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
 from cosyexp.data.sampler import BatchSampler
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +120,12 @@ def with_worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].strip(". ") if str(error) else ""
-        if not reason.startswith("DataLoader worker"):
+        if not (what := reason(error)).startswith("DataLoader worker"):
             raise
         raise UserError(
-            f"a data worker ended ({reason}), as when memory or /dev/shm runs out: repeat the "
-            f"command to resume from the last checkpoint, perhaps with fewer data.workers="
+            f"a data worker ended ({what.rstrip('. ')}), as when memory or /dev/shm runs out: "
+            f"repeat the command to resume from the last checkpoint, perhaps with fewer "
+            f"data.workers="
         ) from None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.run.documents import DamagedFileError, open_regular, read_lines
 from cosyexp.run.files import replace_file
 
@@ -62,9 +62,10 @@ def open_shard(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"there is no data file {path}: prepare it, or correct its list") from None
-    except (pa.ArrowInvalid, OSError, DamagedFileError) as error:
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
         raise UserError(
-            f"{path} is not a readable parquet file (half-written?), prepare it again: {error}"
+            f"{path} is not a readable parquet file (half-written?), prepare it again: "
+            f"{reason(error)}"
         ) from None
 
 
@@ -92,8 +93,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         for batch in file.iter_batches(batch_size=64, columns=present):
             yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is damaged, prepare it again: {error}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged, prepare it again: {reason(error)}") from None
 
 
 def read_note(path: Path) -> str:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.registry import register
 from cosyexp.run.documents import LIST_SIZE, open_regular, read_bytes
 
@@ -230,10 +230,9 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
         tokenizer: Any = Qwen2Tokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the library's own have no common class
         raise UserError(
-            f"{folder} has no readable tokenizer ({reason}): "
+            f"{folder} has no readable tokenizer ({reason(error)}): "
             "give the folder of Qwen2 as family.tokenizer.folder="
         ) from None
     tokenizer.add_special_tokens(

@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from cosyexp.device import select_device
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.run.files import replace_file
 
@@ -62,7 +62,7 @@ class WhisperASR:
         except Exception as error:  # tokenizers raises a bare Exception
             raise UserError(
                 f"{folder} is not a Whisper model in CTranslate2's format "
-                f"({str(error).splitlines()[0]}): give another folder as asr="
+                f"({reason(error)}): give another folder as asr="
             ) from None
         self._view: Any = ctranslate2.StorageView
         self.mel = WhisperMel(self.model.n_mels)

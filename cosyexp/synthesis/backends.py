@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cosyexp.config import ExportedConfig, parse
 from cosyexp.device import inference_device
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.origin import check_origin
@@ -243,8 +243,7 @@ def _load(
     except UserError:
         raise
     except Exception as error:  # each runtime raises its own
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}): export it again") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}): export it again") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

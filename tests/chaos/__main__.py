@@ -1,6 +1,6 @@
 """Harms runs in many ways, and prints what was lost; the exit status is 1 if anything was.
 
-    python -m tests.chaos [--minutes 24] [--seed 0] [--only kill,disk] [--quick] [--write]
+    python -m tests.chaos [--minutes 22] [--seed 0] [--only kill,disk] [--quick] [--write]
 
 Each scenario is tried in turn, until all were tried as often as they should be, or time is up.
 `--write` puts the table into docs/reliability.md. Files of what was lost stay in the folder that is
@@ -30,11 +30,11 @@ BEGIN, END = "<!-- begin of the table of make chaos -->", "<!-- end of the table
 def arguments() -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=24, help="no try begins later")
+    parser.add_argument("--minutes", type=float, default=22, help="no try begins later")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     parser.add_argument("--quick", action="store_true", help="the short tier, each once")
-    parser.add_argument("--fuzz-seconds", type=float, default=20, help="for each kind of file")
+    parser.add_argument("--fuzz-seconds", type=float, default=5, help="for each kind of file")
     parser.add_argument("--write", action="store_true", help=f"the table into {PAGE.name}")
     return parser.parse_args()
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import statistics
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.jobs import wait_until
 from tests.chaos.runs import Chaos
@@ -30,11 +32,12 @@ def last_step(run: Path) -> int:
 
 @scenario("2,000 steps: growth of memory or open files", times=3)
 def grows(chaos: Chaos, turn: int) -> None:
-    """The largest values of the last steps are compared with those of steps 600 to 1000."""
+    """The last 400 steps are compared with steps 600 to 1000."""
     folder = chaos.new_folder()
     job = chaos.start(folder, MODELS[turn % 3], "ddp", *WORDS)
     process = Path(f"/proc/{job.pids[0]}")
-    early, late = [(0, 0)], [(0, 0)]
+    early: list[tuple[int, int]] = []
+    late: list[tuple[int, int]] = []
 
     def measured() -> bool:
         if not job.running():
@@ -50,6 +53,8 @@ def grows(chaos: Chaos, turn: int) -> None:
 
     wait_until(measured, "2,000 steps", 600)
     job.finish()
-    for i, what in enumerate(("bytes of memory", "open files")):
-        before, after = (max(sample[i] for sample in samples) for samples in (early, late))
+    typical = statistics.median_high  # a checkpoint that is being written is one more open file
+    kinds: list[tuple[str, Any]] = [("bytes of memory", max), ("open files", typical)]
+    for i, (what, of) in enumerate(kinds):
+        before, after = (of([sample[i] for sample in samples]) for samples in (early, late))
         assert 0 < after <= GROWTH * before, f"{what} grew from {before} to {after}"

@@ -43,7 +43,7 @@ class Chaos:
 
     folder: Path
     seed: int = 0
-    fuzz_seconds: float = 20.0
+    fuzz_seconds: float = 5.0
     only: Sequence[str] = ("",)
     _numbers: Iterator[int] = field(default_factory=count)
 

@@ -49,7 +49,7 @@ class Scenario:
         except NotHere as reason:
             self.skipped = str(reason)
         except Exception:
-            self.losses.append(f"turn {turn} in {chaos.folder}:\n{traceback.format_exc()}")
+            self.losses.append(f"turn {turn}:\n{traceback.format_exc()}")
         self.losses += [loss for part in self.parts for loss in part.losses]
         self.tried += not self.skipped
         self.seconds += time.monotonic() - began

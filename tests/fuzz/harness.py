@@ -1,6 +1,6 @@
 """Gives damaged files to a reader, in forks that are watched for time and memory.
 
-A reader may return, or raise a `UserError` of one line, or an error that its caller documents.
+A reader may return, raise what the apps print as one line, or an error that its caller documents.
 Anything else is a crash; so is a call of more than 5 seconds, or of 500 MB above the file's size.
 """
 
@@ -14,10 +14,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cosyexp.errors import UserError
+from cosyexp.cli.errors import user_message
 from tests.fuzz.mutate import mutated
 
 HANG = 5.0  # seconds
@@ -63,6 +64,8 @@ def fuzz(reader: Reader, seconds: float, seed: int, crashes: Path) -> Findings:
         crashes: folder for the inputs that crashed it.
     """
     content, findings = reader.path.read_bytes(), Findings()
+    with suppress(Exception):  # imports what it needs, before the forks
+        reader.read()
     limit = time.monotonic() + seconds
     with mmap.mmap(-1, 32) as shared:
         number = 0
@@ -154,12 +157,14 @@ def _calls(
             shared[:32] = struct.pack("qqqd", number, refused, len(damage), time.monotonic())
             try:
                 reader.read()
-            except UserError as error:
-                refused += 1
-                if not str(error).strip() or len(str(error).splitlines()) != 1:
-                    raise AssertionError(f"not one line: {error!r}") from None
             except reader.documented:
                 refused += 1
+            except Exception as error:
+                refused += 1
+                if (message := user_message(error)) is None:
+                    raise
+                if len(message.splitlines()) != 1:
+                    raise AssertionError(f"not one line: {error!r}") from None
             number += 1
         shared[:32] = struct.pack("qqqd", number, refused, 0, time.monotonic())
     except BaseException as error:

@@ -4,6 +4,7 @@ To read another corpus, write a class as in the other modules of this package, a
 `conf/corpus/`.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -48,6 +49,8 @@ class Recording:
         """
         if self.audio is not None:
             return self.audio
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise ValueError("the audio file is not a regular file")
         try:
             return read_bytes(Path(self.path), AUDIO_SIZE)
         except OSError as error:

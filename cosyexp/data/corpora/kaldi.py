@@ -3,6 +3,7 @@
 A line of each file is an utterance id, white space, and a value: in `wav.scp` an audio path.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Kaldi:
                 utt=utt,
                 text=texts.get(utt, ""),
                 speaker=speakers.get(utt, ""),
-                path=str(in_folder) if in_folder.exists() else path,
+                path=str(in_folder) if os.path.exists(in_folder) else path,
                 held_out=held_out(i, total, self.held_out),
                 instruct=instruct.get(utt, ""),
                 fault="" if utt in texts else f"{self.root}/text has no line for it",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Table:
                 utt=utt,
                 text=cells["text"],
                 speaker=cells["speaker"] if self.columns["speaker"] else self.name,
-                path=str(in_folder) if in_folder.exists() else cells["audio"],
+                path=str(in_folder) if os.path.exists(in_folder) else cells["audio"],
                 held_out=held_out(i, total, self.held_out),
                 instruct=cells["instruct"],
                 fault="" if cells["audio"] else f"line {number} of {self.path} has no audio file",
@@ -100,6 +101,6 @@ def json_row(line: str) -> Mapping[str, Any]:
     """Parses a line of JSON; returns an empty row if it is not a JSON object."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}

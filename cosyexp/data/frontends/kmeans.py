@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cosyexp.data.draws import keyed
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
+from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.registry import register
 from cosyexp.run.files import replacement
@@ -110,9 +111,16 @@ class KMeansTokenizer(FrontEnd):
 
     @classmethod
     def load(cls, path: Path) -> "KMeansTokenizer":
-        """Reads the file that `save` wrote."""
+        """Reads the file that `save` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         with TensorFile(path) as file:
-            return cls(file["codes"], int(file.metadata["rate"]))
+            try:
+                return cls(file["codes"], int(file.metadata["rate"]))
+            except (KeyError, ValueError):
+                raise UserError(f"{path} is damaged: prepare in another folder") from None
 
 
 @register("front_end")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
+from cosyexp.errors import UserError
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.registry import register
 from cosyexp.run.files import replacement
@@ -82,9 +83,16 @@ class MelSpeakerEncoder(FrontEnd):
 
     @classmethod
     def load(cls, path: Path) -> "MelSpeakerEncoder":
-        """Reads the file that `save` wrote."""
+        """Reads the file that `save` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         with TensorFile(path) as file:
-            return cls(file["mean"], file["std"], file["projection"])
+            try:
+                return cls(file["mean"], file["std"], file["projection"])
+            except KeyError:
+                raise UserError(f"{path} is damaged: prepare in another folder") from None
 
 
 @register("front_end")

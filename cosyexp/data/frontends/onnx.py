@@ -18,7 +18,7 @@ import torch
 
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd, Wanted
 from cosyexp.device import onnx_providers, select_device
-from cosyexp.errors import UserError
+from cosyexp.errors import UserError, reason
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.registry import register
 from cosyexp.run.documents import open_regular
@@ -48,7 +48,7 @@ def session(path: str, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # onnxruntime raises its own exception types
         raise UserError(
-            f"{path} cannot be opened as an ONNX model ({str(error).splitlines()[0]}): "
+            f"{path} cannot be opened as an ONNX model ({reason(error)}): "
             "give the path of another file"
         ) from None
 
@@ -70,9 +70,7 @@ def run(path: str, threads: int, inputs: Sequence[np.ndarray]) -> np.ndarray:
             None, dict(zip((node.name for node in opened.get_inputs()), inputs, strict=True))
         )[0]
     except Exception as error:  # onnxruntime raises its own exception types
-        raise ValueError(
-            f"{Path(path).name} fails on the audio ({str(error).splitlines()[0]})"
-        ) from None
+        raise ValueError(f"{Path(path).name} fails on the audio ({reason(error)})") from None
     return output
 
 
