@@ -117,7 +117,7 @@ def test_only_regular_files_are_read(read, make, tmp_path, monkeypatch):
         READERS[read](Path("a"))
 
 
-@pytest.mark.parametrize("read", READERS.keys() - {"JSON lines"})
+@pytest.mark.parametrize("read", [name for name in READERS if name != "JSON lines"])
 def test_nothing_large_is_read_whole(read, tmp_path):
     sparse(tmp_path / "a")
     with pytest.raises(UserError):
