@@ -23,6 +23,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cosyexp.arguments import OPTIMIZER, annotations, problem
 from cosyexp.errors import UserError
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -59,6 +60,8 @@ LISTED = {
     "optimizer": {f"torch.optim.{name}" for name in TORCH["optimizer"]},
     "module": {f"torch.nn.{name}" for name in TORCH["module"]},
 }
+# what a constructor raises at values that it cannot use, such as sizes that do not fit
+REFUSALS = (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError, MemoryError)
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 PLUGINS = "cosyexp.plugins"  # the entry-point group
 
@@ -140,9 +143,10 @@ def build(node: Any, role: str, *args: Any, **kwargs: Any) -> Any:
         cause = _innermost(error)
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, ValueError | TypeError):
-            name = str(node["_target_"]).rsplit(".", 1)[-1]
-            raise UserError(f"{name} cannot be built with these settings: {cause}") from None
+        if isinstance(cause, REFUSALS):
+            name, reason = str(node["_target_"]).rsplit(".", 1)[-1], str(cause).splitlines()[:1]
+            text = reason[0] if reason else type(cause).__name__
+            raise UserError(f"{name} cannot be built with these settings: {text}") from None
         raise
 
 
@@ -152,13 +156,18 @@ def get_class(node: Any, role: str) -> Any:
     return _find(str(node["_target_"]))
 
 
-def check(node: Any, role: str) -> None:
+def check(node: Any, role: str, path: str | None = None) -> None:
     """Checks a config node with all nodes inside it; nothing is built.
 
+    Args:
+        node, role: as in `build`.
+        path: key of the node in the config, for messages; None: that of the role.
+
     Raises:
-        UserError: a target is not registered for its role, or an argument is unknown.
+        UserError: a target is not registered for its role, or an argument is unknown, has another
+            type or is outside its range.
     """
-    _check(node, (role,), role)
+    _check(node, (role,), path or role)
 
 
 def _check(node: Any, roles: tuple[str, ...], path: str) -> None:
@@ -167,12 +176,11 @@ def _check(node: Any, roles: tuple[str, ...], path: str) -> None:
         raise UserError(f"{path} holds the interpolation {node!r}, in which a _target_ could hide")
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_target(node, roles, path)
-        elif roles != NESTED:
+            return _check_target(node, roles, path)
+        if roles != NESTED:
             raise UserError(f"{path} has no _target_: name the class that it builds")
         for key, value in node.items():
-            if key != "_target_":
-                _check(value, NESTED, f"{path}.{key}")
+            _check(value, NESTED, f"{path}.{key}")
     elif roles != NESTED:
         raise UserError(f"{path}={node!r} is not a mapping with a _target_")
     elif isinstance(node, Sequence) and not isinstance(node, str):
@@ -207,8 +215,10 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
         whole = inspect.isclass(found) or inspect.isfunction(found)
         if not whole or not f"{module}.".startswith(f"{package}."):
             raise UserError(f"{path}._target_={target} is not defined in the package {package}")
-    known = _parameters(found)
-    for key in node:
+    known, typed = _parameters(found), annotations(found)
+    if "optimizer" in roles and listed:
+        typed = {**typed, **OPTIMIZER}
+    for key, value in node.items():
         if key in ("_target_", "_partial_"):
             continue
         taken = known is None or key in known
@@ -217,6 +227,9 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
             hint = f": it takes {', '.join(known) or 'none'}" if known is not None else ""
             hint = f": did you mean {near[0]}?" if near else hint
             raise UserError(f"{path}.{key} is not an argument of {target.split('.')[-1]}{hint}")
+        _check(value, NESTED, f"{path}.{key}")
+        if fault := problem(value, typed.get(key, Any), strict=package in ("cosyexp", None)):
+            raise UserError(f"{path}.{key}={value} {fault}")
 
 
 def _find(target: str) -> Any:

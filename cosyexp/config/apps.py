@@ -112,7 +112,7 @@ class TrainConfig(ExportedConfig, AppConfig):
     logger: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: int = setting(0, ge=0)
     run_dir: str = "???"
     init_from: str | None = None
     init_strict: bool = True
@@ -261,7 +261,7 @@ class SynthesizeConfig(AppConfig):
     trusted_exports: bool = False
     device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"
-    seed: int = 0
+    seed: int = setting(0, ge=0)
 
 
 @dataclass
@@ -287,11 +287,11 @@ class PrepareConfig(AppConfig):
     shard_size: int = setting(200, ge=1)
     fit_on: int = setting(2000, ge=1)
     max_seconds: float = setting(30.0, gt=0)
-    processes: int = setting(2, ge=1)
+    processes: int = setting(2, ge=1, le=1024)
     max_bad: float = setting(0.05, ge=0, le=1)
     cache: list[str] = field(default_factory=list)
     inspect: str | None = None
-    seed: int = 0
+    seed: int = setting(0, ge=0)
 
 
 @dataclass
@@ -323,7 +323,7 @@ class PreferConfig(AppConfig):
     weights: str = "best"
     batch_size: int = setting(16, ge=1)
     limit: int | None = setting(None, ge=1)
-    seed: int = 0
+    seed: int = setting(0, ge=0)
     flow: str | None = None
     hifigan: str | None = None
     asr: str | None = None

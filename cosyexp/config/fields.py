@@ -2,19 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from cosyexp.errors import UserError
 
 Config = TypeVar("Config")
+LARGEST = 10**18  # whole numbers have 64 bits in data and tensors
 Node = dict[str, Any]  # a config node with a _target_, or one of free keys
 
 
 def setting(
     default: Any = MISSING,
     *,
+    default_factory: Callable[[], Any] | None = None,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -26,12 +28,16 @@ def setting(
 
     Args:
         default: the default value; the field is required if it is missing.
+        default_factory: makes the default value instead; the range of a list is that of its items.
         words: strings that are allowed besides whole numbers in a field of type Any.
         hint: what to do about a value outside the range.
     """
     bounds = {">=": ge, ">": gt, "<=": le, "<": lt}
-    metadata = {"bounds": {sign: b for sign, b in bounds.items() if b is not None}}
-    return field(default=default, metadata={**metadata, "words": words, "hint": hint})
+    given = {sign: bound for sign, bound in bounds.items() if bound is not None}
+    metadata = {"bounds": given, "words": words, "hint": hint}
+    if default_factory is not None:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def parse(schema: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
@@ -82,12 +88,31 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[s
             yield from _leaves(value, f"{path}.")
         else:
             yield path, value, f.metadata
+            yield from _inner(path, value)
+
+
+def _inner(path: str, value: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yields the numbers in a node that stays plain; they have no range here, but are finite."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _inner(f"{path}.{key}", item)
+            yield f"{path}.{key}", item, {}
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _inner(f"{path}[{i}]", item)
+            yield f"{path}[{i}]", item, {}
 
 
 def _check_range(path: str, value: Any, metadata: Mapping[str, Any]) -> None:
     bounds, words = metadata.get("bounds", {}), metadata.get("words", ())
     if (value is None and not words) or (isinstance(value, str) and value in words):
         return
+    if isinstance(value, list) and bounds and not words:
+        for i, item in enumerate(value):
+            _check_range(f"{path}[{i}]", item, metadata)
+        return
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{path}={value} must be a number up to {LARGEST:g}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}={value} must be a finite number")
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items())

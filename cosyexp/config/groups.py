@@ -80,7 +80,7 @@ class FamilyConfig:
     speech_vocabulary: int = setting(512, ge=1)
     text_vocabulary: int = setting(34, ge=1)
     speaker_dim: int = setting(192, ge=1)
-    speech_per_text: list[float] = field(default_factory=lambda: [1.0, 8.0])
+    speech_per_text: list[float] = setting(default_factory=lambda: [1.0, 8.0], gt=0)
     instruct: str | None = None
     sampler: Node = field(default_factory=dict)
     guidance: float = setting(0.0, ge=0)
@@ -144,12 +144,12 @@ class DataConfig:
     speakers: str | None = None
     use_spk_embedding: bool = False
     max_frames: int = setting(2000, ge=1)
-    repeats: list[float] | None = None
+    repeats: list[float] | None = setting(None, gt=0)
     longest: int | None = setting(None, ge=1)
     limit: int | None = setting(None, ge=1)
     max_bad: float = setting(0.05, ge=0, le=1)
-    workers: int = setting(0, ge=0)
-    processes: int = setting(2, ge=1)
+    workers: int = setting(0, ge=0, le=1024)
+    processes: int = setting(2, ge=1, le=1024)
     dir: str | None = "???"
     corpus: Any = None
 
@@ -168,9 +168,9 @@ class EngineConfig:
         activation_checkpointing: recompute the activations of those blocks in the backward pass.
     """
 
-    nproc_per_node: Any = setting("auto", ge=1, words=("auto",))
-    threads: int | None = setting(None, ge=1)
-    timeout: float = setting(1800.0, gt=0)
+    nproc_per_node: Any = setting("auto", ge=1, le=1024, words=("auto",))
+    threads: int | None = setting(None, ge=1, le=1024)
+    timeout: float = setting(1800.0, gt=0, le=604800)
     compile: bool = False
     activation_checkpointing: bool = False
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cosyexp.arguments import Count, Share
 from cosyexp.registry import register
 
 
@@ -46,9 +47,9 @@ class Layout:
 
     speaker: bool
     vocabulary: int
-    eos: int = 0
-    fill_token: int | None = None
-    interleaved: float = 0.0
+    eos: Count = 0
+    fill_token: Count | None = None
+    interleaved: Share = 0.0
     block: tuple[int, int] = (5, 15)
 
     def in_blocks(self, texts: int, speeches: int, coin: float) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cosyexp.arguments import Fraction
 from cosyexp.data.collators.llm import LanguageBatch
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
@@ -32,7 +33,7 @@ class Language:
     units = ("tokens",)
 
     def __init__(
-        self, network: nn.Module, *, optimizer: Any, scheduler: Any, smoothing: float = 0.0
+        self, network: nn.Module, *, optimizer: Any, scheduler: Any, smoothing: Fraction = 0.0
     ) -> None:
         self.network, self.smoothing = network, smoothing
         self.trainables: Mapping[str, Trainable] = {"llm": Trainable(network, optimizer, scheduler)}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cosyexp.arguments import Finite, Positive, Share
 from cosyexp.data.collators.preference import PreferenceBatch
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
@@ -57,9 +58,9 @@ class Preference:
         optimizer: Any,
         scheduler: Any,
         loss: str = "dpo",
-        beta: float = 5.0,
-        smoothing: float = 0.0,
-        margin: float = 2.5,
+        beta: Positive = 5.0,
+        smoothing: Share = 0.0,
+        margin: Finite = 2.5,
         normalize: str = "length",
         sft_weight: float = 1.0,
         cache_reference: bool = False,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cosyexp.arguments import Count
 from cosyexp.data.draws import keyed
 from cosyexp.errors import UserError
 from cosyexp.evaluation.asr import WhisperASR
@@ -41,7 +42,7 @@ class WordErrorRate:
         hifigan: str | None,
         asr: str | None = None,
         language: str | None = None,
-        seed: int = 0,
+        seed: Count = 0,
         device: str = "auto",
     ) -> None:
         if not (flow and hifigan):

@@ -19,7 +19,7 @@ from cosyexp.data.prepared import check_family
 from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Objective, ReferenceObjective
-from cosyexp.registry import build, trust
+from cosyexp.registry import REFUSALS, build, trust
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
@@ -28,6 +28,7 @@ from cosyexp.run.logs import console, log_file
 from cosyexp.run.weights import init_weights, weights_of
 from cosyexp.training.engines.base import Engine
 from cosyexp.training.loggers.base import Logger, RunInfo
+from cosyexp.training.nodes import check_nodes, engine_node
 from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
 
@@ -79,6 +80,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         UserError: a setting or a file cannot be used, or the run directory holds another run.
     """
     trust(config.trusted)
+    check_nodes(config)
     run = RunDirectory(config.run_dir)
     with ExitStack() as stack:
         run.refuse_links()
@@ -155,9 +157,8 @@ def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
 
 def build_engine(config: TrainConfig) -> Engine:
     """Builds the engine, which joins the process group."""
-    node = {k: v for k, v in config.engine.items() if k not in ("nproc_per_node", "threads")}
     trainer = config.trainer
-    engine: Engine = build(node, "engine")(
+    engine: Engine = build(engine_node(config), "engine")(
         precision=trainer.precision.value,
         max_grad_norm=trainer.max_grad_norm,
         ema=trainer.ema,
@@ -182,12 +183,12 @@ def build_objective(config: TrainConfig) -> Objective:
         objective: Objective = build(config.objective, "objective")(network)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:  # of a partial, which Hydra does not call
+    except REFUSALS as error:  # of a partial, which Hydra does not call
         raise UserError(f"objective cannot be built with these settings: {error}") from None
     for name, trainable in objective.trainables.items():
         try:  # checks its settings
             trainable.optimizer([torch.nn.Parameter(torch.zeros(1))])
-        except (ValueError, TypeError) as error:
+        except REFUSALS as error:
             keywords = getattr(trainable.optimizer, "keywords", {})
             settings = ", ".join(f"{key}={value}" for key, value in keywords.items())
             raise UserError(

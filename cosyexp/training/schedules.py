@@ -5,17 +5,18 @@ learning rate, and returns the learning rate of the next update. Its other argum
 config. To add a schedule, write a function here and a YAML in `conf/scheduler/`.
 """
 
+from cosyexp.arguments import Count
 from cosyexp.registry import register
 
 
 @register("scheduler")
-def constant(update: int, lr: float, *, warmup: int = 0) -> float:
+def constant(update: int, lr: float, *, warmup: Count = 0) -> float:
     """Returns `lr`, after a linear rise over `warmup` updates."""
     return lr * min((update + 1) / (warmup + 1), 1.0)
 
 
 @register("scheduler")
-def warmup(update: int, lr: float, *, steps: int) -> float:
+def warmup(update: int, lr: float, *, steps: Count) -> float:
     """Rises linearly to `lr` over `steps` updates, then decays with the inverse square root.
 
     It is the schedule of Vaswani et al. (2017, "Attention Is All You Need", eq. 3), scaled to peak
@@ -32,7 +33,7 @@ def noam_hold(
     update: int,
     lr: float,
     *,
-    steps: int,
+    steps: Count,
     warmup: float = 0.0,
     hold: float = 0.0,
     decay: float = 0.5,

@@ -151,6 +151,13 @@ def test_without_validation_data_the_losses_are_kept(folder):
         assert trainer.progress.best is not None
 
 
+def test_a_callback_that_monitors_the_validation_needs_validation_data(folder):
+    words = ["data.valid=null", "callbacks=early_stopping"]
+    with pytest.raises(UserError, match=r"callbacks\.early_stopping .* data\.valid=null"):
+        train(Job(job(folder, *words)))
+    assert not (folder.parent / "run/config.yaml").exists()
+
+
 # comparing
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosyexp.arguments import Share
 from cosyexp.data.batch import Batch, lengths, pad
 from cosyexp.data.collators.base import Row
 from cosyexp.data.draws import Draws
@@ -77,9 +78,9 @@ class FlowCollator:
         sample_rate: int,
         mel: Mapping[str, Any],
         frames_per_token: int | None = None,
-        drop: float = 0.2,
-        prompt: float = 0.3,
-        streaming: float = 0.0,
+        drop: Share = 0.2,
+        prompt: Share = 0.3,
+        streaming: Share = 0.0,
     ) -> None:
         self.frames_per_token = frames_per_token
         self.drop, self.prompt, self.streaming = drop, prompt, streaming

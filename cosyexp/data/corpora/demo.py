@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 
+from cosyexp.arguments import Count, Fraction
 from cosyexp.data.corpora.base import Recording
 from cosyexp.data.draws import keyed
 from cosyexp.errors import UserError
@@ -96,8 +97,8 @@ class Demo:
 
     name: str
     minutes: float
-    held_out: float
-    seed: int
+    held_out: Fraction
+    seed: Count
 
     def __len__(self) -> int:
         return max(round(self.minutes * 60 / SECONDS), 2 * len(VOICES))

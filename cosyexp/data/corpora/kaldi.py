@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosyexp.arguments import Fraction
 from cosyexp.data.corpora.base import Recording, held_out, text_lines
 from cosyexp.errors import UserError
 from cosyexp.registry import register
@@ -30,7 +31,7 @@ class Kaldi:
 
     name: str
     root: str
-    held_out: float
+    held_out: Fraction
 
     def _pairs(self, name: str) -> Iterator[tuple[str, str]]:
         for _, line in text_lines(Path(self.root) / name, HINT):

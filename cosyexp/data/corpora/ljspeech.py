@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosyexp.arguments import Fraction
 from cosyexp.data.corpora.base import Recording, text_lines
 from cosyexp.errors import UserError
 from cosyexp.registry import register
@@ -22,7 +23,7 @@ class LJSpeech:
 
     name: str
     root: str
-    held_out: float
+    held_out: Fraction
 
     def _lines(self) -> Iterator[str]:
         path = Path(self.root) / "metadata.csv"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosyexp.arguments import Fraction
 from cosyexp.data.corpora.base import Recording, held_out, text_lines
 from cosyexp.errors import UserError
 from cosyexp.registry import register
@@ -37,7 +38,7 @@ class Table:
     path: str
     columns: Mapping[str, str | None]
     delimiter: str | None
-    held_out: float
+    held_out: Fraction
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         return text_lines(Path(self.path), HINT)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cosyexp.arguments import Count, Fraction
 from cosyexp.models.flow.parts import PaddedConv, time_features
 from cosyexp.models.layers.attention import SelfAttention
 from cosyexp.models.layers.encoder import visible_keys
@@ -232,8 +233,8 @@ class DiT(nn.Module):
         hidden: int,
         kernel: int = 31,
         groups: int = 16,
-        chunk: int = 0,
-        dropout: float = 0.1,
+        chunk: Count = 0,
+        dropout: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.chunk = chunk

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from cosyexp.arguments import Count
 from cosyexp.models.flow.length_regulator import LengthRegulator
 from cosyexp.models.flow.matching import FlowMatching
 from cosyexp.models.flow.parts import LookAhead
@@ -170,9 +171,9 @@ class MaskedDiffWithXvec(FlowNetwork):
         mel_bins: int,
         encoder: Encoder,
         estimator: nn.Module,
-        regulator_layers: int = 4,
-        edge_tokens: int = 0,
-        edge_frames: int = 0,
+        regulator_layers: Count = 4,
+        edge_tokens: Count = 0,
+        edge_frames: Count = 0,
         padding: str = "own",
     ) -> None:
         super().__init__(speech_vocabulary, encoder.in_width, speaker_dim, mel_bins)
@@ -275,7 +276,7 @@ class CausalMaskedDiffWithDiT(FlowNetwork):
         speaker_dim: int,
         mel_bins: int,
         frames_per_token: int,
-        look_ahead: int,
+        look_ahead: Count,
         hidden: int,
         estimator: nn.Module,
     ) -> None:

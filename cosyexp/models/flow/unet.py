@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cosyexp.arguments import Count, Fraction
 from cosyexp.models.flow.parts import PaddedConv, time_features
 from cosyexp.models.flow.transformer import TransformerBlock
 from cosyexp.models.layers.encoder import visible_keys
@@ -155,10 +156,10 @@ class Level(nn.ModuleList):
         channels: int,
         out: int,
         time: int,
-        blocks: int,
+        blocks: Count,
         heads: int,
         head_width: int,
-        dropout: float,
+        dropout: Fraction,
         causal: bool,
         end: nn.Module | None,
     ) -> None:
@@ -223,13 +224,13 @@ class UNet(nn.Module):
         *,
         mel_bins: int,
         channels: Sequence[int],
-        blocks: int,
-        mid_blocks: int,
+        blocks: Count,
+        mid_blocks: Count,
         heads: int,
         head_width: int,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
         causal: bool = False,
-        chunk: int = 0,
+        chunk: Count = 0,
         padding: str = "own",
     ) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor, nn
 
+from cosyexp.arguments import Count, Fraction
 from cosyexp.models.flow.parts import LookAhead, PaddedConv
 from cosyexp.models.layers.attention import distance_table
 from cosyexp.models.layers.encoder import ConformerLayer, InputEmbedding, valid_mask, visible_keys
@@ -65,12 +66,12 @@ class UpsamplingEncoder(nn.Module):
         heads: int,
         hidden: int,
         blocks: int,
-        up_blocks: int,
+        up_blocks: Count,
         factor: int,
-        look_ahead: int,
-        chunk: int,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
+        look_ahead: Count,
+        chunk: Count,
+        dropout: Fraction = 0.1,
+        attention_dropout: Fraction = 0.1,
         padding: str = "own",
     ) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cosyexp.arguments import Count
 from cosyexp.models.hifigan.convolutions import convolution, downsampling, entrance, upsampling
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import ConvolutionalSTFT
@@ -162,7 +163,7 @@ class HiFTGenerator(nn.Module):
         source_dilations: Sequence[int] | Sequence[Sequence[int]] | None = None,
         n_fft: int = 16,
         n_hop: int = 4,
-        look_ahead: int | None = None,
+        look_ahead: Count | None = None,
         leak: float = 0.1,
         loudest: float = 0.99,
     ) -> None:

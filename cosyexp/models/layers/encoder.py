@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cosyexp.arguments import Count, Fraction
 from cosyexp.models.layers.attention import RelativeAttention, distance_table
 from cosyexp.registry import register
 
@@ -186,9 +187,9 @@ class Encoder(nn.Module):
         hidden: int,
         blocks: int,
         layer: str = "conformer",
-        chunk: int = 0,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
+        chunk: Count = 0,
+        dropout: Fraction = 0.1,
+        attention_dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
         layer_class = {"conformer": ConformerLayer, "transformer": TransformerLayer}[layer]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
+from cosyexp.arguments import Count
 from cosyexp.models.llm.sequence import take
 from cosyexp.registry import register
 
@@ -63,8 +64,8 @@ class QwenLM(nn.Module):
         *,
         text_vocabulary: int,
         speech_vocabulary: int,
-        special_tokens: int,
-        sos_task_ids: Sequence[int] | None,
+        special_tokens: Count,
+        sos_task_ids: Sequence[Count] | None,
         bias: bool,
         width: int,
         layers: int,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cosyexp.arguments import Count, Share
 from cosyexp.registry import register
 
 # Draws an index from non-negative weights, which need not add up to one.
@@ -51,10 +52,10 @@ def ras(
     history: Sequence[int],
     draw: Draw,
     *,
-    top_p: float = 0.8,
+    top_p: Share = 0.8,
     top_k: int = 25,
-    window: int = 10,
-    repetition: float = 0.1,
+    window: Count = 10,
+    repetition: Share = 0.1,
 ) -> int:
     """Repetition-aware sampling (Chen et al. 2024, "VALL-E 2", section 3.2).
 

@@ -5,12 +5,13 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cosyexp.arguments import Range
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
 from cosyexp.registry import register
@@ -32,6 +33,8 @@ OURS = {
     "bf16": "trainer.precision",
     "torch_autocast": "trainer.precision",
 }
+
+Stage = Annotated[int, Range(ge=0, le=3)]
 
 
 @register("engine")
@@ -61,7 +64,7 @@ class DeepSpeed(BaseEngine):
     def __init__(
         self,
         *,
-        stage: int = 2,
+        stage: Stage = 2,
         offload_optimizer: bool = False,
         offload_weights: bool = False,
         ds_config: str | None = None,
