@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from cosyexp.errors import UserError
-from cosyexp.run.files import write_text
+from cosyexp.run.documents import DamagedFileError, open_regular, read_text
+from cosyexp.run.files import below, write_text
 
 STAMP = "fingerprint.txt"
 
@@ -40,12 +41,12 @@ def fingerprints(shards: Sequence[Path], processes: int) -> list[bytes]:
 
 @cache
 def _hash(shard: Path, stamp: str) -> bytes:
-    path = shard.with_suffix(".fields") / STAMP
-    with suppress(OSError, ValueError):
-        known, digest = path.read_text().split()
+    path = below(shard.parent, f"{shard.stem}.fields", STAMP)
+    with suppress(OSError, ValueError, DamagedFileError):
+        known, digest = read_text(path).split()
         if known == stamp:
             return digest.encode()
-    with open(shard, "rb") as file:
+    with open_regular(shard) as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     with suppress(OSError):  # data that cannot be written to are read at each start
         write_text(path, f"{stamp} {digest}\n")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cosyexp.errors import UserError
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.documents import Fields, read_json_lines, read_yaml
-from cosyexp.run.files import replacement
+from cosyexp.run.files import replace_file
 
 SPEED = "time/samples_per_second"
 FEW = 30  # points; so few are marked
@@ -104,5 +104,5 @@ def plot(runs: Sequence[RunCurves], path: Path) -> None:
         panel.set_axis_off()
     handles = panels[0].get_lines()
     figure.legend(handles, [run.name for run in runs], loc="outside lower left")
-    with replacement(path) as part:
-        figure.savefig(part, format="png", dpi=DPI)
+    with replace_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)

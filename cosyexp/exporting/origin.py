@@ -9,12 +9,13 @@ runs only with `trusted_exports=true`.
 
 import logging
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import file_hash
+from cosyexp.run.documents import open_regular
+from cosyexp.run.files import append
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,10 @@ def remember(written: Iterable[str]) -> None:
     If the record cannot be written, as in a container without a home, a warning says so.
     """
     try:
-        path = record()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        with open(os.open(path, flags, 0o600), "w") as file:
+        with append(record(), mode=0o600) as file:
             # in one write, which other exports do not interrupt; the first line ends a torn one
             file.write("".join(f"\n{value}" for value in sorted(written)))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, UserError) as error:
         log.warning(
             "the export cannot be recorded as yours (%s): to run it, add trusted_exports=true",
             error,
@@ -83,12 +81,11 @@ def known() -> set[str]:
     """
     try:
         path = record()
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            own = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-            if not own or not stat.S_ISREG(status.st_mode):
+            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise UserError(f"{path} can be written by others: remove it, and export again")
-            return set(file.read().split())
+            return set(file.read().decode().split())
     except (OSError, RuntimeError, UnicodeDecodeError):
         return set()
 

@@ -6,7 +6,6 @@ is limited, and values are strings, numbers, booleans, lists and mappings with s
 """
 
 import json
-import math
 import os
 import re
 import stat
@@ -252,14 +251,17 @@ class Fields:
         return value
 
     def numbers(self, key: str) -> dict[str, float]:
-        """Returns a mapping from names to numbers, NaN for null; empty if it is missing."""
+        """Returns a mapping from names to numbers; empty if it is missing.
+
+        A name without a number, which stands for one that was not finite, is left out.
+        """
         value = self.content.get(key) or {}
         if not isinstance(value, dict) or not all(
             item is None or (isinstance(item, int | float) and not isinstance(item, bool))
             for item in value.values()
         ):
             self._refuse(key, "a mapping from names to numbers")
-        return {name: math.nan if item is None else float(item) for name, item in value.items()}
+        return {name: float(item) for name, item in value.items() if item is not None}
 
     def counts(self, key: str) -> dict[str, int]:
         """Returns a mapping from names to whole numbers; empty if it is missing."""

@@ -126,15 +126,19 @@ def copy_file(source: Path, path: Path, limit: int = COPY_SIZE) -> None:
         shutil.copyfileobj(content, file)
 
 
-def append(path: Path) -> IO[str]:
+def append(path: Path, mode: int = MODE) -> IO[str]:
     """Opens a text file for appending, line by line; it and its folder are created if missing.
+
+    Args:
+        path: the file.
+        mode: its permissions if it is new.
 
     Raises:
         UserError: the path is a symbolic link, or anything but a file.
     """
     refuse_link(path)
     make_folder(path.parent)
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | SAFE, MODE)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | SAFE, mode)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UserError(f"{path} is not a file: remove it, or give another folder")

@@ -38,6 +38,7 @@ def refuse_other_network(node: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: it has other tensors, or cannot be built.
     """
+    outside = not get_class(node, "network").__module__.startswith("cosyexp.")
     stored = stored_shapes(path)
     try:
         # a weight with a norm is registered three times, before and after the norm is added
@@ -46,9 +47,9 @@ def refuse_other_network(node: Mapping[str, Any], path: Path) -> None:
     except UserError:
         raise
     except Exception:
-        if get_class(node, "network").__module__.startswith("cosyexp."):
-            raise
-        return  # code that the user trusts may need numbers to build its network
+        if outside:
+            return  # code that the user trusts may need numbers to build its network
+        raise
     expected = network.state_dict()
     refuse_other_shapes(shapes_of(expected), stored, path)
     extra = sum(b.nbytes for name, b in network.named_buffers() if name not in expected)

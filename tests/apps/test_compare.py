@@ -1,6 +1,7 @@
 """The compare app: a table of runs, and a picture of their curves."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -23,9 +24,7 @@ def runs(data: Path, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def rows(output: str) -> list[dict[str, str]]:
     """Returns the printed table; columns are two spaces or more apart."""
     lines = [line for line in output.splitlines() if line.startswith(("run ", "slow", "fast"))]
-    starts = [
-        i for i in range(len(lines[0])) if i == 0 or lines[0][i - 2 : i] == "  " != lines[0][i]
-    ]
+    starts = [0, *(gap.end() for gap in re.finditer("  +", lines[0]))]
     cells = [
         [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
         for line in lines

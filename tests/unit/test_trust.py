@@ -193,7 +193,7 @@ CODE = {
     "pickle.loads": (),
     "Unpickler": (),
     "np.load": (),
-    "yaml.load": (),
+    "yaml.load": ("cosyexp/run/documents.py",),  # with a safe loader
     "unsafe_load": (),
     "full_load": (),
 }
