@@ -90,6 +90,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         if engine.rank == 0:  # before the newest checkpoint is read: a running training writes more
             stack.enter_context(run.lock())
         engine.all_gather(None)
+        # again, as another process may have trained here until the lock was free
+        previous, changes = _previous_config(run, config)
         checkpoint = run.checkpoints.latest() if previous else None
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
         _set_threads(engine_config(config.engine).threads, checkpoint)
