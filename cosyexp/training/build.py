@@ -93,6 +93,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
             stack.enter_context(run.lock())
             run.remove_partial()
         engine.all_gather(None)
+        # again, as another process may have trained here until the lock was free
+        previous, changes = _previous_config(run, config)
         checkpoint = run.checkpoints.latest() if previous else None
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
         _set_threads(engine_config(config.engine).threads, checkpoint)

@@ -1,7 +1,7 @@
 """Signals at chosen points, and two trainings in one directory: the run ends as its twin."""
 
 from tests.chaos.kills import finish
-from tests.chaos.runs import ENGINES, Chaos, assert_same_end, assert_sentence
+from tests.chaos.runs import ENGINES, STEPS, Chaos, assert_same_end, assert_sentence
 from tests.chaos.scenarios import scenario
 from tests.resume.stopper import POINTS
 from tests.support import MODELS
@@ -41,4 +41,15 @@ def two_at_once(chaos: Chaos, turn: int) -> None:
     for result in results:
         if result.returncode:
             assert_sentence(result.stderr, "another process is training in run")
+    assert_same_end(folder / "run", straight)
+
+
+@scenario("a second training that gets the lock when the first is done", times=1)
+def late(chaos: Chaos, turn: int) -> None:
+    """It looks at the run again, instead of training over it from scratch."""
+    straight = chaos.run_of("llm")
+    folder = chaos.new_folder()
+    second = chaos.start(folder, output=chaos.new_folder(), instead={0: ("tests.chaos.late",)})
+    chaos.start(folder).finish()
+    assert f"resuming at step {STEPS}" in second.finish()
     assert_same_end(folder / "run", straight)
