@@ -112,14 +112,10 @@ def read_yaml(path: Path, aliases: int = 0) -> Any:
         FileNotFoundError: there is no such file.
         DamagedFileError: it cannot be read, or holds other values than JSON does.
     """
-    text, depth, found = read_text(path), 0, 0
+    text, found = read_text(path), 0
     try:
         for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
             found += isinstance(event, yaml.AliasEvent)
-            if depth > DEPTH:
-                raise DamagedFileError(path, f"it is nested more than {DEPTH} deep")
             if found > aliases:
                 raise DamagedFileError(path, "it has aliases")
             if number > NODES:

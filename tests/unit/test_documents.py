@@ -271,6 +271,9 @@ def test_weights_without_a_hash_are_never_taken(tmp_path):
             find_weights(RunDirectory(run.path), choice)
     write_yaml(path / META, meta)
     assert find_weights(RunDirectory(run.path), "ema") == path / "ema.safetensors"
+    add(run, 2)
+    with pytest.raises(UserError, match="has no checkpoint for weights=ema"):
+        find_weights(RunDirectory(run.path), "ema")
 
 
 @pytest.mark.parametrize("hashes", ["", "sha256: {}", f"sha256: {{other: {DIGEST}}}", BOMB])
@@ -528,7 +531,6 @@ CALLS = {
 HUNDRED = struct.pack("<Q", 10**11)
 FILES: dict[str, Callable[[Path], Any]] = {
     **{name: partial(saved, content={"a": call}) for name, call in CALLS.items()},
-    "compressed": lambda path: repack(path, lambda n, c: c, zipfile.ZIP_DEFLATED),
     "storages share bytes": share_bytes,
     # 200 numbers: K 200, as size of a storage and, before a 1-tuple, of a tensor
     "storage larger than its bytes": in_pickle(b"K\xc8t", b"M\xff\xfft"),
@@ -565,6 +567,12 @@ def test_a_tensor_without_numbers_is_not_averaged(tensor, tmp_path):
     saved(tmp_path / "a.pt", {"a": tensor})
     with pytest.raises(UserError, match="holds a in a layout that cannot be read in pieces"):
         open_weights(tmp_path / "a.pt")
+
+
+def test_a_compressed_pt_file_is_one_sentence(tmp_path):
+    repack(tmp_path / "a.pt", lambda n, c: c, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"a\.pt \(its entries are compressed\)"):
+        load_pickle(tmp_path / "a.pt")
 
 
 def test_tensors_that_overlap_are_not_averaged(tmp_path):

@@ -306,6 +306,14 @@ def test_a_folder_whose_replacement_was_interrupted_comes_back(tmp_path, monkeyp
     assert found.corruption() is None and found.step == 1
 
 
+def test_a_folder_that_is_begun_again_is_not_lost(tmp_path):
+    old = tmp_path / "a.old.tmp"
+    old.mkdir()
+    (old / "file").write_text("old")
+    begin_folder(tmp_path / "a")
+    assert everything(tmp_path) == {"a": None, "a/file": b"old", "a.tmp": None}
+
+
 def test_a_committed_folder_replaces_the_one_before(tmp_path):
     for content in ("old", "new"):
         part = begin_folder(tmp_path / "a.b")

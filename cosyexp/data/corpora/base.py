@@ -55,6 +55,8 @@ class Recording:
             return read_bytes(Path(self.path), AUDIO_SIZE)
         except OSError as error:
             raise ValueError(f"the audio file cannot be read ({error.strerror})") from None
+        except DamagedFileError as error:
+            raise ValueError(f"the audio file cannot be read ({error.reason})") from None
 
 
 class Corpus(Protocol):
