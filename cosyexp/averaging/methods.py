@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from cosyexp.arguments import Positive
 from cosyexp.averaging.candidates import Candidate
 from cosyexp.averaging.mean import combine
 from cosyexp.errors import UserError
@@ -99,15 +100,11 @@ class Weighted:
     Args:
         temperature: in units of the metric; large values approach the plain mean.
 
-    Raises:
-        ValueError: the temperature is not positive.
     """
 
     uses_metric, running_sums = True, False
 
-    def __init__(self, *, temperature: float = 0.1) -> None:
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature={temperature:g} must be > 0, in units of the metric")
+    def __init__(self, *, temperature: Positive = 0.1) -> None:
         self.temperature, self.suffix = temperature, f"weighted{temperature:g}"
 
     def __call__(
