@@ -99,7 +99,6 @@ class Weighted:
 
     Args:
         temperature: in units of the metric; large values approach the plain mean.
-
     """
 
     uses_metric, running_sums = True, False

@@ -24,6 +24,10 @@ class OnNonfinite(Enum):
     skip = "skip"
 
 
+# What happens when a checkpoint cannot be written, as on a full disk.
+OnError = Enum("OnError", {"stop": "stop", "continue": "continue"})
+
+
 @dataclass
 class MelConfig:
     """Settings of the log-mel spectrogram.
@@ -218,11 +222,14 @@ class CheckpointConfig:
         every: steps between checkpoints.
         keep_last: how many of the newest are kept.
         keep_best: how many of those with the lowest validation loss are kept.
+        on_error: when one cannot be written, stop, or continue until the next; the last one of a
+            run must be written.
     """
 
     every: int = setting(500, ge=0)
     keep_last: int = setting(3, ge=0)
     keep_best: int = setting(5, ge=0)
+    on_error: OnError = OnError.stop
 
 
 def engine_config(engine: Mapping[str, Any]) -> EngineConfig:

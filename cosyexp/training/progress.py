@@ -1,7 +1,10 @@
 """The progress of a run, which is saved in every checkpoint."""
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,23 @@ class Progress:
     best: float | None = None
     validation: str | None = None
     seconds: float = 0.0
+
+    def add_validation(self, losses: Mapping[str, float], data: str) -> None:
+        """Records the losses of a validation at this step.
+
+        Args:
+            losses: by name.
+            data: fingerprint of the validation data.
+        """
+        self.validated, self.losses, self.validation = self.step, dict(losses), data
+        if math.isfinite(losses["loss"]):
+            self.best = min(losses["loss"], math.inf if self.best is None else self.best)
+
+    def validation_meta(self) -> dict[str, Any]:
+        """Returns what the `meta.yaml` of a checkpoint says of a validation at this step."""
+        if self.validated != self.step:
+            return {"loss_dict": {}, "validation": None}
+        return {"loss_dict": self.losses, "validation": self.validation}
 
     def use_validation(self, data: str) -> bool:
         """Forgets the validation losses if they were measured on other data.

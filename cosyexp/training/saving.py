@@ -10,6 +10,7 @@ import torch
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import Checkpoint, Checkpoints
 from cosyexp.run.files import create, make_folder
+from cosyexp.run.folders import remove_tree
 from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.training.engines.base import Engine
@@ -35,33 +36,78 @@ def save(
         trainables: names of the trainables.
         state: the trainer's state, of tensors and plain values.
         meta: the content of the checkpoint's `meta.yaml`.
+
+    Raises:
+        OSError: a rank could not write its files. It is raised on all ranks, and nothing is left of
+            the checkpoint.
     """
-    folder = Path(
-        engine.all_gather(str(checkpoints.begin(meta["step"])) if engine.rank == 0 else "")[0]
-    )
-    for name in trainables:
-        write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
-    for name, mean in engine.weight_averages().items():
-        write_weights(folder / f"{name}.safetensors", mean, engine.rank)
-    engine_state = engine.save_state(folder / OPTIMIZER)
-    if engine.rank == 0 or engine_state:
-        content = io.BytesIO()
-        torch.save(
-            {
-                "engine": engine_state,
-                "optimizer_layout": engine.optimizer_layout,
-                **(state if engine.rank == 0 else {}),
-            },
-            content,
-        )
-        make_folder(folder / "trainer")
-        with create(folder / "trainer" / f"rank_{engine.rank}.pt") as file:
-            file.write(content.getbuffer())
-    engine.all_gather(None)  # waits until every rank has written its files
-    if engine.rank == 0:
-        checkpoints.commit(folder, meta)
-    engine.all_gather(None)
+    writing = Writing(engine)
+    with writing:
+        begun = str(checkpoints.begin(meta["step"])) if engine.rank == 0 else ""
+    folder = Path(writing.gather(begun)[0])
+    try:
+        for name in trainables:
+            with writing:
+                write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
+        for name, mean in engine.weight_averages().items():
+            with writing:
+                write_weights(folder / f"{name}.safetensors", mean, engine.rank)
+        with writing:
+            engine_state = engine.save_state(folder / OPTIMIZER)
+            if engine.rank == 0 or engine_state:
+                own = state if engine.rank == 0 else {}
+                _write_state(folder, engine, {"engine": engine_state, **own})
+        writing.gather()
+        with writing:
+            if engine.rank == 0:
+                checkpoints.commit(folder, meta)
+        writing.gather()
+    except OSError:
+        if engine.rank == 0:
+            remove_tree(folder)
+        raise
     return folder.with_suffix("")
+
+
+def _write_state(folder: Path, engine: Engine, state: Mapping[str, Any]) -> None:
+    content = io.BytesIO()
+    torch.save({"optimizer_layout": engine.optimizer_layout, **state}, content)
+    make_folder(folder / "trainer")
+    with create(folder / "trainer" / f"rank_{engine.rank}.pt") as file:
+        file.write(content.getbuffer())
+
+
+class Writing:
+    """A context manager that keeps a failure to write until `gather` tells it to all ranks.
+
+    The other ranks would wait for one that left at once.
+
+    Args:
+        engine: of this rank.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.failure: OSError | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, OSError):
+            self.failure = self.failure or error
+        return isinstance(error, OSError)
+
+    def gather(self, value: str = "") -> list[str]:
+        """Returns a value of each rank, once all ranks are here.
+
+        Raises:
+            OSError: one of them failed; raised on all.
+        """
+        ranks = self.engine.all_gather((self.failure, value))
+        if failure := next((failure for failure, _ in ranks if failure), None):
+            raise failure
+        return [value for _, value in ranks]
 
 
 def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:

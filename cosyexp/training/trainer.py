@@ -17,7 +17,6 @@ and ends with the same weights.
 """
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cosyexp.config import CheckpointConfig, TrainerConfig
+from cosyexp.config import CheckpointConfig, OnError, TrainerConfig
 from cosyexp.data.batch import Batch
 from cosyexp.data.loader import Loader, LoaderState, MicroBatch, ValidationLoader
 from cosyexp.objectives.base import Loss, Metric, Objective
@@ -42,7 +41,7 @@ from cosyexp.training.nonfinite import NonFiniteGuard
 from cosyexp.training.progress import Progress
 from cosyexp.training.seeding import seed_forward
 from cosyexp.training.signals import StopRequest
-from cosyexp.training.validation import eval_mode, validation_losses
+from cosyexp.training.validation import eval_mode, log_preview, validation_losses
 
 log = logging.getLogger(__name__)
 
@@ -175,14 +174,10 @@ class Trainer:
             )
             if losses is None:
                 return False
-            self._log_preview()
-        progress = self.progress
-        progress.validated, progress.losses = progress.step, losses
-        progress.validation = self.validation.dataset.fingerprint
+            progress = self.progress
+            log_preview(self.objective, self.engine, self.preview, self.loggers, progress.step)
+        progress.add_validation(losses, self.validation.dataset.fingerprint)
         self.saved = -1  # a checkpoint without these losses is renewed
-        if math.isfinite(losses["loss"]):
-            known = [] if progress.best is None else [progress.best]
-            progress.best = min([losses["loss"], *known])
         self.log({f"valid/{name}": value for name, value in losses.items()})
         log.info("step %d: validation loss %.4f", progress.step, losses["loss"])
         self._call("on_validation_end", losses)
@@ -192,11 +187,9 @@ class Trainer:
     def done(self) -> bool:
         """Whether this is the last step."""
         steps, epochs = self.config.steps, self.config.epochs
-        if steps is not None and self.progress.step >= steps:
-            return True
-        if epochs is not None and self.loader.state.epoch >= epochs:
-            return True
-        return self._ended_by_callback
+        all_steps = steps is not None and self.progress.step >= steps
+        all_epochs = epochs is not None and self.loader.state.epoch >= epochs
+        return all_steps or all_epochs or self._ended_by_callback
 
     def log(self, values: Mapping[str, float]) -> None:
         """Sends values to the loggers, at the current step; a name has one value per step."""
@@ -210,6 +203,9 @@ class Trainer:
 
         Args:
             tag: why it is written: "step", "stop" or "last".
+
+        Raises:
+            OSError: it cannot be written, and is the last, or `on_error` does not let it go.
         """
         self.nonfinite_guard.check(self.progress.step)
         for logger in self.loggers:
@@ -222,19 +218,22 @@ class Trainer:
             "fingerprint": self.loader.dataset.fingerprint,
             "callbacks": {name: c.state_dict() for name, c in self.callbacks.items()},
         }
-        validated = progress.validated == progress.step
         meta = {
             "step": progress.step,
             "epoch": self.loader.state.epoch,
             "samples": progress.samples,
-            "loss_dict": progress.losses if validated else {},
-            "validation": progress.validation if validated else None,
+            **progress.validation_meta(),
             "tag": tag,
             "threads": torch.get_num_threads(),
         }
-        path = saving.save(
-            self.run.checkpoints, self.engine, self.objective.trainables, state, meta
-        )
+        trainables, checkpoints = self.objective.trainables, self.run.checkpoints
+        try:
+            path = saving.save(checkpoints, self.engine, trainables, state, meta)
+        except OSError as error:
+            if tag != "step" or self.retention.on_error is OnError.stop:
+                raise
+            log.warning("step %d: no checkpoint, training goes on (%s)", progress.step, error)
+            return
         self._call("on_save", path)
         if self.engine.rank == 0:
             self.run.checkpoints.prune(self.retention.keep_last, self.keep_best)
@@ -326,15 +325,6 @@ class Trainer:
         own = {name: sums.state_dict() for name, sums in self.sums.items()}
         ranks = self.engine.all_gather(own)
         return {name: merged([states[name] for states in ranks]) for name in own}
-
-    def _log_preview(self) -> None:
-        """Shows some validation utterances in the loggers."""
-        if self.preview is None:
-            return
-        with self.engine.autocast():
-            for name, media in self.objective.preview(self.preview.to(self.engine.device)):
-                for logger in self.loggers:
-                    logger.log_media(self.progress.step, name, media)
 
     def _due(self, every: int) -> bool:
         return self.done or (every > 0 and self.progress.step % every == 0)

@@ -1,13 +1,15 @@
 """Computes validation losses, during a training or of any weights of a run's network."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from cosyexp.data.batch import Batch
 from cosyexp.data.loader import ValidationLoader
 from cosyexp.objectives.base import Metric, Objective
 from cosyexp.training.engines.base import Engine
+from cosyexp.training.loggers.base import Logger
 from cosyexp.training.meters import means, to_host
 
 
@@ -23,6 +25,22 @@ def eval_mode(objective: Objective) -> Iterator[None]:
     finally:
         for module in modules:
             module.train()
+
+
+def log_preview(
+    objective: Objective,
+    engine: Engine,
+    preview: Batch | None,
+    loggers: Sequence[Logger],
+    step: int,
+) -> None:
+    """Shows some utterances, if there are any, in the loggers; called within `eval_mode`."""
+    if preview is None:
+        return
+    with engine.autocast():
+        for name, media in objective.preview(preview.to(engine.device)):
+            for logger in loggers:
+                logger.log_media(step, name, media)
 
 
 def measured_names(

@@ -12,6 +12,7 @@ from warnings import catch_warnings
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -27,6 +28,9 @@ def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The `state_dict` without its tensors, for `load_shards`.
+
+    Raises:
+        OSError: a rank could not write its shards; raised on all ranks.
     """
     make_folder(folder)
     tensors, rest = {}, {}
@@ -35,7 +39,11 @@ def save_shards(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
             {f"{i}.{key}": value for key, value in entry.items() if isinstance(value, Tensor)}
         )
         rest[i] = {key: value for key, value in entry.items() if not isinstance(value, Tensor)}
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    try:
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise cause if isinstance(cause, OSError) else OSError(str(cause)) from None
     return {**state, "state": rest}
 
 
