@@ -585,7 +585,10 @@ def test_tensors_that_overlap_are_not_averaged(tmp_path):
 
 def test_sound_pt_files_are_read(tmp_path):
     whole = torch.arange(24.0)
+    tagged: Any = torch.arange(3.0)
+    tagged.tag = "an attribute"
     content: dict[str, Any] = {
+        "g": tagged,
         "a": whole[:12].view(3, 4).T,
         "b": torch.nn.Parameter(whole[12:].bfloat16()),
         "c": whole.to(torch.float8_e4m3fn),
@@ -594,6 +597,7 @@ def test_sound_pt_files_are_read(tmp_path):
     }
     saved(tmp_path / "a.pt", content)
     found = load_pickle(tmp_path / "a.pt")
+    assert torch.equal(found["g"], tagged)
     assert torch.equal(found["a"], content["a"]) and torch.equal(found["b"], content["b"])
     assert found["d"][1:] == content["d"][1:] and found["step"] == 2**40
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
