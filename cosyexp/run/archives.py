@@ -208,11 +208,17 @@ class _Reader(pickle._Unpickler):
             UnpicklingError: it makes neither tensors nor plain values.
         """
         full, value = f"{module}.{name}", getattr(torch, name, None)
-        makers = {
+        makers: dict[str, Any] = {
             "collections.OrderedDict": lambda: OrderedDict(),
             "torch.Size": lambda sizes: sizes,
             "torch.serialization._get_layout": lambda layout: layout,
+            "torch.Tensor": "torch.Tensor",
+            # tensors that have attributes, as those of DeepSpeed
+            "torch._tensor._rebuild_from_type_v2": lambda maker, kind, values, state: maker(
+                *values
+            ),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_tensor_v3": self._typed_tensor,
         }

@@ -438,7 +438,8 @@ def test_a_hostile_header_length_is_one_sentence(length, tmp_path):
         TensorFile(path)
 
 
-def test_a_sparse_file_is_not_allocated(tmp_path):
+def test_a_sparse_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(TensorFile, "piece", lambda *_: pytest.fail("numbers were read"))
     header = {"a": {"dtype": "U8", "shape": [2**33], "data_offsets": [0, 2**33]}}
     path = tensor_file(tmp_path / "a.safetensors", header, 2**33)  # 8 GB, of which none is stored
     with pytest.raises(UserError, match=r"do not fit the network|unable to mmap"):
@@ -584,7 +585,10 @@ def test_tensors_that_overlap_are_not_averaged(tmp_path):
 
 def test_sound_pt_files_are_read(tmp_path):
     whole = torch.arange(24.0)
+    tagged: Any = torch.arange(3.0)
+    tagged.tag = "an attribute"
     content: dict[str, Any] = {
+        "g": tagged,
         "a": whole[:12].view(3, 4).T,
         "b": torch.nn.Parameter(whole[12:].bfloat16()),
         "c": whole.to(torch.float8_e4m3fn),
@@ -593,6 +597,7 @@ def test_sound_pt_files_are_read(tmp_path):
     }
     saved(tmp_path / "a.pt", content)
     found = load_pickle(tmp_path / "a.pt")
+    assert torch.equal(found["g"], tagged)
     assert torch.equal(found["a"], content["a"]) and torch.equal(found["b"], content["b"])
     assert found["d"][1:] == content["d"][1:] and found["step"] == 2**40
     network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
