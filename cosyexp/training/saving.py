@@ -41,9 +41,10 @@ def save(
         OSError: a rank could not write its files. It is raised on all ranks, and nothing is left of
             the checkpoint.
     """
-    writing = Writing(engine)
+    writing, begun = Writing(engine), ""
     with writing:
-        begun = str(checkpoints.begin(meta["step"])) if engine.rank == 0 else ""
+        if engine.rank == 0:
+            begun = str(checkpoints.begin(meta["step"]))
     folder = Path(writing.gather(begun)[0])
     try:
         for name in trainables:

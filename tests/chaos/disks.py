@@ -2,13 +2,14 @@
 
 from tests.chaos.jobs import wait_until
 from tests.chaos.kills import finish
-from tests.chaos.runs import Chaos, assert_sentence
+from tests.chaos.runs import ENGINES, Chaos, assert_same_end, assert_sentence
 from tests.chaos.scenarios import NotHere, scenario
 from tests.disks import NO_DISK, leave, small_disk
 from tests.resume.checks import newest
 from tests.support import MODELS, contents
 
 WITHOUT_ROOT = ("tests.chaos.without_root",)
+GOES_ON = "no checkpoint, training goes on"
 
 
 @scenario("a full disk of 3 MB", times=6)
@@ -61,3 +62,23 @@ def permission_lost(chaos: Chaos, turn: int) -> None:
     assert_sentence(failed.stderr, "checkpoints", "ermission denied")
     chaos.start(folder, model, instead={0: WITHOUT_ROOT}).finish()
     finish(chaos, folder, model, "ddp")
+
+
+@scenario("checkpoints that cannot be written, on_error=continue", times=2, quick=True)
+def training_goes_on(chaos: Chaos, turn: int) -> None:
+    """All ranks go on without them, and write those that come later."""
+    engine = ("ddp", "fsdp x2")[turn]
+    words = ["trainer.steps=200", "trainer.valid_every=50", "checkpoint.every=10"]
+    words += ["checkpoint.keep_best=0", "checkpoint.on_error=continue"]
+    straight, folder = chaos.run_of("llm", engine, *words), chaos.new_folder()
+    ranks = dict.fromkeys(range(ENGINES[engine][0]), WITHOUT_ROOT)
+    job = chaos.start(folder, "llm", engine, *words, instead=ranks)
+    wait_until(lambda: newest(folder / "run") >= 0 or not job.running(), "a checkpoint")
+    (folder / "run/checkpoints").chmod(0o555)
+    log = folder / "run/logs/rank_0.log"
+    wait_until(lambda: GOES_ON in log.read_text() or not job.running(), "a failure")
+    (folder / "run/checkpoints").chmod(0o755)
+    ended = job.result()
+    assert not ended.returncode, ended.stderr
+    assert GOES_ON in log.read_text()
+    assert_same_end(folder / "run", straight)
