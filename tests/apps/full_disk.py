@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cosyexp.run.files
-import cosyexp.run.tensors
 
 
 def no_space() -> OSError:
@@ -39,36 +38,28 @@ class FullFile:
         self.file.close()
 
 
-def full_from(module: Any, times: int) -> None:
+def kind(name: str) -> str:
+    """Returns which kind of files a file is of."""
+    if ".safetensors" in name:
+        return "tensors"
+    return "state" if name.startswith("rank_") else "files"
+
+
+def full_at(where: str, times: int) -> None:
+    """Makes the disk full at the n-th file of a kind; all files are written by one module."""
     written = []
 
-    def opened(path: Any, mode: str = "r") -> Any:
-        file = open(path, mode)  # noqa: SIM115
-        written.extend([path] if "w" in mode else [])
-        return FullFile(file) if "w" in mode and len(written) == times else file
+    def opened(handle: Any, mode: str, **options: Any) -> Any:
+        file = open(handle, mode, **options)  # noqa: SIM115
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        written.extend([path] if mode == "wb" and kind(path.name) == where else [])
+        return FullFile(file) if written[times - 1 :] == [path] else file
 
-    module.open = opened
-
-
-def full_state(times: int) -> None:
-    write, written = Path.write_bytes, []
-
-    def write_bytes(path: Path, content: Any) -> int:
-        written.append(path)
-        if len(written) < times:
-            return write(path, content)
-        write(path, content[: len(content) // 2])
-        raise no_space()
-
-    Path.write_bytes = write_bytes  # type: ignore[method-assign, assignment]
+    cosyexp.run.files.open = opened  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
     where, times, app, *words = sys.argv[1:]
-    {
-        "tensors": lambda n: full_from(cosyexp.run.tensors, n),
-        "files": lambda n: full_from(cosyexp.run.files, n),
-        "state": full_state,
-    }[where](int(times))
+    full_at(where, int(times))
     sys.argv[1:] = words
     importlib.import_module(f"cosyexp.{app}").main()

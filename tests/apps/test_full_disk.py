@@ -17,13 +17,13 @@ def test_a_disk_that_is_full_at_any_file_of_a_checkpoint_loses_nothing(
     trained, data, warm, tmp_path
 ):
     words = train_words("llm", data, "trainer.steps=4", "run_dir=run")
-    at_the_second_checkpoint = [("tensors", 2), ("state", 1), ("files", 4)]
+    at_the_second_checkpoint = [("tensors", 3), ("state", 1), ("files", 5)]
     for where, times in at_the_second_checkpoint:
         result = warm.module("tests.apps.full_disk", where, times, "train", *words, cwd=tmp_path)
         assert result.stderr.strip() == sentence(
             result, FULL, "free some space and repeat the command"
         )
-        newest = Checkpoints(tmp_path / "run/checkpoints").latest()
+        newest = Checkpoints(tmp_path / "run").latest()
         assert newest is not None and newest.step == 0
     config = (tmp_path / "run/config.yaml").read_bytes()
     sentence(warm.module("tests.apps.full_disk", "files", 1, "train", *words, cwd=tmp_path), FULL)

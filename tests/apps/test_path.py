@@ -197,7 +197,7 @@ def test_a_checkpoint_names_its_files_and_losses(model, trained):
         if model == "hifigan"
         else {f"{model}.safetensors"}
     )
-    found = Checkpoints(trained / "runs/demo" / model / "checkpoints").all()
+    found = Checkpoints(trained / "runs/demo" / model).all()
     valid = {
         line["step"]: line["valid/loss"]
         for line in metrics(trained / "runs/demo" / model)
