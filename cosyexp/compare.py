@@ -10,6 +10,7 @@ its step, the other losses and metrics of that validation, and utterances per se
 
 Examples
   python -m cosyexp.compare run_dir=runs/demo/llm,runs/mine/llm
+  python -m cosyexp.compare run_dir=runs/demo/llm
   python -m cosyexp.compare run_dir=a,b metric=acc metric_mode=max out=accuracy.png
 """
 

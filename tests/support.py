@@ -210,7 +210,10 @@ def contents(folder: Path) -> dict[str, str]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in (".arrow", ".log") and path.name != ".lock"
+        if path.is_file()
+        and path.suffix != ".log"
+        and path.name != ".lock"
+        and path.parent.suffix != ".fields"
     ]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

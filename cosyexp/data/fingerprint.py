@@ -25,12 +25,7 @@ def fingerprint(shard: Path) -> bytes:
     Raises:
         UserError: if the shard does not exist.
     """
-    try:
-        status = os.stat(shard)
-    except FileNotFoundError:
-        raise UserError(f"there is no data file {shard}: prepare it, or correct its list") from None
-    # the change time is new even if the modification time is copied
-    return _hash(shard, f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}")
+    return _hash(shard, _stamp(shard))
 
 
 def fingerprints(shards: Sequence[Path], processes: int) -> list[bytes]:
@@ -39,15 +34,37 @@ def fingerprints(shards: Sequence[Path], processes: int) -> list[bytes]:
         return list(pool.map(fingerprint, shards))
 
 
+def keep_fingerprint(shard: Path) -> None:
+    """Writes the fingerprint next to the fields of a shard, so that the next start reads it."""
+    stamp = _stamp(shard)
+    with suppress(OSError):  # data that cannot be written to are read at each start
+        write_text(_path(shard), f"{stamp} {_hash(shard, stamp).decode()}\n")
+
+
+def _path(shard: Path) -> Path:
+    return below(shard.parent, f"{shard.stem}.fields", STAMP)
+
+
+def _stamp(shard: Path) -> str:
+    """Returns what changes with a file: its size and times."""
+    try:
+        status = os.stat(shard)
+    except FileNotFoundError:
+        raise UserError(f"there is no data file {shard}: prepare it, or correct its list") from None
+    # the change time is new even if the modification time is copied
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+
+
 @cache
 def _hash(shard: Path, stamp: str) -> bytes:
-    path = below(shard.parent, f"{shard.stem}.fields", STAMP)
+    path = _path(shard)
     with suppress(OSError, ValueError, DamagedFileError):
         known, digest = read_text(path).split()
         if known == stamp:
             return digest.encode()
     with open_regular(shard) as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    with suppress(OSError):  # data that cannot be written to are read at each start
-        write_text(path, f"{stamp} {digest}\n")
+    if path.parent.is_dir():  # otherwise it is written with the fields, if the shard has any
+        with suppress(OSError):
+            write_text(path, f"{stamp} {digest}\n")
     return digest.encode()

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.fields import Field
-from cosyexp.data.fingerprint import fingerprint, fingerprints
+from cosyexp.data.fingerprint import fingerprint, fingerprints, keep_fingerprint
 from cosyexp.run.documents import DamagedFileError, open_regular
 from cosyexp.run.files import below, replace_file
 
@@ -119,6 +119,7 @@ def _write(shard: Path, fields: Fields) -> None:
         pa.ipc.new_file(file, table.schema) as writer,
     ):
         writer.write_table(table)
+    keep_fingerprint(shard)
 
 
 def _known(index: Index | None) -> Index:

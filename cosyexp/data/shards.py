@@ -127,7 +127,7 @@ def read_list(path: str) -> list[Path]:
             f"{path} is not a data list: name a text file with one parquet path per line"
         ) from None
     shards = [
-        listed.parent / line if (listed.parent / line).exists() else Path(line).expanduser()
+        listed.parent / line if (listed.parent / line).exists() else Path(os.path.expanduser(line))
         for line in lines
         if line
     ]

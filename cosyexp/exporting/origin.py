@@ -15,7 +15,7 @@ from pathlib import Path
 from cosyexp.errors import UserError
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.documents import open_regular
-from cosyexp.run.files import append
+from cosyexp.run.files import append, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ def remember(written: Iterable[str]) -> None:
     If the record cannot be written, as in a container without a home, a warning says so.
     """
     try:
+        make_folder(record().parent, mode=0o700)
         with append(record(), mode=0o600) as file:
             # in one write, which other exports do not interrupt; the first line ends a torn one
             file.write("".join(f"\n{value}" for value in sorted(written)))
@@ -81,6 +82,8 @@ def known() -> set[str]:
     """
     try:
         path = record()
+        if path.is_symlink():
+            return set()
         with open_regular(path) as file:
             status = os.fstat(file.fileno())
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:

@@ -145,9 +145,9 @@ def append(path: Path, mode: int = MODE) -> IO[str]:
     return open(handle, "a", buffering=1, encoding="utf-8")
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder, and those above it, unless it is there."""
-    path.mkdir(parents=True, exist_ok=True)
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Creates a folder, with permissions before the umask, unless it is there."""
+    path.mkdir(mode, parents=True, exist_ok=True)
 
 
 def remove_file(path: Path) -> None:

@@ -154,7 +154,7 @@ ON_RUNS = {
     "no temperature": (
         "average",
         ["run_dir=runs/demo/llm", "num=2", "method=weighted", "method.temperature=0"],
-        ["temperature=0 must be > 0"],
+        ["temperature=0 must be a number > 0"],
     ),
     "no running sums": (
         "average",

@@ -112,7 +112,7 @@ def hostile(
         "lying": (bytes(lying), {}, "cut short"),
         "prose": (b"this is no sound at all\n" * 100, {}, "cannot be decoded"),
         "missing": (None, {}, "cannot be read (No such file or directory)"),
-        "folder": (None, {"wav": "."}, "cannot be read (it is not a regular file)"),
+        "folder": (None, {"wav": "."}, "is not a regular file"),
         "unnamed": (None, {"wav": ""}, "has no audio file"),
         "mute": (wav, {"text": "  "}, "it has no text"),
         "latin": (

@@ -20,7 +20,7 @@ from cosyexp.averaging.select import Selection, select
 from cosyexp.cli.compose import compose_train
 from cosyexp.config import TrainConfig
 from cosyexp.data.dataset import Dataset
-from cosyexp.data.fingerprint import _hash, fingerprint
+from cosyexp.data.fingerprint import _hash, fingerprint, keep_fingerprint
 from cosyexp.data.shards import write_shard
 from cosyexp.errors import UserError
 from cosyexp.objectives.preference import Preference
@@ -95,6 +95,8 @@ def test_a_shard_is_read_again_only_if_it_changed(folder, monkeypatch):
     shard, read = folder / "train.parquet", Mock(wraps=hashlib.file_digest)
     monkeypatch.setattr(hashlib, "file_digest", read)
     first = fingerprint(shard)
+    (folder / "train.fields").mkdir()
+    keep_fingerprint(shard)
     _hash.cache_clear()  # as in another process
     assert fingerprint(shard) == first and read.call_count == 1
     other_tokens(shard)
