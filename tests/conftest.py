@@ -35,7 +35,9 @@ SLOW = (
 )
 # Folders of the quick tier, without the files above and these.
 QUICK = ("unit/", "parity/")
-NOT_QUICK = tuple(f"unit/test_{name}.py" for name in ("devices", "flow", "hifigan", "run"))
+NOT_QUICK = tuple(
+    f"unit/test_{name}.py" for name in ("devices", "engines", "flow", "hifigan", "run", "values")
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,15 +14,11 @@ from tests.chaos.scenarios import NotHere, Scenario, table
 from tests.support import ROOT, environment
 
 SHORT = (
-    "the file of a rank missing",
     "a folder that cannot be written",
     "two trainings in one directory",
     "a loss that is not finite on one rank of two: stop",
     "a data worker killed",
-)
-READERS = (
-    *("weights as", "fitted", "parquet", "data list", "cached", "encoded part"),
-    *("vocabulary", "tokenizer", "corpus", "audio"),
+    "fuzz: ",  # every reader, for a moment
 )
 
 
@@ -35,11 +31,10 @@ def chaos(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def result() -> subprocess.CompletedProcess[str]:
     """The output of the short tier."""
-    only = ",".join([*SHORT, *(f"fuzz: {reader}" for reader in READERS)])
-    return chaos("--quick", "--fuzz-seconds=0.6", f"--only={only}")
+    return chaos("--quick", "--fuzz-seconds=0.3", f"--only={','.join(SHORT)}")
 
 
-@pytest.mark.parametrize("name", [*SHORT, *(f"fuzz: {reader}" for reader in READERS)])
+@pytest.mark.parametrize("name", SHORT)
 def test_nothing_is_lost(name, result):
     rows = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
     own = [row for row in rows if row[0].startswith(f"| {name}")]

@@ -1,8 +1,5 @@
 """A run of flow that is killed and started again ends like an uninterrupted one, bit by bit."""
 
-import pytest
 
-
-@pytest.mark.parametrize("variant", ["plain", "workers"])
-def test_killed_and_started_again(variant, kill_and_restart):
-    kill_and_restart("flow", variant)
+def test_killed_and_started_again(kill_and_restart):
+    kill_and_restart("flow", "workers")
