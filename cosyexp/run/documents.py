@@ -155,18 +155,19 @@ def parse_json(text: str, path: Path) -> Any:
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields the lines of a file with a JSON value in each, and the values.
 
-    It ends before a line that cannot be read, as a killed process leaves one.
+    A line that cannot be read is left out, as a killed process leaves one; a very long line ends
+    the lines.
 
     Raises:
         DamagedFileError: it is not a regular file.
     """
     with open_regular(path) as file:
-        while line := file.readline(SIZE):
+        while (line := file.readline(SIZE)) and len(line) < SIZE:
             try:
                 text = line.decode()
                 yield text, parse_json(text, path)
             except (UnicodeDecodeError, DamagedFileError):
-                return
+                continue
 
 
 def _check_values(value: Any, path: Path, depth: int = 0) -> None:

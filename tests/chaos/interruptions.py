@@ -1,7 +1,7 @@
 """Signals at chosen points, and two trainings in one directory: the run ends as its twin."""
 
-from tests.chaos.kills import finish
-from tests.chaos.runs import ENGINES, STEPS, Chaos, assert_same_end, assert_sentence
+from tests.chaos.kills import COMBINATIONS, finish
+from tests.chaos.runs import STEPS, Chaos, assert_same_end, assert_sentence
 from tests.chaos.scenarios import scenario
 from tests.resume.stopper import POINTS
 from tests.support import MODELS
@@ -14,7 +14,7 @@ TURNS = [(point, name) for name in SIGNALS for point in POINTS]
 def signalled(chaos: Chaos, turn: int) -> None:
     """Before the loop, a signal ends the process; in it, the run saves and ends well."""
     point, name = TURNS[turn]
-    model, engine = MODELS[turn % 3], list(ENGINES)[turn % len(ENGINES)]
+    model, engine = COMBINATIONS[turn % len(COMBINATIONS)]
     chaos.run_of(model, engine)
     folder = chaos.new_folder()
     stopper = ("tests.resume.stopper", f"{point}/{name}")

@@ -41,6 +41,7 @@ def fork(work: Callable[[], object]) -> int:
     status = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         work()
         status = 0
     except SystemExit as end:

@@ -28,7 +28,12 @@ AIMED = {
     "metrics": 6,
     "start": 6,
 }
-COMBINATIONS = [(model, engine) for engine in ENGINES for model in MODELS]
+COMBINATIONS = [
+    (model, engine)
+    for engine in ENGINES
+    for model in MODELS
+    if (model, engine) != ("hifigan", "fsdp x2")  # fsdp trains one network
+]
 
 
 @scenario("SIGKILL at a random time", times=30)
@@ -49,7 +54,7 @@ def killed_at_random(chaos: Chaos, turn: int) -> None:
 @scenario("SIGKILL between write, sync and rename, at start-up, in metrics", times=30)
 def killed_at_a_point(chaos: Chaos, turn: int) -> None:
     """A rank kills itself at a chosen point; what starts the ranks kills the others."""
-    model, engine = COMBINATIONS[(turn * 5) % len(COMBINATIONS)]
+    model, engine = COMBINATIONS[(turn * 4) % len(COMBINATIONS)]
     point = list(AIMED)[turn % len(AIMED)]
     chaos.run_of(model, engine)
     folder = chaos.new_folder()

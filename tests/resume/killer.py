@@ -85,7 +85,7 @@ def is_checkpoint(source: object, _: object) -> bool:
 
 def cut_to_half(handle: int) -> None:
     if stat.S_ISREG((state := os.fstat(handle)).st_mode):
-        os.ftruncate(handle, state.st_size // 2)
+        os.truncate(f"/proc/self/fd/{handle}", state.st_size // 2)  # also if it is open to read
 
 
 def log_half(logger: JsonLines, step: int, epoch: int, values: Any) -> None:

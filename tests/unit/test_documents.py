@@ -336,15 +336,16 @@ def test_a_hostile_record_of_a_logger_is_one_sentence(text, tmp_path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"step": "2"}', '{"step": null}', "[" * 99999, "\xff"]
 )
-def test_metrics_are_cut_at_a_damaged_line(line, tmp_path):
+def test_a_damaged_line_of_metrics_is_dropped_and_the_others_stay(line, tmp_path):
     run = make_run(tmp_path / "run")
-    lines = ['{"step": 1}', line, '{"step": 2}', ""]
+    lines = ['{"step": 1}', line, '{"step": 2}', '{"step": 3}', ""]
     run.metrics.write_bytes("\n".join(lines).encode("latin-1"))
     logger = JsonLines()
     logger.start(RunInfo(run, {}, 2))
-    logger.log_metrics(2, 0, {"a": 1.0})
+    logger.log_metrics(3, 0, {"a": 1.0})
     logger.close()
-    assert run.metrics.read_text() == '{"step": 1}\n{"step": 2, "epoch": 0, "a": 1.0}\n'
+    again = '{"step": 3, "epoch": 0, "a": 1.0}'
+    assert run.metrics.read_text().splitlines() == ['{"step": 1}', '{"step": 2}', again]
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "step\nx\n", "step\n" + "9" * 6000, "step\n1e5\n"])

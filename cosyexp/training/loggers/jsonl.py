@@ -19,14 +19,12 @@ class JsonLines:
     """
 
     def start(self, info: RunInfo) -> None:
-        """Opens the file and cuts it back to the resumed step, or to a line that is damaged."""
+        """Opens the file, with the intact lines up to the resumed step."""
         path = info.directory.file("metrics.jsonl")
         with replace_file(path) as file:
             for line, values in read_json_lines(path) if path.exists() else ():
                 step = values.get("step") if isinstance(values, dict) else None
-                if not isinstance(step, int):
-                    break
-                if step <= info.resumed_step:
+                if isinstance(step, int) and step <= info.resumed_step:
                     file.write(line.strip().encode() + b"\n")
         self._file = append(path)
 
