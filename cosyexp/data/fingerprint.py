@@ -37,8 +37,10 @@ def fingerprints(shards: Sequence[Path], processes: int) -> list[bytes]:
 def keep_fingerprint(shard: Path) -> None:
     """Writes the fingerprint next to the fields of a shard, so that the next start reads it."""
     stamp = _stamp(shard)
-    with suppress(OSError):  # data that cannot be written to are read at each start
-        write_text(_path(shard), f"{stamp} {_hash(shard, stamp).decode()}\n")
+    digest = _hash(shard, stamp)
+    if _kept(shard, stamp) != digest:
+        with suppress(OSError):  # data that cannot be written to are read at each start
+            write_text(_path(shard), f"{stamp} {digest.decode()}\n")
 
 
 def _path(shard: Path) -> Path:
@@ -55,16 +57,23 @@ def _stamp(shard: Path) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-@cache
-def _hash(shard: Path, stamp: str) -> bytes:
-    path = _path(shard)
+def _kept(shard: Path, stamp: str) -> bytes | None:
+    """Returns the hash that was kept for a file of this size and these times, if there is one."""
     with suppress(OSError, ValueError, DamagedFileError):
-        known, digest = read_text(path).split()
+        known, digest = read_text(_path(shard)).split()
         if known == stamp:
             return digest.encode()
+    return None
+
+
+@cache
+def _hash(shard: Path, stamp: str) -> bytes:
+    if kept := _kept(shard, stamp):
+        return kept
     with open_regular(shard) as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    if path.parent.is_dir():  # otherwise it is written with the fields, if the shard has any
+    path = _path(shard)
+    if path.parent.is_dir():  # otherwise it is kept once the shard has fields
         with suppress(OSError):
             write_text(path, f"{stamp} {digest}\n")
     return digest.encode()
