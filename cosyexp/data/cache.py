@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
+from cosyexp.data.arrow import open_arrow
 from cosyexp.data.fields import Field, cache_name
 from cosyexp.data.fingerprint import fingerprint
 from cosyexp.data.shards import read_rows
 from cosyexp.data.utterance import LACKS, Utterance
 from cosyexp.errors import UserError, reason
-from cosyexp.run.documents import DamagedFileError, open_regular
+from cosyexp.run.documents import DamagedFileError
 from cosyexp.run.files import below, replace_file
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,8 @@ def is_cached(shard: Path, field: Field) -> bool:
     """Returns whether a field of a shard is cached, and the shard has not changed since."""
     path = cache_path(shard, field)
     try:
-        open_regular(path).close()
-        with pa.memory_map(str(path)) as file:
-            return bool(pa.ipc.open_file(file).schema.metadata[b"shard"] == fingerprint(shard))
+        with open_arrow(path) as reader:
+            return bool(reader.schema.metadata[b"shard"] == fingerprint(shard))
     except (OSError, pa.ArrowException, DamagedFileError, KeyError, TypeError):
         return False
 
@@ -140,8 +140,8 @@ def ensure(shards: Sequence[Path], fields: Sequence[Field], processes: int) -> N
 
 def _read(path: Path) -> pa.Table:
     """Memory-maps a file of the cache; pyarrow would follow wrong offsets out of the file."""
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
+    with open_arrow(path) as reader:
+        table = reader.read_all()
     table.validate()
     for name in ("utt", "reason"):
         table[name].validate(full=True)

@@ -17,12 +17,13 @@ import pyarrow as pa
 import soundfile
 
 from cosyexp.data import features
+from cosyexp.data.arrow import open_arrow
 from cosyexp.data.cache import one_thread
 from cosyexp.data.corpora.base import AUDIO_SIZE, Recording
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd
 from cosyexp.data.shards import read_note, write_shard
 from cosyexp.errors import UserError
-from cosyexp.run.documents import DamagedFileError, open_regular, read_bytes
+from cosyexp.run.documents import DamagedFileError, read_bytes
 from cosyexp.run.files import replace_file
 
 GROUP = 8  # recordings that a front end encodes at a time
@@ -247,16 +248,15 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
 
 def read_part(path: Path) -> pa.Table:
     """Memory-maps a part of the corpus, with the columns of `PART`."""
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+    with open_arrow(path) as reader:
+        return reader.read_all()
 
 
 def read_key(path: Path) -> str:
     """Returns the hash of what a part was made from; empty if there is no readable part."""
     try:
-        open_regular(path).close()
-        with pa.memory_map(str(path)) as file:
-            return str((pa.ipc.open_file(file).schema.metadata or {}).get(b"key", b"").decode())
+        with open_arrow(path) as reader:
+            return str((reader.schema.metadata or {}).get(b"key", b"").decode())
     except (OSError, pa.ArrowException, DamagedFileError, UnicodeDecodeError):
         return ""
 

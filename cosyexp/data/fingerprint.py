@@ -39,8 +39,7 @@ def keep_fingerprint(shard: Path) -> None:
     stamp = _stamp(shard)
     digest = _hash(shard, stamp)
     if _kept(shard, stamp) != digest:
-        with suppress(OSError):  # data that cannot be written to are read at each start
-            write_text(_path(shard), f"{stamp} {digest.decode()}\n")
+        _keep(shard, stamp, digest)
 
 
 def _path(shard: Path) -> Path:
@@ -66,14 +65,17 @@ def _kept(shard: Path, stamp: str) -> bytes | None:
     return None
 
 
+def _keep(shard: Path, stamp: str, digest: bytes) -> None:
+    with suppress(OSError):  # data that cannot be written to are read at each start
+        write_text(_path(shard), f"{stamp} {digest.decode()}\n")
+
+
 @cache
 def _hash(shard: Path, stamp: str) -> bytes:
     if kept := _kept(shard, stamp):
         return kept
     with open_regular(shard) as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    path = _path(shard)
-    if path.parent.is_dir():  # otherwise it is kept once the shard has fields
-        with suppress(OSError):
-            write_text(path, f"{stamp} {digest}\n")
+    if _path(shard).parent.is_dir():  # otherwise it is kept once the shard has fields
+        _keep(shard, stamp, digest.encode())
     return digest.encode()

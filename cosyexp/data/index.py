@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from cosyexp.data.arrow import open_arrow
 from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.fields import Field
 from cosyexp.data.fingerprint import fingerprint, fingerprints, keep_fingerprint
-from cosyexp.run.documents import DamagedFileError, open_regular
+from cosyexp.run.documents import DamagedFileError
 from cosyexp.run.files import below, replace_file
 
 Fields = Mapping[str, Field]
@@ -68,9 +69,8 @@ def _read(shard: Path, fields: Fields) -> Index | None:
     """Returns None if there is no intact index of this shard, or a field is missing."""
     path = index_path(shard, fields)
     try:
-        open_regular(path).close()
-        with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
+        with open_arrow(path) as reader:
+            table = reader.read_all()
         if table.schema.metadata[b"shard"] != fingerprint(shard) or not all(
             cache_path(shard, f).is_file() for f in fields.values()
         ):

@@ -107,7 +107,6 @@ def create(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the path is a symbolic link.
     """
-    refuse_link(path)
     _make_room(path)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, MODE)
     with open(handle, "wb") as file:

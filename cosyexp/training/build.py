@@ -84,7 +84,7 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
     run = RunDirectory(config.run_dir)
     with ExitStack() as stack:
         run.refuse_links()
-        previous, changes = _previous_config(run, config)
+        _previous_config(run, config)  # refuses another config before there are processes to wait
         engine = build_engine(config)
         stack.callback(engine.close)
         stack.enter_context(console(logging.INFO if engine.rank == 0 else logging.WARNING))

@@ -65,22 +65,25 @@ def assert_ends(job: Job, *parts: str) -> None:
     wait_until(lambda: not in_session(job.pids[0]), "all processes to end", MARGIN)
 
 
+def signal_a_rank(chaos: Chaos, folder: Path, rank: int, number: signal.Signals) -> Job:
+    """Sends a signal to one of two ranks of a run that has made some steps."""
+    job = two_ranks(chaos, folder)
+    os.kill(ranks_of(job)[rank], number)
+    return job
+
+
 @scenario("a rank killed", times=2)
 def rank_killed(chaos: Chaos, turn: int) -> None:
-    folder = chaos.new_folder()
-    job = two_ranks(chaos, folder)
-    rank = turn % 2
-    os.kill(ranks_of(job)[rank], signal.SIGKILL)
+    folder, rank = chaos.new_folder(), turn % 2
+    job = signal_a_rank(chaos, folder, rank, signal.SIGKILL)
     assert_ends(job, f"rank {rank} was ended by SIGKILL", "repeat the command")
     assert newest(folder / "run") >= 0
 
 
 @scenario("a rank stopped for ever", times=2)
 def rank_stopped(chaos: Chaos, turn: int) -> None:
-    folder = chaos.new_folder()
-    job = two_ranks(chaos, folder)
     rank = turn % 2
-    os.kill(ranks_of(job)[rank], signal.SIGSTOP)
+    job = signal_a_rank(chaos, chaos.new_folder(), rank, signal.SIGSTOP)
     assert_ends(job, f"rank {1 - rank} timed out after waiting {TIMEOUT} s", "engine.timeout")
 
 
