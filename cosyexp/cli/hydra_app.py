@@ -6,7 +6,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ def _run_hydra(task: Task, config: str, free: Collection[str], lists: Collection
     """Composes the config from the command line and runs the task with it, or a sweep."""
     import hydra
 
+    from cosyexp.cli.mode import composed_once
     from cosyexp.cli.overrides import (
         add_config_dir,
         check_flags,
@@ -88,7 +89,8 @@ def _run_hydra(task: Task, config: str, free: Collection[str], lists: Collection
     words = list(normalize_overrides(sys.argv[1:], free, lists))
     sys.argv[1:] = overrides_first(add_config_dir(words, folder))
     path = str((CONFIG_DIR / folder).resolve())
-    hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
+    with composed_once(sys.argv[1:]):
+        hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
 
 
 def _with_user_errors(
@@ -142,6 +144,7 @@ def _missing_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _missing_keys(value, f"{prefix}{key}.")
 
 
+@cache
 def register() -> None:
     """Registers the resolvers and the types that the configs use, also on a cluster's nodes."""
     from hydra.core.config_store import ConfigStore

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cosyexp.cli.hydra_app import CONFIG_DIR
+from tests.apps.test_sweeps import table
 from tests.apps.warm import Warm
 from tests.support import TINY, checkpoints, metrics, sentence, train_words
 
@@ -115,6 +117,21 @@ def test_null_overlays_are_the_default(warm, tmp_path):
     nothing = ["experiment=null", "+debug=null", "hparams_search=null"]
     config = shown(warm, "train", *nothing, cwd=tmp_path)
     assert config == shown(warm, "train", cwd=tmp_path)
+
+
+def test_no_config_of_ours_sets_the_mode_of_hydra():
+    # cli/mode.py relies on it
+    for path in CONFIG_DIR.rglob("*.yaml"):
+        assert "mode" not in ((yaml.safe_load(path.read_text()) or {}).get("hydra") or {}), path
+
+
+def test_an_experiment_of_one_s_own_sweeps_without_a_flag(mine, warm, tmp_path):
+    sweep = {"hydra": {"mode": "MULTIRUN", "sweeper": {"params": {"seed": "1,2"}}}}
+    text = "# @package _global_\n" + yaml.safe_dump(sweep)
+    (mine / "experiment/sweep.yaml").write_text(text)
+    words = ["--config-dir", "mine", "experiment=sweep", "data=prepared", "data.dir=nowhere"]
+    result = warm("train", *words, cwd=tmp_path, check=False)
+    assert [row["overrides"] for row in table(result.stdout)] == ["seed=1", "seed=2"]
 
 
 @pytest.mark.parametrize(
