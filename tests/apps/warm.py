@@ -4,6 +4,7 @@
 answers each with an exit status. A fork runs what `python -m <module> <words>` runs.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -13,14 +14,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
+from cosyexp.cli.compose import compose
 from cosyexp.exporting.onnx import quiet
 from tests.support import ROOT, environment
 
@@ -117,7 +120,23 @@ def run(order: dict[str, Any]) -> None:
     ):
         os.dup2(os.open(path, flags, 0o600), number)
     sys.argv = [order["module"], *order["words"]]
-    runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    status: object = 0
+    try:
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    end_now(status)
+
+
+def end_now(status: object) -> NoReturn:
+    """Ends this process as Python does, but without freeing its objects, which takes long."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status or 0) if isinstance(status, int | None) else 1)
 
 
 def serve() -> None:
@@ -126,6 +145,7 @@ def serve() -> None:
     tqdm.monitor_interval = 0  # its thread would not survive a fork
     with quiet():  # the first export imports a thousand modules
         torch.onnx.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),), dynamo=True, verbose=False)
+    compose("train", [])  # fills the caches of Hydra's parser and plugins
     gc.freeze()
     for line in sys.stdin:
         if (pid := os.fork()) == 0:

@@ -4,7 +4,6 @@ As under torchrun, the ranks find each other by their environment. `Job` does no
 that a scenario can harm them while they run.
 """
 
-import atexit
 import importlib
 import os
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from tests.apps.warm import HEAVY, run
+from tests.apps.warm import HEAVY, end_now, run
 from tests.support import free_ports
 
 PATIENCE = 240.0  # seconds that anything may take on a busy machine
@@ -38,23 +37,14 @@ def fork(work: Callable[[], object]) -> int:
     sys.stdout.flush()
     if pid := os.fork():
         return pid
-    status = 1
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
         work()
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+        end_now(0)
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        atexit._run_exitfuncs()  # ends the children of this process, too
-        os._exit(status)
+    end_now(1)
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
