@@ -17,3 +17,7 @@ def reason(error: BaseException) -> str:
 
 class PeerRankError(UserError):
     """A peer rank failed; its error is the one to report."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is not installed; the message has the command that installs it."""

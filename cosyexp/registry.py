@@ -49,6 +49,7 @@ ROLES = {
     "corpus": "cosyexp.data.corpora",
     "front_end": "cosyexp.data.frontends",
     "score": "cosyexp.preferences",
+    "judge": "cosyexp.evaluation.judges",
 }
 # what may stand inside another node: it computes, and touches neither files nor processes
 NESTED = ("network", "module", "layout", "tokenizer", "optimizer", "scheduler")

@@ -159,6 +159,7 @@ def register() -> None:
         "prefer": config.PreferConfig,
         "average": config.AverageConfig,
         "compare": config.CompareConfig,
+        "evaluate": config.EvaluateConfig,
         "export": config.ExportConfig,
         "synthesize": config.SynthesizeConfig,
     }

@@ -11,6 +11,7 @@ not import torch.
 from cosyexp.config.apps import (
     AverageConfig,
     CompareConfig,
+    EvaluateConfig,
     ExportConfig,
     ExportedConfig,
     ExportPrecision,
@@ -43,6 +44,7 @@ __all__ = [
     "CompareConfig",
     "DataConfig",
     "EngineConfig",
+    "EvaluateConfig",
     "ExportConfig",
     "ExportPrecision",
     "ExportedConfig",

@@ -265,6 +265,68 @@ class SynthesizeConfig(AppConfig):
 
 
 @dataclass
+class EvaluateConfig(AppConfig):
+    """Config of `evaluate`.
+
+    Attributes:
+        llm: run of the llm, or a file of the official release.
+        flow: run of the flow, or a file.
+        hifigan: run of the vocoder, or a file.
+        official: family of the files; null: runs.
+        exports: folders of exports, instead of runs.
+        backend: torch, or the format of the exports.
+        precision: of the exports.
+        weights: which weights of the runs.
+        metric: validation loss or metric that defines the best weights.
+        metric_mode: whether its lowest or its highest value is best.
+        trusted_exports: run exported files that an export of this user did not write.
+        valid: data list or parquet file; null: the validation data of the first run.
+        limit: maximum number of utterances; null: all.
+        judge: judges by name.
+        shown: number of utterances on the page, the worst ones.
+        device: auto, cpu, cuda, cuda:1, mps.
+        out: folder to write.
+        seed: of all random draws.
+    """
+
+    llm: str | None = None
+    flow: str | None = None
+    hifigan: str | None = None
+    official: str | None = None
+    exports: list[str] = field(default_factory=list)
+    backend: str = "torch"
+    precision: ExportPrecision = ExportPrecision.fp32
+    weights: str = "best"
+    metric: str = "loss"
+    metric_mode: MetricMode = MetricMode.min
+    trusted_exports: bool = False
+    valid: str | None = None
+    limit: int | None = setting(None, ge=1)
+    judge: dict[str, Any] = field(default_factory=dict)
+    shown: int = setting(30, ge=0)
+    device: str = "auto"
+    out: str = "evaluation${cosyexp.swept:}"
+    seed: int = setting(0, ge=0)
+
+    def check(self) -> None:
+        """Checks that it is said once what to evaluate.
+
+        Raises:
+            UserError: nothing is given, or keys exclude each other.
+        """
+        models = [name for name in ("llm", "flow", "hifigan") if getattr(self, name)]
+        if not models and not self.exports:
+            raise UserError("there is nothing to evaluate: give llm=, flow= or hifigan=")
+        if self.exports and (models or self.backend == "torch"):
+            raise UserError(
+                "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, "
+                "and give the format of the exports as backend=, such as onnx"
+            )
+        if self.official and (self.exports or self.backend != "torch"):
+            raise UserError("official= evaluates files of weights: leave out exports= and backend=")
+
+
+@dataclass
 class PrepareConfig(AppConfig):
     """Config of `prepare`.
 

@@ -14,7 +14,7 @@ import soxr
 import torch
 
 from cosyexp.device import select_device
-from cosyexp.errors import UserError, reason
+from cosyexp.errors import MissingPackageError, UserError, reason
 from cosyexp.models.layers.spectrogram import WhisperMel
 from cosyexp.run.files import replace_file
 
@@ -39,7 +39,8 @@ class WhisperASR:
         device: where it runs, see `select_device`; the CPU instead of MPS.
 
     Raises:
-        UserError: CTranslate2 or the model is missing, or the folder holds no such model.
+        MissingPackageError: CTranslate2 or the model is not installed.
+        UserError: the folder holds no such model, or the language is unknown.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class WhisperASR:
             import ctranslate2
             from tokenizers import Tokenizer
         except ImportError:
-            raise UserError('ctranslate2 is not installed: pip install "cosyexp[eval]"') from None
+            raise MissingPackageError(
+                'ctranslate2 is not installed: pip install "cosyexp[eval]"'
+            ) from None
         folder, place = model or packaged(), select_device(device)
         try:
             self.model: Any = ctranslate2.models.Whisper(
@@ -131,14 +134,14 @@ def packaged() -> Path:
     It is put together from its two halves in the user's cache folder the first time.
 
     Raises:
-        UserError: the packages of the model are not installed.
+        MissingPackageError: the packages of the model are not installed.
     """
     from importlib.resources import files
 
     try:
         first, second = (Path(str(files(name))) / "data" for name in PARTS)
     except ModuleNotFoundError:
-        raise UserError(
+        raise MissingPackageError(
             "there is no ASR model: give the folder of a Whisper model as asr=, or pip install "
             '"cosyexp[eval]"'
         ) from None

@@ -26,3 +26,12 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
     if not wanted:
         return float(len(found))
     return float(jiwer.wer(" ".join(wanted), " ".join(found)))
+
+
+def character_error_rate(reference: str, hypothesis: str) -> float:
+    """Returns character errors as a share of the reference's characters, by jiwer.
+
+    Words are normalized as by `words`, with one space between two.
+    """
+    wanted, found = " ".join(words(reference)), " ".join(words(hypothesis))
+    return float(jiwer.cer(wanted, found)) if wanted else float(len(found))

@@ -17,7 +17,7 @@ from cosyexp.exporting.components import component_class, load_components
 from cosyexp.exporting.export import ComponentFormat
 from cosyexp.exporting.origin import check_origin
 from cosyexp.exporting.report import read_report
-from cosyexp.exporting.source import source_from_run
+from cosyexp.exporting.source import ExportSource, source_from_run
 from cosyexp.exporting.verify import eager, on_device
 from cosyexp.registry import build
 from cosyexp.run.directory import RunDirectory
@@ -76,14 +76,23 @@ def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
         weights: which weights of the run, see `find_weights`.
         device: where it runs, see `select_device`.
     """
+    return from_source(source_from_run(run, weights), device)
+
+
+def from_source(source: ExportSource, device: str) -> LoadedModel:
+    """Loads a model in PyTorch.
+
+    Args:
+        source: of a run, or of a file of weights.
+        device: where it runs, see `select_device`.
+    """
     place = inference_device(device)
-    source = source_from_run(run, weights)
-    components = load_components(source, needed(source.config, str(run)))
+    components = load_components(source, needed(source.config, source.name))
     runners = {
         name: Runner(component.inputs, partial(eager, on_device(component, place)), place)
         for name, component in components.items()
     }
-    return LoadedModel(str(run), source.config, source.speakers, runners)
+    return LoadedModel(source.name, source.config, source.speakers, runners)
 
 
 def from_run_exports(

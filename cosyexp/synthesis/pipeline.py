@@ -32,27 +32,30 @@ class Pipeline:
     """Synthesizes texts with the three models of a family (Du et al. 2024, "CosyVoice").
 
     Args:
-        models: llm, flow and hifigan, by name.
+        models: llm, flow and hifigan, by name; without one of them, the others work alone.
 
     Raises:
         UserError: a model is given under the name of another, or their families differ.
     """
 
     def __init__(self, models: Mapping[str, LoadedModel]) -> None:
+        first = next(iter(models.values()))
         for name, model in models.items():
             if (found := model.config.model.name) != name:
                 raise UserError(f"{model.name} is a run of {found}: give one of {name} as {name}=")
             for key in SHARED:
-                if getattr(model.config.family, key) != getattr(models["llm"].config.family, key):
+                if getattr(model.config.family, key) != getattr(first.config.family, key):
                     raise UserError(
-                        f"{model.name} and {models['llm'].name} differ in family.{key}: their "
+                        f"{model.name} and {first.name} differ in family.{key}: their "
                         f"models do not fit together"
                     )
-        self.family = models["llm"].config.family
-        self.harmonics: int = models["hifigan"].config.model.collator["harmonics"]
-        self.tokenizer = build(self.family.tokenizer, "tokenizer")
+        self.family = first.config.family
+        if vocoder := models.get("hifigan"):
+            self.harmonics: int = vocoder.config.model.collator["harmonics"]
+        if "llm" in models:
+            self.tokenizer = build(self.family.tokenizer, "tokenizer")
         self.sample = build(self.family.sampler, "token_sampler")
-        files = (models[name].speakers for name in ("llm", "flow"))
+        files = (models[name].speakers for name in ("llm", "flow") if name in models)
         file = next((path for path in files if path), None)
         if file:
             open_regular(file, COPY_SIZE).close()
