@@ -53,6 +53,8 @@ ROLES = {
 }
 # what may stand inside another node: it computes, and touches neither files nor processes
 NESTED = ("network", "module", "layout", "tokenizer", "optimizer", "scheduler")
+# what else may stand inside a node of a role that only the command line builds
+INSIDE = {"callback": ("judge",)}
 TORCH = {
     "optimizer": ("Adam", "AdamW", "Adagrad", "NAdam", "RAdam", "RMSprop", "SGD"),
     "module": ("ELU", "GELU", "Identity", "LeakyReLU", "Mish", "ReLU", "SiLU", "Tanh"),
@@ -178,15 +180,15 @@ def _check(node: Any, roles: tuple[str, ...], path: str) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
             return _check_target(node, roles, path)
-        if roles != NESTED:
+        if len(roles) == 1:
             raise UserError(f"{path} has no _target_: name the class that it builds")
         for key, value in node.items():
-            _check(value, NESTED, f"{path}.{key}")
-    elif roles != NESTED:
+            _check(value, roles, f"{path}.{key}")
+    elif len(roles) == 1:
         raise UserError(f"{path}={node!r} is not a mapping with a _target_")
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for i, value in enumerate(node):
-            _check(value, NESTED, f"{path}[{i}]")
+            _check(value, roles, f"{path}[{i}]")
 
 
 def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) -> None:
@@ -216,6 +218,7 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
         whole = inspect.isclass(found) or inspect.isfunction(found)
         if not whole or not f"{module}.".startswith(f"{package}."):
             raise UserError(f"{path}._target_={target} is not defined in the package {package}")
+    inner = (*NESTED, *INSIDE.get(roles[0], ())) if len(roles) == 1 else NESTED
     known, typed = _parameters(found), annotations(found)
     if "optimizer" in roles and listed:
         typed = {**typed, **OPTIMIZER}
@@ -228,7 +231,7 @@ def _check_target(node: Mapping[Any, Any], roles: tuple[str, ...], path: str) ->
             hint = f": it takes {', '.join(known) or 'none'}" if known is not None else ""
             hint = f": did you mean {near[0]}?" if near else hint
             raise UserError(f"{path}.{key} is not an argument of {target.split('.')[-1]}{hint}")
-        _check(value, NESTED, f"{path}.{key}")
+        _check(value, inner, f"{path}.{key}")
         if fault := problem(value, typed.get(key, Any), strict=package in ("cosyexp", None)):
             raise UserError(f"{path}.{key}={value} {fault}")
 

@@ -130,12 +130,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     evaluator = Evaluator(loaded.models, judges, config.seed)
     found = Evaluation(loaded.about, valid, config.seed, evaluator.rate, left_out)
     rows, total = select_rows(valid, config.limit)
-    for row in tqdm(rows, total=total, desc="evaluate", unit="utterance", disable=None):
-        try:
-            truth = evaluator.truth(row)
-        except ValueError as error:
-            log.warning("%s is left out: %s", row["utt"], error)
-            continue
+    bar = tqdm(rows, total=total, desc="evaluate", unit="utterance", disable=None)
+    for truth in evaluator.truths(bar):
         samples = evaluator(truth)
         if not found.rows:
             found.ranking = ranking(samples, judges)
@@ -160,8 +156,10 @@ def build_judges(nodes: Mapping[str, Any]) -> tuple[list[Judge], dict[str, str]]
     """
     judges, left_out = list[Judge](), dict[str, str]()
     for name, node in nodes.items():
+        judge: Judge = build(node, "judge")
         try:
-            judges.append(build(node, "judge"))
+            judge.load()
+            judges.append(judge)
         except MissingPackageError as error:
             log.warning("the judge %s is left out: %s", name, error)
             left_out[name] = str(error)

@@ -3,8 +3,9 @@
 B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames, S samples, V classes.
 """
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ from cosyexp.evaluation.scores import Score
 from cosyexp.synthesis.backends import LoadedModel
 from cosyexp.synthesis.pipeline import Pipeline
 
+log = logging.getLogger(__name__)
 ALL_LENGTHS = [0.0, 1e6]  # minimum and maximum number of speech tokens per text token
 
 
@@ -114,12 +116,15 @@ class Evaluator:
         """Returns what each system makes of an utterance, with its scores."""
         return {name: system(truth) for name, system in self.systems.items()}
 
-    def truth(self, row: Mapping[str, Any]) -> Truth:
-        """Returns what is known of a row of a shard.
+    def truths(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Truth]:
+        """Yields what is known of the rows of shards; one that cannot be used is logged."""
+        for row in rows:
+            try:
+                yield self._truth(row)
+            except ValueError as error:
+                log.warning("%s is left out: %s", row["utt"], error)
 
-        Raises:
-            ValueError: it lacks something, or its audio cannot be used.
-        """
+    def _truth(self, row: Mapping[str, Any]) -> Truth:
         utterance = Utterance(row)
         column = "spk_embedding" if row.get("spk_embedding") else "utt_embedding"
         wave_S = utterance.wave(self.rate)

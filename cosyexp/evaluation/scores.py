@@ -18,7 +18,7 @@ class Score(NamedTuple):
 
     Attributes:
         value: the value, which is finite.
-        weight: its weight in the mean, such as the number of words of an error rate.
+        weight: its weight in the mean, such as the number of words of an error rate; > 0.
     """
 
     value: float
@@ -47,7 +47,7 @@ def summarize(scores: Sequence[Score], name: str, *key: object) -> Summary:
     Utterances are drawn with replacement, 1000 times.
 
     Args:
-        scores: of the utterances, at least one of them with a positive weight.
+        scores: of the utterances, at least one.
         name: of the metric; those in `GEOMETRIC` have the geometric mean.
         key: identifies the random draws.
     """
@@ -57,9 +57,7 @@ def summarize(scores: Sequence[Score], name: str, *key: object) -> Summary:
     sums_U2 = np.stack([values * weights, weights], axis=1)
     drawn = keyed(*key, name).integers(len(scores), size=(RESAMPLES, len(scores)))
     totals_R2 = sums_U2[drawn].sum(axis=1)
-    # a sample of utterances without weight, such as empty texts, tells nothing
-    means = totals_R2[:, 0] / np.where(totals_R2[:, 1] > 0, totals_R2[:, 1], np.nan)
-    ends = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = np.quantile(totals_R2[:, 0] / totals_R2[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     found = np.array([np.average(values, weights=weights), *ends])
     mean, low, high = (np.exp(found) if name in GEOMETRIC else found).tolist()
     return Summary(mean, low, high, len(scores))

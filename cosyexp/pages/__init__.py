@@ -43,9 +43,14 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 def audio(wave_S: np.ndarray, sample_rate: int) -> str:
     """Returns a waveform (S,) in [-1, 1] as the `src` of an audio element, in FLAC."""
+    return _uri("audio/flac", flac(wave_S, sample_rate))
+
+
+def flac(wave_S: np.ndarray, sample_rate: int) -> bytes:
+    """Returns the bytes of a FLAC file of a waveform (S,) in [-1, 1]."""
     file = io.BytesIO()
     soundfile.write(file, wave_S, sample_rate, format="FLAC", subtype="PCM_16")
-    return _uri("audio/flac", file.getvalue())
+    return file.getvalue()
 
 
 def picture(figure: "Figure") -> str:

@@ -67,8 +67,8 @@ WRITTEN = (
     *(f"{name}.*" for name in ("config", "overrides", "changes", "environment", "metrics")),
     *("speakers.safetensors*", "wandb", "tensorboard", "exports", "averages", ".lock"),
     *("checkpoints", "checkpoints/step_*", "averages/.lock"),
-    *("logs", "loggers", "profile", "reference"),
-    *("logs/*", "loggers/*", "profile/*", "reference/*"),
+    *("logs", "loggers", "profile", "reference", "listen", "listen.html*"),
+    *("logs/*", "loggers/*", "profile/*", "reference/*", "listen/*"),
 )
 
 
@@ -77,7 +77,7 @@ class RunDirectory:
 
     <run>/config.yaml  overrides.yaml  changes.yaml  environment.json  metrics.jsonl
           speakers.safetensors  checkpoints/  averages/  exports/  logs/  tensorboard/
-          reference/  loggers/
+          reference/  loggers/  listen.html  listen/
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -89,6 +89,7 @@ class RunDirectory:
         self.averages = self.path / "averages"
         self.exports = self.path / "exports"
         self.reference = self.path / "reference"
+        self.listen = self.path / "listen"
         self.speakers = self.path / "speakers.safetensors"
 
     def __str__(self) -> str:
@@ -211,7 +212,7 @@ class RunDirectory:
         Averages and exports may be written meanwhile: they are left alone then.
         """
         self.checkpoints.remove_partial()
-        for folder in (self.path, self.logs, self.path / "loggers", self.reference):
+        for folder in (self.path, self.logs, self.path / "loggers", self.reference, self.listen):
             remove_partial_files(folder)
         if self.averages.is_dir():
             with locked(self.file("averages", ".lock"), wait=False) as held:

@@ -5,7 +5,7 @@ One step of the loop, and the events that callbacks see:
     on_fit_start
     while True:
         log          if due                      loggers
-        validate     if due                      on_validation_end
+        validate     if due                      measure, on_validation_end
         save         if due                      on_save
         stop         if done, or asked to
         step         count units -> for each trainable: every micro-batch's loss and backward,
@@ -176,6 +176,8 @@ class Trainer:
                 return False
             progress = self.progress
             log_preview(self.objective, self.engine, self.preview, self.loggers, progress.step)
+        for callback in self.callbacks.values():
+            losses |= callback.measure(self)
         progress.add_validation(losses, self.validation.dataset.fingerprint)
         self.saved = -1  # a checkpoint without these losses is renewed
         self.log({f"valid/{name}": value for name, value in losses.items()})

@@ -1,7 +1,6 @@
 """The judge protocol.
 
-To add a judge, write a class as those in this package, and a YAML in `conf/judge/`. Its constructor
-raises a `MissingPackageError` if what it needs is not installed; it is then left out by name.
+To add a judge, write a class as those in this package, and a YAML in `conf/judge/`.
 
 S samples.
 """
@@ -53,6 +52,14 @@ class Judge(Protocol):
     """
 
     metrics: Mapping[str, str]
+
+    def load(self) -> None:
+        """Loads what the judge needs; called once, before the first speech.
+
+        Raises:
+            MissingPackageError: it is not installed; the judge is then left out by name.
+        """
+        ...
 
     def __call__(self, speech: Speech) -> Verdict:
         """Rates speech; equal speech gets equal scores."""

@@ -28,7 +28,12 @@ class ErrorRates:
     def __init__(
         self, *, asr: str | None = None, language: str | None = None, device: str = "auto"
     ) -> None:
-        self.asr = WhisperASR(Path(asr) if asr else None, language, device)
+        self.model, self.language, self.device = asr, language, device
+
+    def load(self) -> None:
+        """Loads the model."""
+        folder = Path(self.model) if self.model else None
+        self.asr = WhisperASR(folder, self.language, self.device)
 
     def __call__(self, speech: Speech) -> Verdict:
         """Returns the error rates, and what was heard."""

@@ -28,21 +28,26 @@ class DistillMOS:
 
     Args:
         device: where it runs, see `select_device`.
-
-    Raises:
-        MissingPackageError: DistillMOS is not installed.
     """
 
     metrics = {"mos": "max"}
 
     def __init__(self, *, device: str = "auto") -> None:
+        self.choice = device
+
+    def load(self) -> None:
+        """Loads the model.
+
+        Raises:
+            MissingPackageError: DistillMOS is not installed.
+        """
         if not (find_spec("distillmos") and find_spec("xls_r_sqa")):
             raise MissingPackageError(
                 "distillmos is not installed: pip install --no-deps distillmos xls-r-sqa"
             )
         with without_torchaudio(), redirect_stdout(StringIO()):
             self.model: Any = import_module("distillmos").ConvTransformerSQAModel()
-        self.device = inference_device(device)
+        self.device = inference_device(self.choice)
         self.model.eval().to(self.device)
 
     @torch.inference_mode()

@@ -61,20 +61,25 @@ class SpeakerSimilarity:
 
     Args:
         device: where it runs, see `select_device`.
-
-    Raises:
-        MissingPackageError: the weights are not installed.
     """
 
     metrics = {"similarity": "max"}
 
     def __init__(self, *, device: str = "auto") -> None:
+        self.choice = device
+
+    def load(self) -> None:
+        """Loads the weights.
+
+        Raises:
+            MissingPackageError: they are not installed.
+        """
         package = find_spec("resemblyzer")
         if package is None or package.origin is None:
             raise MissingPackageError(
                 "resemblyzer is not installed: pip install --no-deps resemblyzer"
             )
-        self.device, self.encoder = inference_device(device), SpeakerEncoder()
+        self.device, self.encoder = inference_device(self.choice), SpeakerEncoder()
         path = Path(package.origin).with_name("pretrained.pt")
         stored = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
         expected = self.encoder.state_dict()

@@ -3,7 +3,7 @@
 To add a callback, write a subclass, and a YAML in `conf/callbacks/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ class Callback:
 
         on_fit_start
         each step:    on_step_end
-                      on_validation_end    if a validation is due
+                      measure, on_validation_end    if a validation is due
                       on_save              after a checkpoint is written
         on_fit_end                         also if the run is stopped; not after an error
 
@@ -47,6 +47,8 @@ class Callback:
 
     # a validation loss or metric that must be measured; the state is not restored on other data
     monitors: str | None = None
+    # names of the values that `measure` adds to a validation
+    measures: Sequence[str] = ()
     should_stop = False  # True ends the training after this step, as if it were the last one
 
     def on_fit_start(self, trainer: "Trainer") -> None:
@@ -54,6 +56,13 @@ class Callback:
 
     def on_step_end(self, trainer: "Trainer", stats: StepStats) -> None:
         """Runs after each step; `trainer.progress.step` counts it."""
+
+    def measure(self, trainer: "Trainer") -> Mapping[str, float]:
+        """Returns more values of a validation, by name, which must be the same on all ranks.
+
+        They are logged as `valid/<name>`, and are kept with the losses.
+        """
+        return {}
 
     def on_validation_end(self, trainer: "Trainer", losses: Mapping[str, float]) -> None:
         """Runs after each validation, with its losses and metrics by name."""
@@ -89,6 +98,7 @@ def refuse_unmeasured(trainer: "Trainer") -> None:
     measured = measured_names(
         trainer.objective, trainer.engine, trainer.validation, trainer.metrics.values()
     )
+    measured += [name for c in trainer.callbacks.values() for name in c.measures]
     for key, name in monitored.items():
         if name not in measured:
             raise UserError(

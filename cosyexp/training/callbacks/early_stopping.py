@@ -49,8 +49,9 @@ class EarlyStopping(Callback):
         return self.waited >= self.patience
 
     def on_validation_end(self, trainer: "Trainer", losses: Mapping[str, float]) -> None:
-        """Compares the monitored value with the best one so far."""
-        value = losses[self.monitors]
+        """Compares the monitored value with the best one so far, if it was measured."""
+        if (value := losses.get(self.monitors)) is None:
+            return
         if math.isfinite(value) and self.sign * value < self.best - self.min_delta:
             self.best, self.waited = self.sign * value, 0
             return
