@@ -14,12 +14,16 @@
   device=auto|cpu|cuda|cuda:1|mps
                          where the files are compared with PyTorch and timed
   out=...                another folder
+  license=...            of the weights, such as apache-2.0, for the model card
+  evaluation=evaluation  folder of cosyexp.evaluate: its table is a part of the card if these
+                         weights were evaluated
   official=cosyvoice2 weights=flow.pt out=...
                          instead of a run, a file of the official release of this family. Its name
                          tells the model; otherwise give settings=model=flow. settings= takes
                          overrides of train
 
-Each file is compared with PyTorch on random inputs of many sizes.
+Each file is compared with PyTorch on random inputs of many sizes. MODEL.md, the model card, has the
+data, the training, the validation and the evaluation of the weights.
 
 Examples
   python -m cosyexp.export
@@ -43,6 +47,7 @@ def main(config: ExportConfig) -> str:
     """Exports the model in each precision, and returns the path of the folder."""
     from pathlib import Path
 
+    from cosyexp.exporting.card import write_card
     from cosyexp.registry import build
     from cosyexp.run.files import below
     from cosyexp.run.logs import console
@@ -64,6 +69,7 @@ def main(config: ExportConfig) -> str:
                 device=config.device,
                 node=config.format,
             )
+        write_card(source, out, config.license, Path(config.evaluation))
     return str(out)
 
 

@@ -212,6 +212,8 @@ class ExportConfig(AppConfig):
         latency: whether to measure the latency.
         device: where the files are verified and timed: auto, cpu, cuda, cuda:1, mps.
         out: folder to write; null: in the run.
+        license: of the weights, for the model card; null: not stated.
+        evaluation: folder of an evaluation, for the model card.
         tag: appended to the default folder in a sweep.
     """
 
@@ -227,6 +229,8 @@ class ExportConfig(AppConfig):
     latency: bool = True
     device: str = "auto"
     out: str | None = None
+    license: str | None = None
+    evaluation: str = "evaluation"
     tag: str = "${cosyexp.swept:}"
 
 

@@ -73,7 +73,7 @@ def table(systems: Mapping[str, Mapping[str, Summary]]) -> list[list[str | None]
     rows: list[list[str | None]] = [["metric", *systems]]
     for metric in metrics:
         found = [by_metric.get(metric) for by_metric in systems.values()]
-        cells = [x and f"{x.mean:.3g} [{x.low:.3g}, {x.high:.3g}]" for x in found]
+        cells = [x and f"{x.mean:.4g} [{x.low:.4g}, {x.high:.4g}]" for x in found]
         rows.append([metric, *cells])
     return rows
 
@@ -88,7 +88,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path) -> None:
             "samples": {
                 system: {
                     "audio": None if sample.wave_S is None else audio(sample.wave_S, rate),
-                    "scores": {name: f"{x.value:.3g}" for name, x in sample.scores.items()},
+                    "scores": {name: f"{x.value:.4g}" for name, x in sample.scores.items()},
                     "notes": sample.notes,
                 }
                 for system, sample in samples.items()
