@@ -9,6 +9,7 @@ from cosyexp.config import EvaluateConfig
 from cosyexp.exporting.source import ExportSource, source_from_file, source_from_run
 from cosyexp.run.checkpoint import Criterion, file_hash
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.weights import criteria
 from cosyexp.synthesis.backends import LoadedModel, from_exports, from_run_exports, from_source
 
 MODELS = ("llm", "flow", "hifigan")
@@ -52,8 +53,8 @@ def load_models(config: EvaluateConfig) -> Loaded:
     if config.backend != "torch":
         models = {name: from_run_exports(run, *options) for name, run in runs.items()}
         return Loaded(models, valid, {name: {"from": str(run)} for name, run in runs.items()})
-    criterion = Criterion(config.metric, config.metric_mode.value)
-    sources = {name: source_from_run(run, config.weights, criterion) for name, run in runs.items()}
+    best = criteria(runs, Criterion(config.metric, config.metric_mode.value))
+    sources = {name: source_from_run(run, config.weights, best[name]) for name, run in runs.items()}
     return Loaded(_load(sources, config.device), valid, _about(sources))
 
 

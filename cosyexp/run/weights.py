@@ -70,6 +70,21 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
     )
 
 
+def criteria(runs: Mapping[str, RunDirectory], criterion: Criterion) -> dict[str, Criterion]:
+    """Returns what is best in each of several runs: the lowest loss where the metric was not measured.
+
+    A metric such as the word error rate is measured in one of three runs, often.
+
+    Args:
+        runs: by name.
+        criterion: what is best in those that were validated by it; in all, if none was.
+    """
+    measured = {name for name, run in runs.items() if criterion.rank(run.checkpoints.all())}
+    for name in runs.keys() - measured if measured else ():
+        log.info("%s was not validated by %s: its best is by loss", runs[name], criterion.metric)
+    return {name: criterion if name in measured or not measured else BY_LOSS for name in runs}
+
+
 def _averages(run: RunDirectory) -> dict[str, int]:
     """Returns the step that the run was at when each average was made, the newest average last."""
     steps = {}
