@@ -67,6 +67,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(BIN)/pip uninstall --quiet --yes onnxruntime 2>/dev/null
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps openai-whisper   # only for its vocabulary
+	$(PIP) --no-deps resemblyzer distillmos xls-r-sqa   # only for their weights, see docs/evaluate.md
 	@touch $@
 
 clean:

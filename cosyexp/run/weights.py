@@ -71,7 +71,7 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
 
 
 def criteria(runs: Mapping[str, RunDirectory], criterion: Criterion) -> dict[str, Criterion]:
-    """Returns what is best in each of several runs: the lowest loss where the metric was not measured.
+    """Returns what is best in each of several runs; the lowest loss if the metric is not known.
 
     A metric such as the word error rate is measured in one of three runs, often.
 

@@ -38,6 +38,7 @@ APPS = {
     "prefer": schemas.PreferConfig,
     "average": schemas.AverageConfig,
     "compare": schemas.CompareConfig,
+    "evaluate": schemas.EvaluateConfig,
     "export/config": schemas.ExportConfig,
     "synthesize": schemas.SynthesizeConfig,
 }
@@ -56,6 +57,7 @@ USED_BY = {
     "speaker_encoder": ("prepare",),
     "method": ("average",),
     "score": ("prefer",),
+    "judge": ("evaluate",),
     "export": ("export/config",),
 }
 # what must be given on the command line, by the start of a file's name
@@ -71,6 +73,7 @@ GIVEN = {
 ALWAYS_GIVEN = {
     "average": ["run_dir=run"],
     "compare": ["run_dir=[run]"],
+    "evaluate": ["llm=run"],
     "prefer": ["run_dir=run"],
     "synthesize": ["text=hello"],
 }
@@ -97,6 +100,7 @@ ROLES = {
     "logger.*": "logger",
     "callbacks.*": "callback",
     "metrics.*": "metric",
+    "judge.*": "judge",
 }
 # keys of an engine's node that the launcher and `build_trainer` read, not the engine's class
 OF_THE_LAUNCHER = {"nproc_per_node", "threads"}

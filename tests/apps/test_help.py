@@ -31,6 +31,18 @@ APPS = {
         "inspect=",
     ],
     "compare": ["run_dir=a,b,c", "metric=", "metric_mode=min|max", "out="],
+    "evaluate": [
+        "llm=",
+        "flow=",
+        "hifigan=",
+        "valid=",
+        "limit=",
+        "judge=",
+        "exports=",
+        "official=",
+        "metric_mode=min|max",
+        "out=",
+    ],
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "method=", "output="],
     "export": [
         "format=onnx|jit|pt2",

@@ -29,6 +29,7 @@ from tests.support import ROOT, environment
 
 HEAVY = (
     "cosyexp.averaging.write",
+    "cosyexp.evaluation.report",
     "cosyexp.exporting.export",
     "cosyexp.objectives.adversarial",
     "cosyexp.objectives.flow",

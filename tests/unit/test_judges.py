@@ -1,4 +1,4 @@
-"""The judges: what is right is rated best, noise is rated worse, and what is missing is left out."""
+"""Judges: clean speech is rated best, noise is rated worse, and what is missing is left out."""
 
 import sys
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_less_noise_is_understood_better(recordings):
 
 
 def test_recordings_are_understood(recordings):
-    """Twelve sentences in three windows of Whisper: it hears LJSpeech with an error rate of 0.07."""
+    """Twelve sentences, in three windows of Whisper, whose error rate on LJSpeech is 0.07."""
     asr, heard = WhisperASR(language="en"), []
     for start in range(0, len(recordings), 4):
         waves = [wave for _, wave in recordings[start : start + 4]]
