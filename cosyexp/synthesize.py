@@ -8,6 +8,8 @@
   backend=torch|onnx|jit|pt2   PyTorch, or files that were exported in this format
   precision=fp32|fp16|int8     precision of the exported files
   weights=best|last|average    which weights of each run (torch)
+  metric=loss metric_mode=min|max
+                               validation metric that defines the best
   trusted_exports=true         run exported files that an export of yours did not write
   device=auto|cpu|cuda|cuda:1|mps
                                where the models run; auto: a GPU if there is one
@@ -67,7 +69,9 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
     from pathlib import Path
 
     from cosyexp.errors import UserError
+    from cosyexp.run.checkpoint import Criterion
     from cosyexp.run.directory import RunDirectory
+    from cosyexp.run.weights import criteria
     from cosyexp.synthesis.backends import from_exports, from_run, from_run_exports
 
     backend, precision = config.backend, config.precision.value
@@ -85,7 +89,11 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
             f"exports=<folders> with backend=onnx"
         )
     if backend == "torch":
-        return {name: from_run(run, config.weights, config.device) for name, run in runs.items()}
+        best = criteria(runs, Criterion(config.metric, config.metric_mode.value))
+        return {
+            name: from_run(run, config.weights, config.device, best[name])
+            for name, run in runs.items()
+        }
     if config.exports:
         return from_exports(map(Path, config.exports), *options)
     return {name: from_run_exports(run, *options) for name, run in runs.items()}

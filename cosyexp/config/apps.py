@@ -248,6 +248,8 @@ class SynthesizeConfig(AppConfig):
         backend: torch, or the format of the exports.
         precision: of the exports.
         weights: which weights of the runs.
+        metric: validation loss or metric that defines the best weights.
+        metric_mode: whether its lowest or its highest value is best.
         trusted_exports: run exported files that an export of this user did not write.
         device: auto, cpu, cuda, cuda:1, mps.
         out: WAV file to write.
@@ -262,6 +264,8 @@ class SynthesizeConfig(AppConfig):
     backend: str = "torch"
     precision: ExportPrecision = ExportPrecision.fp32
     weights: str = "best"
+    metric: str = "loss"
+    metric_mode: MetricMode = MetricMode.min
     trusted_exports: bool = False
     device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"

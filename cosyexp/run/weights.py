@@ -79,6 +79,8 @@ def criteria(runs: Mapping[str, RunDirectory], criterion: Criterion) -> dict[str
         runs: by name.
         criterion: what is best in those that were validated by it; in all, if none was.
     """
+    if criterion == BY_LOSS:
+        return dict.fromkeys(runs, criterion)
     measured = {name for name, run in runs.items() if criterion.rank(run.checkpoints.all())}
     for name in runs.keys() - measured if measured else ():
         log.info("%s was not validated by %s: its best is by loss", runs[name], criterion.metric)

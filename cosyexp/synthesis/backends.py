@@ -20,6 +20,7 @@ from cosyexp.exporting.report import read_report
 from cosyexp.exporting.source import ExportSource, source_from_run
 from cosyexp.exporting.verify import eager, on_device
 from cosyexp.registry import build
+from cosyexp.run.checkpoint import BY_LOSS, Criterion
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.documents import DamagedFileError, read_yaml
 
@@ -68,15 +69,18 @@ class LoadedModel:
     runners: Mapping[str, Runner]
 
 
-def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
+def from_run(
+    run: RunDirectory, weights: str, device: str, criterion: Criterion = BY_LOSS
+) -> LoadedModel:
     """Loads the model of a run in PyTorch.
 
     Args:
         run: the run directory.
         weights: which weights of the run, see `find_weights`.
         device: where it runs, see `select_device`.
+        criterion: validation metric that defines the best weights.
     """
-    return from_source(source_from_run(run, weights), device)
+    return from_source(source_from_run(run, weights, criterion), device)
 
 
 def from_source(source: ExportSource, device: str) -> LoadedModel:
