@@ -68,6 +68,7 @@ TARGETS = {
     "corpus": "cosyexp.data.corpora.demo.Demo",
     "front_end": "cosyexp.data.frontends.kmeans.KMeans",
     "score": "cosyexp.preferences.scores.EditDistance",
+    "judge": "cosyexp.evaluation.judges.mos.DistillMOS",
 }
 
 
@@ -225,6 +226,17 @@ def test_what_touches_files_or_processes_may_not_stand_inside_a_node(role):
         UserError, match=r"module\.inplace\._target_=.* is not a registered part of"
     ):
         check({**RELU, "inplace": {"_target_": TARGETS[role]}}, "module")
+
+
+def test_a_judge_may_stand_inside_a_callback_and_nothing_else():
+    judges = {"judges": {"mos": {"_target_": TARGETS["judge"]}}}
+    evaluate = {"_target_": "cosyexp.training.callbacks.evaluate.Evaluate", "valid": "a.list"}
+    check({**evaluate, **judges}, "callback")
+    refused = r"\.mos\._target_=.* is not a registered part of"
+    inside = {**RELU, "inplace": judges["judges"]}
+    for node, role in (({**evaluate, "judges": {"a": inside}}, "callback"), (inside, "module")):
+        with pytest.raises(UserError, match=refused):
+            check(node, role)
 
 
 def test_nested_nodes_are_built_from_the_inside():

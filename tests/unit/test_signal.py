@@ -62,7 +62,8 @@ def test_loudness_is_no_distortion():
 @pytest.mark.parametrize("method", ["dio", "harvest"])
 def test_a_semitone_is_a_hundred_cents(method):
     curves = [
-        pitch(voice(150 * 2 ** (semitones / 12)), RATE, HOP, method) for semitones in (0, 1, -2)
+        pitch(voice(150 * 2 ** (semitones / 12)), RATE, HOP, method)[2:-2]  # without its ends
+        for semitones in (0, 1, -2)
     ]
     assert pitch_rmse(curves[1], curves[0]) == pytest.approx(100, abs=2)
     assert pitch_rmse(curves[2], curves[0]) == pytest.approx(200, abs=4)

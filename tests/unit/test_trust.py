@@ -177,7 +177,7 @@ CODE = {
     "eval": (),
     "exec": (),
     "__import__": (),
-    "import_module": ("cosyexp/registry.py",),
+    "import_module": ("cosyexp/registry.py", "cosyexp/evaluation/judges/mos.py"),
     "instantiate": ("cosyexp/registry.py",),
     "locate": (),
     "AutoTokenizer.from_pretrained": (),

@@ -12,6 +12,7 @@ from cosyexp.cli.compose import compose, compose_train
 from cosyexp.cli.errors import user_message
 from cosyexp.config import (
     AverageConfig,
+    EvaluateConfig,
     ExportConfig,
     PreferConfig,
     PrepareConfig,
@@ -31,6 +32,7 @@ SCHEMAS: dict[str, tuple[type[Any], list[str]]] = {
     "average": (AverageConfig, ["run_dir=r", "method=weighted", "window=[1,2]", "num=3"]),
     "export/config": (ExportConfig, ["run_dir=r"]),
     "synthesize": (SynthesizeConfig, ["text=a"]),
+    "evaluate": (EvaluateConfig, ["llm=r", "limit=3"]),
     "prepare": (PrepareConfig, ["speech_tokenizer=kmeans"]),
     "prefer": (PreferConfig, ["run_dir=r", "limit=3"]),
 }
@@ -151,6 +153,8 @@ def test_any_number_of_the_other_apps_is_taken_or_refused(app):
         for key, role in ROLES.items():
             if node := getattr(config, key, None):
                 check(node, role, key)
+        for name, node in getattr(config, "judge", {}).items():
+            check(node, "judge", f"judge.{name}")
 
     assert not outcome(lambda: make(values))
     own = {name: value for name, value in values.items() if name not in SHARED}
