@@ -121,12 +121,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         UserError: a model, a judge or the data cannot be used.
     """
-    judges, left_out = build_judges(config.judge)
     loaded = load_models(config)
     lists = config.valid or loaded.valid
     if not lists:
         raise UserError("there are no validation data: give valid=<a data list or parquet file>")
     valid = [lists] if isinstance(lists, str) else list(lists)
+    judges, left_out = build_judges(config.judge)
     evaluator = Evaluator(loaded.models, judges, config.seed)
     found = Evaluation(loaded.about, valid, config.seed, evaluator.rate, left_out)
     rows, total = select_rows(valid, config.limit)
