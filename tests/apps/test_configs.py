@@ -420,6 +420,7 @@ def unread_fields(reads: set[tuple[str, str]]) -> set[str]:
         schemas.MelConfig: set(inspect.signature(Mel).parameters),
         schemas.EngineConfig: set(engine_node("ddp")),  # checked by `test_every_key_is_read`
         schemas.SynthesizeConfig: set(synthesize.MODELS),  # by getattr
+        schemas.EvaluateConfig: set(synthesize.MODELS),
         schemas.ModeConfig: {"name"},  # for the reader of a run's config.yaml
     }
     classes = [*config_classes(), (schemas.EngineConfig, "engine.")]
