@@ -30,7 +30,8 @@ def test_every_combination_is_exported_and_repeating_changes_nothing(runs, warm,
         cwd=tmp_path,
     )
     ours, original = {"llm.prefill", "llm.decode"}, {"llm.text_encoder", "llm.llm"}
-    common = {"llm.yaml", "speakers.safetensors", "report.fp32.json", "report.fp16.json"}
+    reports = {f"report.{precision}.json" for precision in ("fp32", "fp16")}
+    common = {"llm.yaml", "speakers.safetensors", "MODEL.md", *reports}
     files = {
         "onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}
     }
@@ -98,6 +99,7 @@ def test_an_official_file_is_exported_without_a_run(runs, warm, tmp_path):
         "hift.fp32.zip",
         "hifigan.yaml",
         "report.fp32.json",
+        "MODEL.md",
     }
     assert (tmp_path / "voice/hift.fp32.zip").read_bytes() == (
         runs / "hifigan/exports/jit/hift.fp32.zip"

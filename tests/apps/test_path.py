@@ -421,6 +421,7 @@ def test_an_export_writes_the_components_and_a_report(model, form, suffix, walke
         "report.fp32.json",
         f"{model}.yaml",
         "speakers.safetensors",
+        "MODEL.md",
     }
     assert set(report["components"]) == names
     assert report["weights"] == f"runs/demo/{model}/checkpoints/step_00000004/{model}.safetensors"
@@ -445,6 +446,7 @@ def test_export_takes_the_newest_run_by_default(walked, warm):
         "report.fp32.json",
         "llm.yaml",
         "speakers.safetensors",
+        "MODEL.md",
     }
     table = [
         line.split() for line in output.splitlines() if line.startswith(("component", "llm.decode"))

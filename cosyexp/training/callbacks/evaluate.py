@@ -75,13 +75,18 @@ class Evaluate(Callback):
         """Loads the other models, the judges and the sentences, on rank 0.
 
         Raises:
-            UserError: a run is missing, or one of them cannot be loaded.
+            UserError: a run or the sentences are missing, or one of them cannot be loaded.
         """
         others = [name for name in MODELS if name != trainer.model]
         if missing := [name for name in others if not self.runs[name]]:
             raise UserError(
                 f"callbacks=evaluate synthesizes with all three models: give "
                 f"callbacks.evaluate.{missing[0]}=<run>"
+            )
+        if not self.lists:
+            raise UserError(
+                "callbacks=evaluate is a part of the validation, but data.valid=null: give "
+                "validation data, or leave out the callback"
             )
         if trainer.engine.rank > 0:
             return
