@@ -48,7 +48,7 @@ def joined(recordings: list[tuple[str, np.ndarray]]) -> tuple[str, np.ndarray]:
 def test_less_noise_is_rated_better(name, recordings):
     (judge,), _ = build_judges({name: NODES[name]})
     (metric,) = judge.metrics
-    text, wave = recordings[1]
+    text, wave = recordings[0]
     found = [
         judge(Speech(speech, RATE, text, wave)).scores[metric].value
         for speech in (*(noisy(wave, decibels) for decibels in NOISE), wave)
