@@ -116,6 +116,7 @@ def mel_picture(samples: Mapping[str, Sample]) -> str:
     low, high = min(mel.min() for mel in mels.values()), max(mel.max() for mel in mels.values())
     for panel, (name, mel_FT) in zip(panels, mels.items(), strict=True):
         panel.imshow(mel_FT, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="inferno")
+        panel.set_xlim(0, max(mel.shape[1] for mel in mels.values()))
         panel.set_title(name, fontsize=9)
         panel.set_axis_off()
     return picture(figure)
