@@ -4,9 +4,9 @@ import io
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
+from cosyexp.data.audio import decode, open_audio
 from cosyexp.errors import UserError
 
 LOWEST_RATE = 16000  # Hz; recordings at a lower rate are not fit for training
@@ -26,24 +26,40 @@ def read_wave(audio: bytes | str, sample_rate: int) -> np.ndarray:
         ValueError: if the file is not audio, has samples that are not finite, is empty or silent,
             or was recorded below 16 kHz.
     """
-    file = io.BytesIO(audio) if isinstance(audio, bytes) else audio
-    try:
-        wave, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(
-            f"the audio cannot be decoded ({getattr(error, 'error_string', error)})"
-        ) from None
-    if not np.isfinite(wave).all():
-        raise ValueError("the audio has samples that are not finite")
+    with open_audio(io.BytesIO(audio) if isinstance(audio, bytes) else audio) as file:
+        check_rate(file.samplerate)
+        return mono(decode(file), file.samplerate, sample_rate)
+
+
+def check_rate(rate: int) -> None:
+    """Checks that audio was recorded at 16 kHz or more; raises a ValueError otherwise."""
     if rate < LOWEST_RATE:
         raise ValueError(f"the audio has {rate} Hz, below {LOWEST_RATE}")
-    mono = wave.mean(axis=1)
-    if not mono.any():
+
+
+def mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """Mixes the channels and resamples.
+
+    Args:
+        samples: (S, C).
+        rate: their rate, in Hz.
+        sample_rate: of the waveform, in Hz.
+
+    Returns:
+        (S,) float32 in [-1, 1].
+
+    Raises:
+        ValueError: if samples are not finite, or all are zero.
+    """
+    if not np.isfinite(samples).all():
+        raise ValueError("the audio has samples that are not finite")
+    wave = samples.mean(axis=1)
+    if not wave.any():
         raise ValueError("the audio is empty or silent")
     if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate)
-    peak = float(np.abs(mono).max())
-    return (mono / peak if peak > 1 else mono).astype(np.float32)
+        wave = soxr.resample(wave, rate, sample_rate)
+    peak = float(np.abs(wave).max())
+    return (wave / peak if peak > 1 else wave).astype(np.float32)
 
 
 def pitch(wave: np.ndarray, sample_rate: int, hop: int, method: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from cosyexp.data.corpora.base import Corpus, Recording
 from cosyexp.data.encoding import Encoder, ShardJob, digest, read_part
 from cosyexp.data.prepared import SPLITS
 from cosyexp.data.report import Report
+from cosyexp.data.splits import Candidate, Split
 from cosyexp.data.workers import Workers
 
 CHUNK = 64  # recordings in a part
@@ -92,38 +93,50 @@ def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
         seen.add(key)
 
 
-def survey(parts: Iterable[Path], out: Path) -> tuple[Report, dict[str, np.ndarray]]:
+def survey(
+    parts: Iterable[Path], split: Split, out: Path
+) -> tuple[Report, dict[str, np.ndarray], list[Candidate]]:
     """Reads all parts once for statistics.
 
     Args:
         parts: files of the parts.
+        split: how utterances are chosen for validation.
         out: the folder, where `dropped.tsv` is written.
 
     Returns:
-        The statistics, and the mean embedding of each speaker by name, in alphabetical order.
+        The statistics; the mean embedding of each speaker by name, in alphabetical order; and what
+        the split of each recording depends on.
     """
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
+    candidates = []
     with Report(out / "dropped.tsv") as report:
         for part in parts:
             for row in read_part(part).select(COLUMNS).to_pylist():
                 report.add(row)
+                candidates.append(split.candidate(row))
                 if not row["fault"]:
                     embedding = np.array(row["embedding"], np.float64)
                     sums[row["speaker"]] = sums.get(row["speaker"], 0.0) + embedding
                     counts[row["speaker"]] = counts.get(row["speaker"], 0) + 1
-    return report, {
+    means = {
         speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)
     }
+    return report, means, candidates
 
 
 def jobs(
-    parts: Iterable[Path], speakers: Mapping[str, np.ndarray], out: Path, size: int
+    parts: Iterable[Path],
+    held_out: Iterable[bool],
+    speakers: Mapping[str, np.ndarray],
+    out: Path,
+    size: int,
 ) -> Iterator[ShardJob]:
     """Yields the shards of both splits, in the order of the corpus.
 
     Args:
         parts: files of the parts.
+        held_out: whether each recording is for validation.
         speakers: mean embedding of each speaker.
         out: the folder of the data set.
         size: usable utterances per shard; the last one of a split may have fewer.
@@ -141,12 +154,12 @@ def jobs(
         rows[split].clear()
         return ShardJob(target=target, rows=list(numbers.items()), speakers=means)
 
+    choices = iter(held_out)
     for part in parts:
-        for number, row in enumerate(
-            read_part(part).select(["fault", "held_out", "speaker"]).to_pylist()
-        ):
+        for number, row in enumerate(read_part(part).select(["fault", "speaker"]).to_pylist()):
+            valid = next(choices)
             if not row["fault"]:
-                split = SPLITS[row["held_out"]]
+                split = SPLITS[valid]
                 rows[split].append((part, number, row["speaker"]))
                 if len(rows[split]) == size:
                     yield job(split)

@@ -17,13 +17,13 @@ from cosyexp.cli.sweep import read_table, record_job
 from cosyexp.config import FamilyConfig
 from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.collators.base import Collator
-from cosyexp.data.corpora.base import Corpus
+from cosyexp.data.corpora.auto import Auto
+from cosyexp.data.corpora.base import Corpus, Recording
 from cosyexp.data.corpora.kaldi import Kaldi
 from cosyexp.data.corpora.libritts import LibriTTS
-from cosyexp.data.corpora.ljspeech import LJSpeech
 from cosyexp.data.corpora.table import Table
 from cosyexp.data.dataset import Dataset
-from cosyexp.data.encoding import check, read_key
+from cosyexp.data.encoding import check, listen, read_key
 from cosyexp.data.features import read_wave
 from cosyexp.data.fields import Field, SpeechTokens
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
@@ -309,7 +309,7 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
         for recording in corpus.recordings():
             try:
                 check(recording)
-                recording.read()
+                listen(recording, 30.0)
             except ValueError:
                 continue  # left out, with the reason
 
@@ -336,7 +336,7 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     metadata = folder / "lj/metadata.csv"
     metadata.parent.mkdir()
     metadata.write_text("a|Mr. A|Mister A\nb|b|b\n")
-    speech = LJSpeech(name="lj", root=str(metadata.parent), held_out=0.1)
+    speech = Auto(name="lj", root=str(metadata.parent))
     yield Reader("corpus: metadata.csv of LJSpeech", metadata, lambda: read(speech))
     kaldi = folder / "kaldi"
     kaldi.mkdir()
@@ -366,8 +366,5 @@ def of_audio(folder: Path) -> Iterator[Reader]:
 
 def heard(path: Path) -> Sequence[float]:
     """Decodes audio as `prepare` does."""
-    from cosyexp.data.encoding import promised_seconds
-
-    content = path.read_bytes()
-    wave = read_wave(content, 16000)
-    return [float(np.abs(wave).max()), promised_seconds(content)]
+    recording = Recording(utt="u", text="t", speaker="s", path=str(path))
+    return [float(np.abs(listen(recording, 30.0)[0]).max()), len(read_wave(str(path), 16000))]
