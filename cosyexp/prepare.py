@@ -27,6 +27,7 @@ from cosyexp.config import PrepareConfig
 @hydra_app("prepare", PrepareConfig, lists=("cache",))
 def main(config: PrepareConfig) -> None:
     """Prepares a corpus or describes data, and prints a summary."""
+    import os
     from pathlib import Path
 
     from cosyexp.data.inspection import inspect
@@ -37,10 +38,12 @@ def main(config: PrepareConfig) -> None:
     from cosyexp.run.logs import console
 
     if config.inspect:
-        for line in inspect(config.inspect, build(config.family.tokenizer, "tokenizer")):
+        for line in inspect(
+            os.path.expanduser(config.inspect), build(config.family.tokenizer, "tokenizer")
+        ):
             print(line)
         return
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
     fields = audio_fields(config.family, config.cache)
     with console():
         meta = prepare_corpus(

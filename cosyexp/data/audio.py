@@ -154,8 +154,9 @@ def _declared_share(file: BinaryIO, order: Literal["little", "big"]) -> float:
         return 1.0
     for padding in (0, size % 2):
         name = _at(file, position + 8 + size + padding, 4)
-        if size < held and (len(name) < 4 or not any(name) or name.decode("latin1").isprintable()):
-            return 1.0  # another chunk, or zeros
+        is_name = all(32 <= byte < 127 for byte in name) or not any(name)
+        if size < held and is_name:
+            return 1.0  # another chunk, zeros, or nothing
     return size / held
 
 

@@ -103,23 +103,26 @@ class Encoder:
     longest: float
 
     @one_thread()
-    def __call__(self, path: Path, recordings: Sequence[Recording]) -> Path:
+    def __call__(self, path: Path, recordings: Sequence[Recording]) -> tuple[Path, bool]:
         """Encodes a part of the corpus into a file, unless the file exists and is up to date.
 
         Args:
-            path: of the Arrow file, with the columns of `PART`; returned.
+            path: of the Arrow file, with the columns of `PART`.
             recordings: of the part.
+
+        Returns:
+            The path, and whether the part was encoded now.
         """
         key = digest([(replace(r, audio=None), changed(r.path)) for r in recordings])
         if read_key(path) == key:
-            return path
+            return path, False
         rows: list[dict[str, Any]] = []
         for start in range(0, len(recordings), GROUP):
             rows += self._group(recordings[start : start + GROUP])
         table = pa.Table.from_pylist(rows, schema=PART).replace_schema_metadata({"key": key})
         with replace_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-        return path
+        return path, True
 
     def _group(self, recordings: Sequence[Recording]) -> list[dict[str, Any]]:
         longest = min(self.longest, self.tokenizer.longest, self.speaker.longest)

@@ -3,9 +3,10 @@
 A part is an Arrow file with the columns of `encoding.PART`, for some consecutive recordings.
 """
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,10 @@ from cosyexp.data.report import Report
 from cosyexp.data.splits import Candidate, Split
 from cosyexp.data.workers import Workers
 
+log = logging.getLogger(__name__)
+
 CHUNK = 64  # recordings in a part
+MINUTE = 60.0
 # The columns of a part except the audio.
 COLUMNS = [
     "utt",
@@ -58,22 +62,69 @@ def encode(
             yield folder / f"{number:06d}.arrow", chunk
             number += 1
 
-    parts, seconds, start = [], 0.0, time.monotonic()
-    with tqdm(total=total, desc="prepare", unit="utt", disable=None) as bar:
-        for part in workers.map(partial(apply, encoder), chunks()):
+    parts, speed = [], Speed(total)
+    with tqdm(total=total, desc="prepare", unit="utt", disable=None, smoothing=0) as bar:
+        for part, is_new in workers.map(partial(apply, encoder), chunks()):
             table = read_part(part)
-            seconds += sum(second or 0.0 for second in table["seconds"].to_pylist())
-            bar.set_postfix_str(
-                f"{seconds / 3600:.2f} h, {seconds / (time.monotonic() - start):.0f} x real time",
-                refresh=False,
-            )
-            bar.update(len(table))
             parts.append(part)
+            if is_new:
+                speed.add(table["seconds"].to_pylist())
+            else:  # its speed would be that of reading
+                bar.initial += len(table)
+                speed.total -= len(table)
+            bar.update(len(table))
+            if bar.disable and speed.is_due():  # a log file has no bar
+                log.info("%s", speed)
+    log.info("%s", speed)
     return parts
 
 
-def apply(encoder: Encoder, job: tuple[Path, list[Recording]]) -> Path:
-    """Encodes one part; a function of the module, so that it can be sent to a process."""
+@dataclass
+class Speed:
+    """How fast recordings are encoded, without those that an earlier command encoded.
+
+    Attributes:
+        total: number of recordings to encode.
+        done: number of those that are encoded.
+        seconds: length of their audio.
+        start: when the work began, on the monotonic clock.
+        said: when the speed was last printed.
+    """
+
+    total: int
+    done: int = 0
+    seconds: float = 0.0
+    start: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def add(self, seconds: Sequence[float | None]) -> None:
+        """Adds recordings by their lengths."""
+        self.done += len(seconds)
+        self.seconds += sum(second or 0.0 for second in seconds)
+
+    def is_due(self) -> bool:
+        """Returns whether a minute has passed since it last was due."""
+        now = time.monotonic()
+        if now - self.said < MINUTE:
+            return False
+        self.said = now
+        return True
+
+    def __str__(self) -> str:
+        passed = time.monotonic() - self.start
+        left = passed / max(self.done, 1) * (self.total - self.done) / MINUTE
+        return (
+            f"{self.done} of {self.total} recordings encoded: {self.done / passed:.1f} a second, "
+            f"{self.seconds / passed:.0f} x real time, {left:.0f} minutes left"
+        )
+
+
+def apply(encoder: Encoder, job: tuple[Path, list[Recording]]) -> tuple[Path, bool]:
+    """Encodes one part; a function of the module, so that it can be sent to a process.
+
+    Returns:
+        Its path, and whether it was encoded now, not by an earlier command.
+    """
     return encoder(*job)
 
 

@@ -8,6 +8,7 @@ where it stopped. The files of the folder are described in `prepared.py`.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -95,27 +96,19 @@ def prepare(
     for line in corpus.found() if isinstance(corpus, Auto) else ():
         log.info("%s", line)
     split: Split = getattr(corpus, "split", Split(held_out=0))
-    encoder = front_ends(corpus, split, out, options, settings)
-    log.info("preparing %d recordings in %s, once", total, out)
-    try:
+    shards: dict[str, list[Path]] = {name: [] for name in SPLITS}
+    with resumable():
+        encoder = front_ends(corpus, split, out, options, settings)
+        log.info("preparing %d recordings in %s, once", total, out)
         with Workers(options.processes) as workers:
             parts = encode(encoder, corpus, total, out / PARTS, workers)
             report, speakers, candidates = survey(parts, split, out)
             refuse_too_many(report, options.max_bad, out)
-            shards: dict[str, list[Path]] = {name: [] for name in SPLITS}
             held_out = split.choose(candidates)
             for path in workers.map(
                 write, jobs(parts, held_out, speakers, out, options.shard_size)
             ):
                 shards[path.parent.name].append(path)
-    except KeyboardInterrupt:
-        log.warning("interrupted: the same command continues from what is done")
-        raise
-    except BrokenProcessPool:
-        raise UserError(
-            "a process was killed (out of memory?): repeat the command, perhaps with fewer "
-            "processes="
-        ) from None
     for name in SPLITS:
         write_list(below(out, f"{name}.list"), shards[name])
         if not shards[name]:
@@ -127,6 +120,25 @@ def prepare(
     write_yaml(below(out, META), meta)
     tidy(out)
     return meta
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says how to go on after what ends the block early.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("interrupted: the same command goes on where this one stopped")
+        raise
+    except BrokenProcessPool:
+        raise UserError(
+            "a process was killed (out of memory?): repeat the command, perhaps with fewer "
+            "processes="
+        ) from None
 
 
 def front_ends(

@@ -313,13 +313,6 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
             except ValueError:
                 continue  # left out, with the reason
 
-    columns = {
-        "audio": "wav",
-        "text": "text",
-        "utt": "utt",
-        "speaker": "speaker",
-        "instruct": None,
-    }
     cells = [{"wav": f"{i}.wav", "text": f'say "{i}"', "utt": i, "speaker": "x"} for i in range(5)]
     contents = {
         "table.csv": "wav,text,utt,speaker\n"
@@ -331,7 +324,7 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     for name, content in contents.items():
         path = folder / name
         path.write_text(content)
-        table = Table(name="t", path=str(path), columns=columns, delimiter=None, held_out=0.2)
+        table = Table(name="t", path=str(path), held_out=0.2)
         yield Reader(f"corpus: {name}", path, lambda table=table: read(table))  # type: ignore[misc]
     metadata = folder / "lj/metadata.csv"
     metadata.parent.mkdir()

@@ -1,296 +1,55 @@
-"""corpus=auto: every layout of docs/prepare.md, on four utterances whose loudness tells them apart."""
+"""corpus=auto: every layout of docs/prepare.md, and what becomes of the defects in its table."""
 
-import gzip
 import io
 import json
-import re
-import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 
 from cosyexp.data.corpora.auto import Auto
 from cosyexp.data.corpora.base import Recording
-from cosyexp.data.encoding import check, listen
+from cosyexp.data.corpora.kaldi import decoded_file
+from cosyexp.data.encoding import listen
 from cosyexp.errors import UserError
-from tests.support import ROOT
-
-RATE = 16000
-TEXTS = ["Hello, there.", "Good | morning: 5 \"o'clock\"", "what, now?", "你好，世界。"]
-PLAIN = ["Hello there.", "Good morning.", "What now?", "你好，世界。"]
-SPEAKERS = ["anna", "ben", "anna", "ben"]
-
-
-def sound(number: int, form: str = "WAV", seconds: float = 0.4) -> bytes:
-    """A tone whose amplitude tells the number of the utterance."""
-    time = np.arange(round(seconds * RATE)) / RATE
-    file = io.BytesIO()
-    soundfile.write(file, (number + 1) / 10 * np.sin(1000 * time), RATE, format=form)
-    return file.getvalue()
-
-
-def heard(recording: Recording) -> int:
-    """The number of the utterance in a recording."""
-    check(recording)
-    return round(10 * float(np.abs(listen(recording, 30.0)[0]).max())) - 1
-
-
-def write(root: Path, files: dict[str, str | bytes]) -> None:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def wavs(root: Path, names: str, form: str = "WAV") -> list[str]:
-    """Writes the four audio files; {} in their names is the number, {speaker} the speaker."""
-    found = [names.format(i, speaker=SPEAKERS[i]) for i in range(4)]
-    write(root, {name: sound(i, form) for i, name in enumerate(found)})
-    return found
-
-
-def table(root: Path, name: str, lines: list[str], audio: str = "wavs/u{}.wav") -> None:
-    wavs(root, audio)
-    write(root, {name: "".join(f"{line}\n" for line in lines)})
-
-
-def numbered(line: str) -> list[str]:
-    return [line.format(i, text=PLAIN[i], speaker=SPEAKERS[i]) for i in range(4)]
-
-
-# layouts ------------------------------------------------------------------------------------------
-
-
-def ljspeech(root: Path) -> None:
-    table(root, "metadata.csv", numbered("u{0}|raw {0}|{text}"))
-
-
-def ljspeech_two(root: Path) -> None:
-    table(root, "metadata.csv", numbered("u{}|{text}"))
-
-
-def css10(root: Path) -> None:
-    table(root, "transcript.txt", numbered("wavs/u{0}.wav|raw {0}|{text}|2.5{0}"))
-
-
-def piper(root: Path) -> None:
-    table(root, "metadata.csv", numbered("u{}|{speaker}|{text}"), "wav/u{}.wav")
-
-
-def vits(root: Path) -> None:
-    lines = numbered("wavs/u{}.wav|{speaker}|{text}")
-    table(root, "filelist_train.txt", lines[:3])
-    write(root, {"filelist_val.txt": lines[3] + "\n"})
-
-
-def gpt_sovits(root: Path) -> None:
-    table(root, "all.list", numbered("wavs/u{}.wav|{speaker}|en|{text}"))
-
-
-def f5(root: Path) -> None:
-    table(root, "metadata.csv", ["audio_file|text", *numbered("wavs/u{}.wav|{text}")])
-
-
-def csv_table(root: Path) -> None:
-    lines = ['u{},"{}",{}'.format(i, TEXTS[i].replace('"', '""'), SPEAKERS[i]) for i in range(4)]
-    table(root, "data.csv", ["File_Name,Transcript,Speaker_ID", *lines], "clips/u{}.WAV")
-
-
-def nemo(root: Path) -> None:
-    wavs(root, "u{}.wav")
-    lines = [{"audio_filepath": f"u{i}.wav", "duration": 0.4, "text": t} for i, t in enumerate(TEXTS)]
-    write(root, {"manifest.json": "".join(json.dumps(line) + "\n" for line in lines)})
-
-
-def nemo_offsets(root: Path) -> None:
-    write(root, {"all.wav": joined()})
-    lines = [
-        {"audio_filepath": "all.wav", "offset": 0.4 * i, "duration": 0.4, "text": t, "id": f"u{i}"}
-        for i, t in enumerate(TEXTS)
-    ]
-    write(root, {"manifest.jsonl": "".join(json.dumps(line) + "\n" for line in lines)})
-
-
-def joined() -> bytes:
-    """The four utterances in one file of 1.6 s."""
-    file = io.BytesIO()
-    waves = [soundfile.read(io.BytesIO(sound(i)))[0] for i in range(4)]
-    soundfile.write(file, np.concatenate(waves), RATE, format="FLAC")
-    return file.getvalue()
-
-
-def lhotse_manifests(root: Path) -> None:
-    write(root, {"all.flac": joined()})
-    recording = {
-        "id": "all",
-        "sources": [{"type": "file", "channels": [0], "source": "all.flac"}],
-        "sampling_rate": RATE,
-        "duration": 1.6,
-    }
-    supervisions = [
-        {"id": f"u{i}", "recording_id": "all", "start": 0.4 * i, "duration": 0.4, "text": text,
-         "speaker": SPEAKERS[i]}
-        for i, text in enumerate(TEXTS)
-    ]  # fmt: skip
-    lines = "".join(json.dumps(line) + "\n" for line in supervisions)
-    write(root, {"x_recordings.jsonl": json.dumps(recording) + "\n"})
-    write(root, {"x_supervisions.jsonl.gz": gzip.compress(lines.encode())})
-
-
-def lhotse_cuts(root: Path) -> None:
-    files = wavs(root, "u{}.wav")
-    cuts = [
-        {"id": f"u{i}", "start": 0, "duration": 0.4, "type": "MonoCut",
-         "supervisions": [{"id": f"s{i}", "start": 0, "duration": 0.4, "text": TEXTS[i],
-                           "speaker": SPEAKERS[i]}],
-         "recording": {"id": "r", "duration": 0.4, "sources": [{"type": "file", "source": file}]}}
-        for i, file in enumerate(files)
-    ]  # fmt: skip
-    lines = "".join(json.dumps(cut) + "\n" for cut in cuts)
-    write(root, {"cuts.jsonl.gz": gzip.compress(lines.encode())})
-
-
-def common_voice(root: Path) -> None:
-    wavs(root, "clips/u{}.mp3", "MP3")
-    head = "client_id\tpath\tsentence_id\tsentence\tup_votes\n"
-    rows = numbered("{speaker}\tu{}.mp3\t1\t{text}\t2\n")
-    write(root, {"train.tsv": head + "".join(rows[:3]), "dev.tsv": head + rows[3]})
-    write(root, {"other.tsv": head + rows[0], "validated.tsv": head + "".join(rows)})
-
-
-def libritts(root: Path) -> None:
-    for i in range(4):
-        subset = "dev-clean" if i == 3 else "train-clean-100"
-        stem = f"{subset}/{SPEAKERS[i]}/7/u{i}"
-        write(root, {f"{stem}.wav": sound(i), f"{stem}.normalized.txt": PLAIN[i] + "\n"})
-
-
-def aishell3(root: Path) -> None:
-    for split, i in (("train", 0), ("train", 1), ("train", 2), ("test", 3)):
-        write(root, {f"{split}/wav/SSB000{i}/SSB000{i}0001.wav": sound(i)})
-    lines = [f"SSB000{i}0001.wav\t广 guang3 州 zhou1 女 nv3\n" for i in range(4)]
-    write(root, {"train/content.txt": "".join(lines[:3]), "test/content.txt": lines[3]})
-
-
-def kaldi(root: Path) -> None:
-    wavs(root, "audio/u{}.flac", "FLAC")
-    commands = ["audio/u0.flac", "flac -c -d -s {}/audio/u1.flac |", "sox {}/audio/u2.flac -t wav - |"]
-    commands.append("ffmpeg -i '{}/audio/u3.flac' -f wav -ar 16000 - |")
-    lines = "".join(f"u{i} {command.format(root)}\n" for i, command in enumerate(commands))
-    write(root, {"wav.scp": lines, **kaldi_texts()})
-
-
-def kaldi_texts() -> dict[str, str | bytes]:
-    return {
-        "text": "".join(numbered("u{} {text}\n")),
-        "utt2spk": "".join(numbered("u{} {speaker}\n")),
-    }
-
-
-def kaldi_segments(root: Path) -> None:
-    write(root, {"all.flac": joined(), "wav.scp": "all all.flac\n", **kaldi_texts()})
-    lines = [f"u{i} all {0.4 * i:.1f} {0.4 * (i + 1):.1f}\n" for i in range(4)]
-    write(root, {"segments": "".join(lines)})
-
-
-def kaldi_ark(root: Path) -> None:
-    ark, scp = b"", ""
-    for i in range(4):
-        ark += f"u{i} ".encode()
-        scp += f"u{i} wav.ark:{len(ark)}\n"
-        ark += sound(i)
-    write(root, {"wav.ark": ark, "wav.scp": scp, **kaldi_texts()})
-
-
-def speaker_folders(root: Path) -> None:
-    for i in range(4):
-        number = i // 2
-        stem = f"{SPEAKERS[i]}/00{number}"  # the names repeat
-        text = ".lab" if i % 2 else ".txt"
-        write(root, {f"{stem}.flac": sound(i, "FLAC"), f"{stem}{text}": PLAIN[i]})
-
-
-def hugging_face(root: Path) -> None:
-    audio = [{"bytes": sound(i, "FLAC"), "path": f"u{i}.flac"} for i in range(4)]
-    columns = {"audio": audio, "text": ["raw"] * 4, "normalized_text": TEXTS, "speaker_id": [7, 8, 7, 8]}
-    everything = pa.table(columns)
-    (root / "data").mkdir(parents=True)
-    pq.write_table(everything[:3], root / "data/train-00000-of-00001.parquet")
-    pq.write_table(everything[3:], root / "data/validation-00000-of-00001.parquet")
-
-
-def saved_to_disk(root: Path) -> None:
-    audio = [{"bytes": sound(i), "path": f"u{i}.wav"} for i in range(4)]
-    everything = pa.table({"audio": audio, "sentence": TEXTS, "speaker": SPEAKERS})
-    root.mkdir(parents=True)
-    with pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as file:
-        with pa.ipc.new_stream(file, everything.schema) as writer:
-            writer.write_table(everything)
-    write(root, {"state.json": "{}", "dataset_info.json": "{}"})
-
-
-def webdataset(root: Path) -> None:
-    root.mkdir(parents=True)
-    with tarfile.open(root / "shard-000.tar", "w") as tar:
-        for i in range(4):
-            described = json.dumps({"text": TEXTS[i], "speaker": SPEAKERS[i]}).encode()
-            for extension, content in (("flac", sound(i, "FLAC")), ("json", described)):
-                member = tarfile.TarInfo(f"u{i}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-
-
-def cosyvoice(root: Path) -> None:
-    columns = {
-        "utt": [f"u{i}" for i in range(4)],
-        "audio_data": [sound(i) for i in range(4)],
-        "wav": [f"/gone/u{i}.wav" for i in range(4)],
-        "text": TEXTS,
-        "spk": SPEAKERS,
-    }
-    (root / "parquet").mkdir(parents=True)
-    pq.write_table(pa.table(columns), root / "parquet/parquet_000000000.tar")
-    write(root, {"data.list": f"{root}/parquet/parquet_000000000.tar\n"})
-
+from tests.unit import layouts as of
+from tests.unit.layouts import PLAIN, SPEAKERS, TEXTS, heard, sound, write
 
 NO_SPEAKER = ["mine"] * 4
 IDS = [f"u{i}" for i in range(4)]
 # layout, texts, speakers, ids, numbers of the utterances that it holds out
 LAYOUTS: dict[Callable[[Path], None], tuple[list[str], list[str], list[str], list[int] | None]] = {
-    ljspeech: (PLAIN, NO_SPEAKER, IDS, None),
-    ljspeech_two: (PLAIN, NO_SPEAKER, IDS, None),
-    css10: (PLAIN, NO_SPEAKER, IDS, None),
-    piper: (PLAIN, SPEAKERS, IDS, None),
-    vits: (PLAIN, SPEAKERS, IDS, [3]),
-    gpt_sovits: (PLAIN, SPEAKERS, IDS, None),
-    f5: (PLAIN, NO_SPEAKER, IDS, None),
-    csv_table: (TEXTS, SPEAKERS, IDS, None),
-    nemo: (TEXTS, NO_SPEAKER, IDS, None),
-    nemo_offsets: (TEXTS, NO_SPEAKER, IDS, None),
-    lhotse_manifests: (TEXTS, SPEAKERS, IDS, None),
-    lhotse_cuts: (TEXTS, SPEAKERS, IDS, None),
-    common_voice: (PLAIN, SPEAKERS, IDS, [3]),
-    libritts: (PLAIN, SPEAKERS, IDS, [3]),
-    aishell3: (
+    of.ljspeech: (PLAIN, NO_SPEAKER, IDS, None),
+    of.ljspeech_two: (PLAIN, NO_SPEAKER, IDS, None),
+    of.css10: (PLAIN, NO_SPEAKER, IDS, None),
+    of.piper: (PLAIN, SPEAKERS, IDS, None),
+    of.vits: (PLAIN, SPEAKERS, IDS, [3]),
+    of.gpt_sovits: (PLAIN, SPEAKERS, IDS, None),
+    of.f5: (PLAIN, NO_SPEAKER, IDS, None),
+    of.csv_table: (TEXTS, SPEAKERS, IDS, None),
+    of.nemo: (TEXTS, NO_SPEAKER, IDS, None),
+    of.nemo_offsets: (TEXTS, NO_SPEAKER, IDS, None),
+    of.lhotse_manifests: (TEXTS, SPEAKERS, IDS, None),
+    of.lhotse_cuts: (TEXTS, SPEAKERS, IDS, None),
+    of.common_voice: (PLAIN, SPEAKERS, IDS, [3]),
+    of.libritts: (PLAIN, SPEAKERS, IDS, [3]),
+    of.aishell3: (
         ["广州女"] * 4,
         [f"SSB000{i}" for i in range(4)],
         [f"SSB000{i}0001" for i in range(4)],
         [3],
     ),
-    kaldi: (PLAIN, SPEAKERS, IDS, None),
-    kaldi_segments: (PLAIN, SPEAKERS, IDS, None),
-    kaldi_ark: (PLAIN, SPEAKERS, IDS, None),
-    speaker_folders: (PLAIN, SPEAKERS, ["anna_000", "ben_000", "anna_001", "ben_001"], None),
-    hugging_face: (TEXTS, ["7", "8", "7", "8"], IDS, [3]),
-    saved_to_disk: (TEXTS, SPEAKERS, IDS, None),
-    webdataset: (TEXTS, SPEAKERS, IDS, None),
-    cosyvoice: (TEXTS, SPEAKERS, IDS, None),
+    of.kaldi: (PLAIN, SPEAKERS, IDS, None),
+    of.kaldi_segments: (PLAIN, SPEAKERS, IDS, None),
+    of.kaldi_ark: (PLAIN, SPEAKERS, IDS, None),
+    of.speaker_folders: (PLAIN, SPEAKERS, ["anna_000", "ben_000", "anna_001", "ben_001"], None),
+    of.hugging_face: (TEXTS, ["7", "8", "7", "8"], IDS, [3]),
+    of.saved_to_disk: (TEXTS, SPEAKERS, IDS, None),
+    of.webdataset: (TEXTS, SPEAKERS, IDS, None),
+    of.cosyvoice: (TEXTS, SPEAKERS, IDS, None),
 }
 
 
@@ -311,3 +70,219 @@ def test_layout(layout: Callable[[Path], None], tmp_path: Path) -> None:
     first, *examples = corpus.found()
     assert first.startswith(f"{tmp_path}/corpus: ") and len(examples) == 3
     assert recordings[0].utt in examples[0] and repr(recordings[0].text) in examples[0]
+
+
+# defects ------------------------------------------------------------------------------------------
+
+
+def recordings(root: Path, **settings: object) -> dict[str, Recording]:
+    corpus = Auto(name="mine", root=str(root), **settings)  # type: ignore[arg-type]
+    return {recording.utt: recording for recording in corpus.recordings()}
+
+
+def table_of(root: Path, name: str, *lines: str) -> dict[str, Recording]:
+    of.table(root, name, list(lines))
+    return recordings(root)
+
+
+def test_a_row_with_other_cells_than_the_rest_is_a_fault(tmp_path):
+    found = table_of(tmp_path, "metadata.csv", "u0|a|b", "u1|a|b|c", "u2|a|b", "u3|a")
+    assert [found[f"u{i}"].text for i in (0, 2)] == ["b", "b"]
+    assert "line 2 of" in found["u1"].fault and "it has 4 cells instead of 3" in found["u1"].fault
+    assert "it has 2 cells instead of 3" in found["u3"].fault
+
+
+def test_a_csv_row_with_a_comma_or_a_stray_quote_is_a_fault_and_swallows_no_other(tmp_path):
+    lines = ["wav,text,who", "u0,hello, you,anna", 'u1,"open,anna', "u2,fine,ben", 'u3,5" nail,ben']
+    found = table_of(tmp_path, "a.csv", *lines)
+    assert "it has 4 cells instead of 3" in found["u0"].fault
+    assert "line 3 of" in found["line 3"].fault and "quotation marks" in found["line 3"].fault
+    assert [found[utt].text for utt in ("u2", "u3")] == ["fine", '5" nail']
+
+
+def test_json_values_that_are_no_text_are_faults_and_zero_is_a_name(tmp_path):
+    rows = [
+        {"wav": "wavs/u0.wav", "text": ["a", "b"], "speaker": 0, "utt": 0},
+        {"wav": "wavs/u1.wav", "text": 5, "speaker": 0, "utt": 1},
+        {"wav": "wavs/u2.wav", "text": "fine", "speaker": 0, "utt": 2},
+        {"wav": None, "text": "fine", "speaker": 0, "utt": 3},
+    ]
+    found = table_of(tmp_path, "a.jsonl", *map(json.dumps, rows), "{cut")
+    assert "its text is a list" in found["0"].fault and "its text is a number" in found["1"].fault
+    assert (found["2"].speaker, found["2"].fault) == ("0", "")
+    assert "it has no audio file" in found["3"].fault
+    assert "it is not a JSON object" in found["line 5"].fault
+
+
+def test_the_text_of_ljspeech_if_there_is_no_normalized_one(tmp_path):
+    found = table_of(tmp_path, "metadata.csv", "u0|Mr. A|Mister A", "u1|b b|", "u2|c c|c c")
+    assert [found[f"u{i}"].text for i in range(3)] == ["Mister A", "b b", "c c"]
+
+
+def test_columns_can_be_named_and_numbered(tmp_path):
+    of.table(tmp_path, "a.csv", ["a,b,c,d", "u0,1,said,x", "u1,2,told,y"])
+    named = {"audio": "a", "text": "c", "speaker": "d", "utt": "b"}
+    assert recordings(tmp_path, columns=named)["1"].text == "said"
+    write(tmp_path, {"a.csv": "u0,1,said,x\nu1,2,told,y\n"})
+    found = recordings(tmp_path, columns={"audio": 1, "text": 3, "speaker": 4, "utt": 2})["2"]
+    assert (found.text, found.speaker) == ("told", "y") and heard(found) == 1
+    with pytest.raises(UserError, match="number from 1"):
+        recordings(tmp_path, columns={"audio": 1, "text": 9})
+    with pytest.raises(UserError, match=r"no column 'z', but .* corpus\.columns\.text="):
+        recordings(tmp_path, columns={"audio": "u0", "text": "z"})
+
+
+def test_names_of_files_with_another_folder_suffix_case_or_unicode_form(tmp_path):
+    cafe = unicodedata.normalize("NFD", "café")
+    write(tmp_path, {f"wav/{cafe}.WAV": sound(0), "wav/b.WAV": sound(1), "wav/c.flac": sound(2)})
+    write(tmp_path, {"metadata.csv": "café|a a\nb.wav|b b\nwavs/gone|c c\nc|d d\n"})
+    found = recordings(tmp_path)
+    assert [heard(found[utt]) for utt in ("café", "b", "c")] == [0, 1, 2]
+    with pytest.raises(ValueError, match="No such file"):
+        heard(found["gone"])
+
+
+def refused(root: Path, message: str, **settings: object) -> None:
+    with pytest.raises(UserError, match=message):
+        recordings(root, **settings)
+
+
+def test_what_cannot_be_told_is_a_sentence(tmp_path):
+    refused(tmp_path / "gone", r"there is no file or folder .*gone: correct corpus\.root=")
+    refused(tmp_path, r"does not have any known layout \(it holds nothing\)")
+    refused(tmp_path, "corpus.layout=x is not a layout", layout="x")
+    write(tmp_path, {"a.csv": "wav,text\n", "b.csv": "wav,text\n"})
+    refused(tmp_path, r"a\.csv, .*b\.csv all list recordings: give one of them as corpus\.root=")
+    assert not recordings(tmp_path / "a.csv")
+    write(tmp_path, {"x/a.parquet": b"PAR1 no more", "y/a.tar": b"no tar"})
+    refused(tmp_path / "x", "not a readable parquet or Arrow file")
+    refused(tmp_path / "y", "cannot be read as a tar file .* decompress it")
+    with pytest.raises(UserError, match=r"corpus\.held_out_by=x"):
+        Auto(name="mine", root=".", held_out_by="x")
+    with pytest.raises(UserError, match=r"corpus\.held_out=gone is neither a share"):
+        Auto(name="mine", root=".", held_out="gone")
+
+
+# Kaldi --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("flac -cd 'a b.flac' |", "a b.flac"),
+        ("/usr/bin/sox a.wav -t wav -r 16000 -c 1 - |", "a.wav"),
+        ("sph2pipe -f wav -p a.sph |", "a.sph"),
+        ("cat a.wav |", "a.wav"),
+        ("sox a.wav -t wav - speed 1.1 |", ""),
+        ("sox -r 8000 a.wav -t wav - |", ""),
+        ("sox a.wav b.wav -t wav - |", ""),
+        ("cat a.wav; touch owned |", ""),
+        ("touch owned |", ""),
+        ("flac -cd $(touch owned) |", ""),
+        ("cat 'a |", ""),
+        ("|", ""),
+    ],
+)
+def test_commands_of_kaldi_are_read_not_run(command, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, fault = decoded_file(command)
+    assert found == file and bool(fault) is not bool(file)
+    write(tmp_path, {"k/wav.scp": f"u0 {command}\n", "k/text": "u0 a\n", "k/utt2spk": "u0 s\n"})
+    for recording in recordings(tmp_path / "k").values():
+        with pytest.raises(ValueError, match=r"which is not run|cannot be read"):
+            heard(recording)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_segments_outside_of_the_audio_and_archives_that_are_cut(tmp_path):
+    of.kaldi_segments(tmp_path / "s")
+    lines = ["u0 all 1.4 1.8\n", "u1 all 0.4 0.8\n", "u2 all 0.9 0.4\n", "u3 gone 0 1\n"]
+    write(tmp_path, {"s/segments": "".join(lines)})
+    found = recordings(tmp_path / "s")
+    assert heard(found["u1"]) == 1
+    for utt, message in (("u0", "is not in the audio"), ("u2", "ends at 0.4 s but starts at 0.9")):
+        with pytest.raises(ValueError, match=message):
+            heard(found[utt])
+    assert found["u3"].fault == "wav.scp has no gone"
+    of.kaldi_ark(tmp_path / "a")
+    archive = tmp_path / "a/wav.ark"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    found = recordings(tmp_path / "a")
+    assert heard(found["u2"]) == 2 and "no complete WAV file" in found["u3"].fault
+
+
+# audio --------------------------------------------------------------------------------------------
+
+
+def of_bytes(content: bytes) -> Recording:
+    return Recording(utt="u", text="t", speaker="s", path="u", audio=content)
+
+
+def test_audio_that_is_cut_short_or_whose_header_is_wrong(tmp_path):
+    wav, ogg = sound(4, seconds=2), sound(4, "OGG", 2)
+    for size in (len(wav) // 2, 2 * len(wav)):
+        changed = wav[:40] + size.to_bytes(4, "little") + wav[44:]
+        with pytest.raises(ValueError, match=r"cut short|goes on after the end"):
+            heard(of_bytes(changed))
+    for content in (ogg[: len(ogg) // 2], ogg[:-50]):
+        with pytest.raises(ValueError, match=r"cut short|cannot be decoded"):
+            heard(of_bytes(content))
+    assert heard(of_bytes(ogg)) == heard(of_bytes(wav)) == 4
+
+
+def test_audio_with_the_word_data_in_its_metadata_or_without_a_known_length():
+    wav, flac = sound(4), bytearray(sound(4, "FLAC"))
+    note = (
+        b"LIST"
+        + (20).to_bytes(4, "little")
+        + b"INFOICMT"
+        + (8).to_bytes(4, "little")
+        + b"mydata\0\0"
+    )
+    noted = wav[:12] + note + wav[12:]
+    assert heard(of_bytes(noted[:4] + (len(noted) - 8).to_bytes(4, "little") + noted[8:])) == 4
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    assert heard(of_bytes(bytes(flac))) == 4
+    with pytest.raises(ValueError, match=r"longer than 0\.2 s"):
+        listen(of_bytes(bytes(flac)), 0.2)
+    streamed = wav[:40] + b"\xff" * 4 + wav[44:]
+    assert heard(of_bytes(streamed)) == 4
+
+
+class Counted(io.BytesIO):
+    """A file that counts the bytes that are read."""
+
+    count = 0
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        size = super().readinto(buffer)
+        self.count += size
+        return size
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.count += len(content)
+        return content
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC"])
+def test_a_long_file_is_refused_by_its_header_and_cut_without_the_rest(form, monkeypatch):
+    half_an_hour = np.tile(np.float32([0.1, 0.2, 0.1, 0.0]), 30 * 60 * of.RATE // 4)
+    file = io.BytesIO()
+    soundfile.write(file, half_an_hour, of.RATE, format=form)
+    opened = Counted(file.getvalue())
+    monkeypatch.setattr(Recording, "open", lambda self: opened)  # that of the moment
+    long = Recording(utt="u", text="t", speaker="s", path="u")
+    with pytest.raises(ValueError, match=r"the audio of 1800\.0 s is longer than 30 s"):
+        listen(long, 30.0)
+    assert opened.count < 2**20 < len(file.getvalue())
+    opened = Counted(file.getvalue())
+    wave, audio = listen(
+        Recording(utt="u", text="t", speaker="s", path="u", start=1700.0, end=1710.0), 30.0
+    )
+    assert len(wave) == 10 * of.RATE and audio and len(audio) < 2**19
+    assert opened.count < 2**22
+    opened = Counted(file.getvalue())
+    with pytest.raises(ValueError, match=r"the part of 100\.0 s is longer than 30 s"):
+        listen(Recording(utt="u", text="t", speaker="s", path="u", start=1.0, end=101.0), 30.0)

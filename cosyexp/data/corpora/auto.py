@@ -70,8 +70,10 @@ class Auto(SplitCorpus):
             raise UserError(f"there is no file or folder {root}: correct corpus.root=")
         names = LAYOUTS if self.layout == "auto" else [self.layout]
         for name in names:
-            if corpus := LAYOUTS[name](root, self):
+            if (corpus := LAYOUTS[name](root, self)) is not None:
                 return corpus
+        for path in tables_in(root):
+            read_rows(path, self.delimiter, self.columns)  # says why it is none
         wanted = "any known layout" if self.layout == "auto" else f"the layout {self.layout}"
         inside = sorted(os.listdir(root))[:8] if root.is_dir() else []
         raise UserError(
@@ -151,10 +153,7 @@ def webdataset(root: Path, auto: Auto) -> Corpus | None:
 
 def table(root: Path, auto: Auto) -> Corpus | None:
     """Returns the corpus of a table, or of one for training and one for validation."""
-    if root.is_dir():
-        tables = [str(path) for path in files_of(root) if is_table(path, auto)]
-    else:
-        tables = [str(root)]
+    tables = [str(path) for path in tables_in(root) if root.is_file() or is_table(path, auto)]
     train, valid = by_split(tables, key=lambda path: Path(path).name)
     preferred = [path for name in PREFERRED if (path := str(root / name)) in train]
     if not train:
@@ -218,16 +217,25 @@ def only(paths: Sequence[str]) -> str:
     return paths[0]
 
 
+def tables_in(root: Path) -> list[Path]:
+    """Returns the files that may be tables, not texts beside audio; a file itself is one."""
+    return [
+        path
+        for path in files_of(root)
+        if path == root
+        or (
+            path.name.lower().endswith(TABLES)
+            and not any(path.with_suffix(suffix).exists() for suffix in SUFFIXES)
+        )
+    ]
+
+
 def is_table(path: Path, auto: Auto) -> bool:
-    """Returns whether a file is a table of recordings, not the text of one."""
-    if not path.name.lower().endswith(TABLES):
-        return False
-    if any(path.with_suffix(suffix).exists() for suffix in SUFFIXES):
-        return False
+    """Returns whether a table of recordings can be read from a file."""
     try:
         read_rows(path, auto.delimiter, auto.columns)
     except UserError:
-        return path.name in PREFERRED  # its fault will be told
+        return False
     return True
 
 

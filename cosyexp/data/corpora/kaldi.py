@@ -115,9 +115,7 @@ def decoded_file(command: str) -> tuple[str, str]:
     Args:
         command: as `sox foo.mp3 -t wav - |`. It is never run.
     """
-    fault = (
-        f"wav.scp has the command {command!r}, and commands are not run: write its output to a file"
-    )
+    fault = f"wav.scp has the command {command!r}, which is not run: write its output to a file"
     try:
         program, *words = shlex.split(command.strip().removesuffix("|"))
     except ValueError:  # quotation marks that are not closed, or nothing
