@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CHUNK = 64  # recordings in a part
 MINUTE = 60.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 # The columns of a part except the audio.
 COLUMNS = [
     "utt",
@@ -63,15 +64,15 @@ def encode(
             number += 1
 
     parts, speed = [], Speed(total)
-    with tqdm(total=total, desc="prepare", unit="utt", disable=None, smoothing=0) as bar:
+    with tqdm(total=total, desc="prepare", disable=None, bar_format=BAR) as bar:
         for part, is_new in workers.map(partial(apply, encoder), chunks()):
             table = read_part(part)
             parts.append(part)
             if is_new:
                 speed.add(table["seconds"].to_pylist())
             else:  # its speed would be that of reading
-                bar.initial += len(table)
                 speed.total -= len(table)
+            bar.set_postfix_str(str(speed), refresh=False)
             bar.update(len(table))
             if bar.disable and speed.is_due():  # a log file has no bar
                 log.info("%s", speed)
@@ -114,8 +115,8 @@ class Speed:
         passed = time.monotonic() - self.start
         left = passed / max(self.done, 1) * (self.total - self.done) / MINUTE
         return (
-            f"{self.done} of {self.total} recordings encoded: {self.done / passed:.1f} a second, "
-            f"{self.seconds / passed:.0f} x real time, {left:.0f} minutes left"
+            f"{self.done} of {self.total} encoded, {self.done / passed:.1f} a second, "
+            f"{self.seconds / passed:.0f} x real time, {left:.0f} min left"
         )
 
 

@@ -88,9 +88,9 @@ def columns_of(header: Sequence[str], wanted: Mapping[str, Key | None], where: s
 
 
 def is_header(row: Sequence[str]) -> bool:
-    """Returns whether the first row of a table names columns of audio and text."""
-    names = {name.strip().casefold() for name in row}
-    return all(names & set(NAMES[what]) for what in ("audio", "text"))
+    """Returns whether the first row of a table has two names of columns or more."""
+    names = {name for names in NAMES.values() for name in names}
+    return len(names & {name.strip().casefold() for name in row}) > 1
 
 
 def columns_without_header(
