@@ -48,6 +48,7 @@ from cosyexp.training.reference import NOTE as REFERENCE
 from cosyexp.training.reference import read_note as read_reference
 from tests.fuzz.harness import Reader
 from tests.support import config
+from tests.unit import layouts
 
 TOKENS = SpeechTokens(512)
 RATE = 24000  # Hz
@@ -344,6 +345,20 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     text.with_name("u.wav").write_bytes(b"RIFF")
     libri = LibriTTS(name="l", root=str(folder / "libri"), train=["train"], valid=[])
     yield Reader("corpus: text of LibriTTS", text, lambda: read(libri))
+    for layout, damaged in (
+        (layouts.hugging_face, "data/train-00000-of-00001.parquet"),
+        (layouts.saved_to_disk, "data-00000-of-00001.arrow"),
+        (layouts.webdataset, "shard-000.tar"),
+        (layouts.lhotse_cuts, "cuts.jsonl.gz"),
+        (layouts.kaldi_segments, "segments"),
+        (layouts.kaldi_ark, "wav.scp"),
+    ):
+        root = folder / layout.__name__
+        layout(root)
+        path = root / damaged
+        yield Reader(
+            f"corpus: {path.name}", path, lambda root=root: read(Auto(name="a", root=str(root)))
+        )  # type: ignore[misc]
 
 
 def of_audio(folder: Path) -> Iterator[Reader]:

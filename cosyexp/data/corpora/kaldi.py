@@ -13,7 +13,7 @@ from pathlib import Path
 from cosyexp.data.corpora.base import Recording, SplitCorpus, text_lines
 from cosyexp.data.corpora.recordings import span_of
 from cosyexp.registry import register
-from cosyexp.run.documents import DamagedFileError, open_regular
+from cosyexp.run.documents import open_regular
 
 HINT = "give a folder with wav.scp, text and utt2spk as corpus.root="
 # Commands of wav.scp that only decode a file: their options that change nothing, and those with a
@@ -76,7 +76,7 @@ class Kaldi(SplitCorpus):
         for utt, value in self._pairs(self._list):
             start, end, fault = 0.0, None, ""
             if files:
-                name, *times = value.split()
+                name, *times = value.split() or [""]
                 start, end, fault = span_of(dict(zip(("start", "end"), times, strict=False)))
                 if len(times) != 2:
                     fault = "its line of segments has no start and end"
@@ -140,7 +140,7 @@ def wav_in_archive(path: str, offset: int) -> tuple[tuple[int, int] | None, str]
             header = file.read(12)
             size = 8 + int.from_bytes(header[4:8], "little")
             complete = size <= file.seek(0, os.SEEK_END) - offset
-    except (OSError, DamagedFileError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", error)
         return None, f"the archive {path} cannot be read ({reason})"
     if header[:4] != b"RIFF" or header[8:] != b"WAVE" or not complete:
