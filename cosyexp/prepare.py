@@ -1,7 +1,9 @@
 """Prepares recordings and texts as parquet shards, with speech tokens and speaker embeddings.
 
+  corpus=auto            corpus.root=... is a folder or file in any known layout (LJSpeech, VITS,
+                         Kaldi, Hugging Face, ...): what was found is printed first
   corpus=demo|ljspeech|libritts|kaldi|table
-                         source of the recordings: WAV, FLAC, MP3 or OGG, at 16 kHz or more
+                         the built-in corpus, or one layout only
   speech_tokenizer=kmeans|onnx
                          onnx: speech_tokenizer.path=speech_tokenizer_v2.onnx
   speaker_encoder=mel|onnx
@@ -15,8 +17,8 @@
 The same command resumes an interrupted preparation.
 
 Examples
-  python -m cosyexp.prepare corpus=ljspeech corpus.root=/data/LJSpeech-1.1 processes=8
-  python -m cosyexp.prepare corpus=table corpus.path=all.csv corpus.columns.audio=file out=data/mine
+  python -m cosyexp.prepare corpus=auto corpus.root=~/LJSpeech-1.1 out=data/lj processes=8
+  python -m cosyexp.prepare corpus=auto corpus.root=all.csv corpus.columns.audio=file out=data/mine
   python -m cosyexp.prepare inspect=data/mine/train.list
 """
 

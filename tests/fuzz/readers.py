@@ -314,6 +314,9 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
             except ValueError:
                 continue  # left out, with the reason
 
+    def found(root: Path) -> Corpus:
+        return Auto(name="a", root=str(root))
+
     cells = [{"wav": f"{i}.wav", "text": f'say "{i}"', "utt": i, "speaker": "x"} for i in range(5)]
     contents = {
         "table.csv": "wav,text,utt,speaker\n"
@@ -330,8 +333,8 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     metadata = folder / "lj/metadata.csv"
     metadata.parent.mkdir()
     metadata.write_text("a|Mr. A|Mister A\nb|b|b\n")
-    speech = Auto(name="lj", root=str(metadata.parent))
-    yield Reader("corpus: metadata.csv of LJSpeech", metadata, lambda: read(speech))
+    speech = "corpus: metadata.csv of LJSpeech"
+    yield Reader(speech, metadata, lambda: read(found(metadata.parent)))
     kaldi = folder / "kaldi"
     kaldi.mkdir()
     for name, content in (("wav.scp", "a /x/a.wav\n"), ("text", "a b c\n"), ("utt2spk", "a x\n")):
@@ -356,9 +359,7 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
         root = folder / layout.__name__
         layout(root)
         path = root / damaged
-        yield Reader(
-            f"corpus: {path.name}", path, lambda root=root: read(Auto(name="a", root=str(root)))
-        )  # type: ignore[misc]
+        yield Reader(f"corpus: {path.name}", path, lambda root=root: read(found(root)))  # type: ignore[misc]
 
 
 def of_audio(folder: Path) -> Iterator[Reader]:
