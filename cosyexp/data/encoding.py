@@ -78,6 +78,8 @@ def listen(recording: Recording, longest: float) -> tuple[np.ndarray, bytes | No
     with opened as file, open_audio(file) as source:
         features.check_rate(source.samplerate)
         samples = decode(source, longest)
+        if file.seek(0, os.SEEK_END) > AUDIO_SIZE:  # it would go into a shard whole
+            raise ValueError(f"the audio file is larger than {AUDIO_SIZE / 2**20:g} MiB")
         check_complete(file, source, len(samples))
         wave = features.mono(samples, source.samplerate, SAMPLE_RATE)
     seconds = len(wave) / SAMPLE_RATE

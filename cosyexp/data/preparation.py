@@ -97,18 +97,15 @@ def prepare(
         log.info("%s", line)
     split: Split = getattr(corpus, "split", Split(held_out=0))
     shards: dict[str, list[Path]] = {name: [] for name in SPLITS}
-    with resumable():
+    with Workers(options.processes) as workers, resumable():
         encoder = front_ends(corpus, split, out, options, settings)
         log.info("preparing %d recordings in %s, once", total, out)
-        with Workers(options.processes) as workers:
-            parts = encode(encoder, corpus, total, out / PARTS, workers)
-            report, speakers, candidates = survey(parts, split, out)
-            refuse_too_many(report, options.max_bad, out)
-            held_out = split.choose(candidates)
-            for path in workers.map(
-                write, jobs(parts, held_out, speakers, out, options.shard_size)
-            ):
-                shards[path.parent.name].append(path)
+        parts = encode(encoder, corpus, total, out / PARTS, workers)
+        report, speakers, candidates = survey(parts, split, out)
+        refuse_too_many(report, options.max_bad, out)
+        to_write = jobs(parts, split.choose(candidates), speakers, out, options.shard_size)
+        for path in workers.map(write, to_write):
+            shards[path.parent.name].append(path)
     for name in SPLITS:
         write_list(below(out, f"{name}.list"), shards[name])
         if not shards[name]:

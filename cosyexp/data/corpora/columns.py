@@ -116,7 +116,7 @@ def columns_without_header(
         last -= 1
     keys: dict[str, Key] = {"audio": 1, "text": last}
     spare: Key | None = None
-    if last > 2 and is_label(table[1]):
+    if last > 2 and is_label(table[1]) and table[1] != table[2]:
         keys["speaker"] = 2
     elif last == 3:
         spare = 2  # LJSpeech: text, normalized text

@@ -76,7 +76,6 @@ class Rows:
                 yield Row(number, {}, f"its quotation marks are not those of a CSV ({error})")
                 continue
             keys = self.header or range(1, self.size + 1)
-            # a header of pandas does not name the index
             wrong = len(cells) != self.size
             yield Row(
                 number,
@@ -160,7 +159,8 @@ def sniff(lines: Sequence[str], path: Path) -> str:
         UserError: neither tells.
     """
     for candidate in CANDIDATES:
-        if lines and sum(candidate in line for line in lines) >= 0.9 * len(lines):
+        share = sum(candidate in line for line in lines) / max(len(lines), 1)
+        if share >= 0.9 and candidate in lines[0]:
             return candidate
     if path.suffix in DELIMITERS:
         return DELIMITERS[path.suffix]
