@@ -114,8 +114,11 @@ def refused(audio: bytes) -> None:
 
 def part(audio: bytes) -> None:
     """Reads ten seconds of minute 29."""
-    span = {"start": 29 * 60.0, "end": 29 * 60 + 10.0}
-    listen(Recording(utt="a", text="a", speaker="a", path="", audio=audio, **span), 30.0)
+    start = 29 * 60.0
+    recording = Recording(
+        utt="a", text="a", speaker="a", path="", audio=audio, start=start, end=start + 10
+    )
+    listen(recording, 30.0)
 
 
 def refuse_long(folder: str | None) -> None:

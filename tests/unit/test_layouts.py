@@ -268,7 +268,7 @@ class Counted(io.BytesIO):
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC"])
 def test_a_long_file_is_refused_by_its_header_and_cut_without_the_rest(form, monkeypatch):
-    half_an_hour = np.tile(np.float32([0.1, 0.2, 0.1, 0.0]), 30 * 60 * of.RATE // 4)
+    half_an_hour = np.tile(np.array([0.1, 0.2, 0.1, 0.0], np.float32), 30 * 60 * of.RATE // 4)
     file = io.BytesIO()
     soundfile.write(file, half_an_hour, of.RATE, format=form)
     opened = Counted(file.getvalue())
