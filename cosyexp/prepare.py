@@ -1,7 +1,9 @@
 """Prepares recordings and texts as parquet shards, with speech tokens and speaker embeddings.
 
+  corpus=auto            corpus.root=... is a folder or file in any known layout (LJSpeech, VITS,
+                         Kaldi, Hugging Face, ...): what was found is printed first
   corpus=demo|ljspeech|libritts|kaldi|table
-                         source of the recordings: WAV, FLAC, MP3 or OGG, at 16 kHz or more
+                         the built-in corpus, or one layout only
   speech_tokenizer=kmeans|onnx
                          onnx: speech_tokenizer.path=speech_tokenizer_v2.onnx
   speaker_encoder=mel|onnx
@@ -15,8 +17,8 @@
 The same command resumes an interrupted preparation.
 
 Examples
-  python -m cosyexp.prepare corpus=ljspeech corpus.root=/data/LJSpeech-1.1 processes=8
-  python -m cosyexp.prepare corpus=table corpus.path=all.csv corpus.columns.audio=file out=data/mine
+  python -m cosyexp.prepare corpus=auto corpus.root=~/LJSpeech-1.1 out=data/lj processes=8
+  python -m cosyexp.prepare corpus=auto corpus.root=all.csv corpus.columns.audio=file out=data/mine
   python -m cosyexp.prepare inspect=data/mine/train.list
 """
 
@@ -27,6 +29,7 @@ from cosyexp.config import PrepareConfig
 @hydra_app("prepare", PrepareConfig, lists=("cache",))
 def main(config: PrepareConfig) -> None:
     """Prepares a corpus or describes data, and prints a summary."""
+    import os
     from pathlib import Path
 
     from cosyexp.data.inspection import inspect
@@ -37,10 +40,12 @@ def main(config: PrepareConfig) -> None:
     from cosyexp.run.logs import console
 
     if config.inspect:
-        for line in inspect(config.inspect, build(config.family.tokenizer, "tokenizer")):
+        for line in inspect(
+            os.path.expanduser(config.inspect), build(config.family.tokenizer, "tokenizer")
+        ):
             print(line)
         return
-    out = Path(config.out)
+    out = Path(config.out).expanduser()
     fields = audio_fields(config.family, config.cache)
     with console():
         meta = prepare_corpus(

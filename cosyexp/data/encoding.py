@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 
 from cosyexp.data import features
 from cosyexp.data.arrow import open_arrow
+from cosyexp.data.audio import check_complete, decode, open_audio
 from cosyexp.data.cache import one_thread
 from cosyexp.data.corpora.base import AUDIO_SIZE, Recording
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd
@@ -60,48 +60,34 @@ def check(recording: Recording) -> None:
             raise ValueError(f"the {name} is not UTF-8")
 
 
-def listen(recording: Recording, longest: float) -> np.ndarray:
+def listen(recording: Recording, longest: float) -> tuple[np.ndarray, bytes | None]:
     """Decodes the audio of a recording.
 
     Args:
-        recording: its `read` gives the audio file.
-        longest: maximum length in seconds.
+        recording: a file, or a part of one.
+        longest: maximum length in seconds; no more is decoded.
 
     Returns:
-        (S,) float32 at 16 kHz.
+        (S,) float32 at 16 kHz, and the bytes of an audio file if the recording is not a whole file.
 
     Raises:
         ValueError: if the audio is not fit for training.
     """
-    audio = recording.read()
-    wave = features.read_wave(audio, SAMPLE_RATE)
+    audio = None if recording.is_file else recording.read(longest)
+    opened = recording.open() if audio is None else io.BytesIO(audio)
+    with opened as file, open_audio(file) as source:
+        features.check_rate(source.samplerate)
+        samples = decode(source, longest)
+        if file.seek(0, os.SEEK_END) > AUDIO_SIZE:  # it would go into a shard whole
+            raise ValueError(f"the audio file is larger than {AUDIO_SIZE / 2**20:g} MiB")
+        check_complete(file, source, len(samples))
+        wave = features.mono(samples, source.samplerate, SAMPLE_RATE)
     seconds = len(wave) / SAMPLE_RATE
-    if (promised := promised_seconds(audio)) > seconds + 0.1:
-        raise ValueError(f"the audio is cut short: {seconds:.1f} s of {promised:.1f} s")
-    if seconds > longest:
-        raise ValueError(f"the audio of {seconds:.1f} s is longer than {longest:g} s")
     if seconds < SHORTEST:
         raise ValueError(f"the audio of {seconds:.2f} s is shorter than {SHORTEST:g} s")
     if (peak := float(np.abs(wave).max())) < QUIET:
         raise ValueError(f"the audio is silent (its peak is at {20 * np.log10(peak):.0f} dB)")
-    return wave
-
-
-def promised_seconds(audio: bytes) -> float:
-    """Returns the length of the audio in seconds, as its header declares it.
-
-    The size in a WAV header is read here, as the decoder silently corrects it to the actual data.
-    """
-    at = audio.find(b"data", 12, 4096) if audio[:4] == b"RIFF" else -1
-    with soundfile.SoundFile(io.BytesIO(audio)) as file:
-        seconds = float(file.frames) / file.samplerate
-        if at < 0:
-            return seconds
-        declared = int.from_bytes(audio[at + 4 : at + 8], "little")
-        held = len(audio) - at - 8
-        # A program that writes to a pipe cannot know the size.
-        streamed = declared >= 0xFFFFFF00 or declared == 0
-        return seconds * (1.0 if streamed else max(declared / max(held, 1), 1.0))
+    return wave, audio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,39 +105,36 @@ class Encoder:
     longest: float
 
     @one_thread()
-    def __call__(self, path: Path, recordings: Sequence[Recording]) -> Path:
+    def __call__(self, path: Path, recordings: Sequence[Recording]) -> tuple[Path, bool]:
         """Encodes a part of the corpus into a file, unless the file exists and is up to date.
 
         Args:
-            path: of the Arrow file, with the columns of `PART`; returned.
+            path: of the Arrow file, with the columns of `PART`.
             recordings: of the part.
+
+        Returns:
+            The path, and whether the part was encoded now.
         """
-        key = digest(
-            [(replace(r, audio=None), None if r.audio else changed(r.path)) for r in recordings]
-        )
+        key = digest([(replace(r, audio=None), changed(r.path)) for r in recordings])
         if read_key(path) == key:
-            return path
+            return path, False
         rows: list[dict[str, Any]] = []
         for start in range(0, len(recordings), GROUP):
             rows += self._group(recordings[start : start + GROUP])
         table = pa.Table.from_pylist(rows, schema=PART).replace_schema_metadata({"key": key})
         with replace_file(path) as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-        return path
+        return path, True
 
     def _group(self, recordings: Sequence[Recording]) -> list[dict[str, Any]]:
         longest = min(self.longest, self.tokenizer.longest, self.speaker.longest)
         rows, usable = [], []
         for recording in recordings:
-            row = {
-                key: value if not isinstance(value, str) else legible(value)
-                for key, value in asdict(recording).items()
-            }
-            row["path"] = os.fsencode(recording.path)
-            rows.append(row)
+            rows.append(row := row_of(recording))
             try:
                 check(recording)
-                usable.append((row, listen(recording, longest)))
+                wave, row["audio"] = listen(recording, longest)
+                usable.append((row, wave))
             except ValueError as error:
                 row["fault"] = legible(str(error))
         waves = [wave for _, wave in usable]
@@ -167,6 +150,15 @@ class Encoder:
             if not row["fault"] and not len(row["tokens"]):
                 row["fault"] = "the speech tokenizer gives no token for it"
         return rows
+
+
+def row_of(recording: Recording) -> dict[str, Any]:
+    """Returns the row of a recording in a part, without what is computed."""
+    row = {
+        key: value if not isinstance(value, str) else legible(value)
+        for key, value in asdict(replace(recording, audio=None)).items()
+    }
+    return {**row, "path": os.fsencode(recording.path)}
 
 
 def each(front_end: FrontEnd, waves: Sequence[np.ndarray]) -> Iterator[Any]:

@@ -8,6 +8,7 @@ where it stopped. The files of the folder are described in `prepared.py`.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 
 from cosyexp.config import FamilyConfig
+from cosyexp.data.corpora.auto import Auto
 from cosyexp.data.corpora.base import Corpus
-from cosyexp.data.encoding import Encoder, check, listen, write
+from cosyexp.data.encoding import Encoder, check, legible, listen, row_of, write
 from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
 from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
@@ -26,6 +28,7 @@ from cosyexp.data.parts import encode, jobs, survey
 from cosyexp.data.prepared import BEGUN, META, PARTS, SPLITS, WRITTEN, prepared, tidy
 from cosyexp.data.report import Report
 from cosyexp.data.shards import write_list
+from cosyexp.data.splits import Split
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.registry import build
@@ -90,25 +93,23 @@ def prepare(
     refuse_links(out, *WRITTEN)
     if (total := len(corpus)) == 0:
         raise UserError("the corpus holds no recording: check its path")
-    encoder = front_ends(corpus, out, options, settings)
-    log.info("preparing %d recordings in %s, once", total, out)
-    try:
-        with Workers(options.processes) as workers:
-            parts = encode(encoder, corpus, total, out / PARTS, workers)
-            report, speakers = survey(parts, out)
-            refuse_too_many(report, options.max_bad, out)
-            shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
-            for path in workers.map(write, jobs(parts, speakers, out, options.shard_size)):
-                shards[path.parent.name].append(path)
-    except BrokenProcessPool:
-        raise UserError(
-            "a process was killed (out of memory?): repeat the command, perhaps with fewer "
-            "processes="
-        ) from None
-    for split in SPLITS:
-        write_list(below(out, f"{split}.list"), shards[split])
-        if not shards[split]:
-            log.warning("%s.list is empty: no utterance is left for it", split)
+    for line in corpus.found() if isinstance(corpus, Auto) else ():
+        log.info("%s", line)
+    split: Split = getattr(corpus, "split", Split(held_out=0))
+    shards: dict[str, list[Path]] = {name: [] for name in SPLITS}
+    with Workers(options.processes) as workers, resumable():
+        encoder = front_ends(corpus, split, out, options, settings)
+        log.info("preparing %d recordings in %s, once", total, out)
+        parts = encode(encoder, corpus, total, out / PARTS, workers)
+        report, speakers, candidates = survey(parts, split, out)
+        refuse_too_many(report, options.max_bad, out)
+        to_write = jobs(parts, split.choose(candidates), speakers, out, options.shard_size)
+        for path in workers.map(write, to_write):
+            shards[path.parent.name].append(path)
+    for name in SPLITS:
+        write_list(below(out, f"{name}.list"), shards[name])
+        if not shards[name]:
+            log.warning("%s.list is empty: no utterance is left for it", name)
     with replacement(below(out, "speakers.safetensors")) as part:
         save_tensors(part, {name: torch.from_numpy(mean) for name, mean in speakers.items()})
     report.draw(below(out, "lengths.png"), options.token_rate)
@@ -118,13 +119,33 @@ def prepare(
     return meta
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says how to go on after what ends the block early.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("interrupted: the same command goes on where this one stopped")
+        raise
+    except BrokenProcessPool:
+        raise UserError(
+            "a process was killed (out of memory?): repeat the command, perhaps with fewer "
+            "processes="
+        ) from None
+
+
 def front_ends(
-    corpus: Corpus, out: Path, options: PrepareOptions, settings: Mapping[str, Any]
+    corpus: Corpus, split: Split, out: Path, options: PrepareOptions, settings: Mapping[str, Any]
 ) -> Encoder:
-    """Fits the front ends on the training split, or loads those of an interrupted preparation.
+    """Fits the front ends on the first recordings, or loads those of an interrupted preparation.
 
     Args:
-        corpus: the recordings.
+        corpus: the recordings; those that it or a list holds out are not used.
+        split: knows what a list holds out.
         out: the folder, which keeps the front ends and the settings.
         options: names the front ends, and how many recordings they are fitted on.
         settings: of the preparation, see `prepare`.
@@ -140,7 +161,7 @@ def front_ends(
             f"{out} holds the beginning of a data set of other settings: give another out=, or "
             f"remove that folder"
         )
-    waves = Waves(corpus, options)
+    waves = Waves(corpus, split, out, options)
     ready: list[FrontEnd] = []
     for recipe, what, path in (
         (options.tokenizer, "speech tokens", out / "speech_tokenizer.safetensors"),
@@ -165,31 +186,41 @@ def front_ends(
 
 
 class Waves:
-    """Waveforms of the first usable recordings of the training split, read at each iteration.
+    """Waveforms of the first usable recordings, read at each iteration.
 
     Raises:
-        UserError: at the end of an iteration, if none of the recordings can be used.
+        UserError: at the end of an iteration, if none of the recordings can be used;
+            `dropped.tsv` then names them.
     """
 
-    def __init__(self, corpus: Corpus, options: PrepareOptions) -> None:
-        self.corpus, self.options = corpus, options
+    def __init__(self, corpus: Corpus, split: Split, out: Path, options: PrepareOptions) -> None:
+        self.corpus, self.split, self.out, self.options = corpus, split, out, options
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        faults: list[dict[str, Any]] = []
         count = 0
         for recording in islice(
-            (r for r in self.corpus.recordings() if not r.held_out), self.options.fit_on
+            (
+                r
+                for r in self.corpus.recordings()
+                if not self.split.planned(r.utt, r.speaker, r.held_out)
+            ),
+            self.options.fit_on,
         ):
             try:
                 check(recording)
-                wave = listen(recording, self.options.max_seconds)
-            except ValueError:
-                continue  # reported when it is encoded
+                wave, _ = listen(recording, self.options.max_seconds)
+            except ValueError as error:  # reported when it is encoded, or if all have one
+                if not count:
+                    faults.append({**row_of(recording), "fault": legible(str(error))})
+                continue
             count += 1
             yield wave
         if not count:
-            raise UserError(
-                "none of the first recordings can be used as audio: check the path of the corpus"
-            )
+            with Report(self.out / "dropped.tsv") as report:
+                for row in faults:
+                    report.add(row)
+            refuse_too_many(report, self.options.max_bad, self.out)
 
 
 def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
@@ -210,10 +241,15 @@ def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
             report.total,
             report.some(f"{out}/dropped.tsv"),
         )
-    if report.dropped > max_bad * report.total or report.dropped == report.total:
+    if report.dropped == report.total:
+        raise UserError(
+            f"none of the first {report.total} recordings can be used: {report.causes()}; "
+            f"{out}/dropped.tsv names all"
+        )
+    if report.dropped > max_bad * report.total:
         raise UserError(
             f"{report.dropped} of {report.total} recordings cannot be used, more than "
-            f"max_bad={max_bad} allows; the first is {report.first}, {out}/dropped.tsv names all"
+            f"max_bad={max_bad} allows: {report.causes()}; {out}/dropped.tsv names all"
         )
 
 

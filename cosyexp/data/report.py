@@ -30,12 +30,15 @@ class Report:
         total: number of recordings.
         dropped: number of recordings with a fault.
         named: ids and reasons of the first of them.
+        reasons: number of recordings of each kind of fault.
+        examples: id and reason of the first recording of each kind.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.total, self.dropped = path, 0, 0
         self.named: list[str] = []
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.characters: Counter[str] = Counter()
         self.seconds, self.tokens = array("d"), array("q")
         self._open = ExitStack()
@@ -62,6 +65,7 @@ class Report:
             return
         self.dropped += 1
         self.reasons[kind(row["fault"])] += 1
+        self.examples.setdefault(kind(row["fault"]), f"{row['utt']}: {row['fault']}")
         if len(self.named) < NAMED:
             self.named.append(f"{row['utt']}: {row['fault']}")
         cells = (row["utt"], row["fault"], row["path"].decode("utf-8", "backslashreplace"))
@@ -69,10 +73,14 @@ class Report:
             "\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells).encode() + b"\n"
         )
 
-    @property
-    def first(self) -> str:
-        """Id and reason of the first recording with a fault; empty if there is none."""
-        return self.named[0] if self.named else ""
+    def causes(self) -> str:
+        """Returns the kinds of faults, the most frequent first, with counts and an example each."""
+        causes = [
+            f"{count} x {self.examples[reason]}"
+            for reason, count in self.reasons.most_common(NAMED)
+        ]
+        more = len(self.reasons) - NAMED
+        return "; ".join([*causes, f"and {more} kinds more"] if more > 0 else causes)
 
     def some(self, where: str) -> str:
         """Returns ids and reasons of the first recordings with a fault.

@@ -4,7 +4,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ Out = TypeVar("Out")
 class Workers:
     """A pool of processes that apply a function to many jobs and return the results in order.
 
-    The processes ignore Ctrl-C, which the parent alone handles.
+    Ctrl-C is blocked in the processes from their start: the parent alone handles it.
 
     Args:
         count: number of processes; 1 runs the jobs in the current process.
@@ -24,12 +24,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         context = get_context("spawn")
-        initializer = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-        self.pool = (
-            ProcessPoolExecutor(count, mp_context=context, initializer=initializer)
-            if count > 1
-            else None
-        )
+        self.pool = ProcessPoolExecutor(count, mp_context=context) if count > 1 else None
 
     def __enter__(self) -> "Workers":
         return self
@@ -48,8 +43,19 @@ class Workers:
             return
         pending: deque[Future[Out]] = deque()
         for job in jobs:
-            pending.append(self.pool.submit(function, job))
+            with interrupts_blocked():
+                pending.append(self.pool.submit(function, job))
             if len(pending) > 2 * self.count:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Delays Ctrl-C to the end of the block; processes that are started in it never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

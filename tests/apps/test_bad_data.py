@@ -236,7 +236,7 @@ def test_a_corpus_that_is_not_there(refused):
     refused(
         "prepare",
         ["corpus=ljspeech", "corpus.root=nowhere"],
-        "nowhere is not LJSpeech's folder",
+        "there is no file or folder nowhere",
         "corpus.root=",
     )
 

@@ -17,13 +17,13 @@ from cosyexp.cli.sweep import read_table, record_job
 from cosyexp.config import FamilyConfig
 from cosyexp.data.cache import CachedField, cache_path, ensure
 from cosyexp.data.collators.base import Collator
-from cosyexp.data.corpora.base import Corpus
+from cosyexp.data.corpora.auto import Auto
+from cosyexp.data.corpora.base import Corpus, Recording
 from cosyexp.data.corpora.kaldi import Kaldi
 from cosyexp.data.corpora.libritts import LibriTTS
-from cosyexp.data.corpora.ljspeech import LJSpeech
 from cosyexp.data.corpora.table import Table
 from cosyexp.data.dataset import Dataset
-from cosyexp.data.encoding import check, read_key
+from cosyexp.data.encoding import check, listen, read_key
 from cosyexp.data.features import read_wave
 from cosyexp.data.fields import Field, SpeechTokens
 from cosyexp.data.frontends.kmeans import KMeansTokenizer
@@ -48,6 +48,7 @@ from cosyexp.training.reference import NOTE as REFERENCE
 from cosyexp.training.reference import read_note as read_reference
 from tests.fuzz.harness import Reader
 from tests.support import config
+from tests.unit import layouts
 
 TOKENS = SpeechTokens(512)
 RATE = 24000  # Hz
@@ -309,17 +310,13 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
         for recording in corpus.recordings():
             try:
                 check(recording)
-                recording.read()
+                listen(recording, 30.0)
             except ValueError:
                 continue  # left out, with the reason
 
-    columns = {
-        "audio": "wav",
-        "text": "text",
-        "utt": "utt",
-        "speaker": "speaker",
-        "instruct": None,
-    }
+    def found(root: Path) -> Corpus:
+        return Auto(name="a", root=str(root))
+
     cells = [{"wav": f"{i}.wav", "text": f'say "{i}"', "utt": i, "speaker": "x"} for i in range(5)]
     contents = {
         "table.csv": "wav,text,utt,speaker\n"
@@ -331,13 +328,13 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     for name, content in contents.items():
         path = folder / name
         path.write_text(content)
-        table = Table(name="t", path=str(path), columns=columns, delimiter=None, held_out=0.2)
+        table = Table(name="t", path=str(path), held_out=0.2)
         yield Reader(f"corpus: {name}", path, lambda table=table: read(table))  # type: ignore[misc]
     metadata = folder / "lj/metadata.csv"
     metadata.parent.mkdir()
     metadata.write_text("a|Mr. A|Mister A\nb|b|b\n")
-    speech = LJSpeech(name="lj", root=str(metadata.parent), held_out=0.1)
-    yield Reader("corpus: metadata.csv of LJSpeech", metadata, lambda: read(speech))
+    speech = "corpus: metadata.csv of LJSpeech"
+    yield Reader(speech, metadata, lambda: read(found(metadata.parent)))
     kaldi = folder / "kaldi"
     kaldi.mkdir()
     for name, content in (("wav.scp", "a /x/a.wav\n"), ("text", "a b c\n"), ("utt2spk", "a x\n")):
@@ -351,6 +348,18 @@ def of_corpora(folder: Path) -> Iterator[Reader]:
     text.with_name("u.wav").write_bytes(b"RIFF")
     libri = LibriTTS(name="l", root=str(folder / "libri"), train=["train"], valid=[])
     yield Reader("corpus: text of LibriTTS", text, lambda: read(libri))
+    for layout, damaged in (
+        (layouts.hugging_face, "data/train-00000-of-00001.parquet"),
+        (layouts.saved_to_disk, "data-00000-of-00001.arrow"),
+        (layouts.webdataset, "shard-000.tar"),
+        (layouts.lhotse_cuts, "cuts.jsonl.gz"),
+        (layouts.kaldi_segments, "segments"),
+        (layouts.kaldi_ark, "wav.scp"),
+    ):
+        root = folder / layout.__name__
+        layout(root)
+        path = root / damaged
+        yield Reader(f"corpus: {path.name}", path, lambda root=root: read(found(root)))  # type: ignore[misc]
 
 
 def of_audio(folder: Path) -> Iterator[Reader]:
@@ -366,8 +375,5 @@ def of_audio(folder: Path) -> Iterator[Reader]:
 
 def heard(path: Path) -> Sequence[float]:
     """Decodes audio as `prepare` does."""
-    from cosyexp.data.encoding import promised_seconds
-
-    content = path.read_bytes()
-    wave = read_wave(content, 16000)
-    return [float(np.abs(wave).max()), promised_seconds(content)]
+    recording = Recording(utt="u", text="t", speaker="s", path=str(path))
+    return [float(np.abs(listen(recording, 30.0)[0]).max()), len(read_wave(str(path), 16000))]

@@ -22,6 +22,7 @@ from cosyexp.data.collators.llm import LanguageCollator
 from cosyexp.data.collators.preference import PreferenceCollator
 from cosyexp.data.dataset import Dataset
 from cosyexp.data.draws import VALIDATION, Draws
+from cosyexp.data.features import pitch, read_wave
 from cosyexp.data.fields import (
     F0,
     Field,
@@ -39,6 +40,7 @@ from cosyexp.data.shards import COLUMNS, read_list, read_rows, write_shard
 from cosyexp.data.tokenizers import PIECES, CharacterTokenizer, WhisperTokenizer, whisper_encoding
 from cosyexp.data.utterance import Utterance
 from cosyexp.errors import UserError
+from tests.tones import tone
 
 MEL: dict[str, Any] = {
     "n_fft": 1024,
@@ -751,7 +753,6 @@ def test_speech_tokens_are_the_nearest_centroids():
 
 
 def test_prepared_front_ends_are_kept_for_new_speech(data):
-    from cosyexp.data.features import read_wave
     from cosyexp.data.frontends.mel_speaker import MelSpeakerEncoder
 
     tokenizer = KMeansTokenizer.load(data / "speech_tokenizer.safetensors")
@@ -819,3 +820,12 @@ def test_even_ranks_have_equally_many_micro_batches_and_each_counts_once(batches
     assert (
         sum(len(dealt(rows, rank, ranks, equal_batches=False)) for rank in range(ranks)) == batches
     )
+
+
+@pytest.mark.parametrize("seconds", [0.3, 2.0])
+def test_the_fast_method_of_f0_agrees_with_harvest(seconds):
+    wave = read_wave(tone(seconds, np.random.default_rng(0)), 22050)
+    fast, harvest = (pitch(wave, 22050, 256, method) for method in ("fast", "harvest"))
+    assert len(fast) == len(harvest) == len(wave) // 256
+    voiced = (fast > 0) & (harvest > 0)
+    assert voiced.mean() > 0.9 and np.median(np.abs(fast - harvest)[voiced]) < 0.1

@@ -114,7 +114,7 @@ def test_the_family_of_a_run_brings_no_interpolation_in(tmp_path):
 
 @pytest.mark.parametrize("method", ["load", "__loader__", "synthesize", "harvest()"])
 def test_a_method_of_f0_is_one_of_two(method):
-    with pytest.raises(UserError, match=r"family\.pitch=.* give harvest or dio"):
+    with pytest.raises(UserError, match=r"family\.pitch=.* give harvest, fast or dio"):
         pitch(np.ones(16000), 16000, 256, method)
 
 

@@ -4,15 +4,21 @@ To read another corpus, write a class as in the other modules of this package, a
 `conf/corpus/`.
 """
 
+import io
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from gzip import GzipFile
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
+from cosyexp.arguments import Fraction
+from cosyexp.data.audio import cut
+from cosyexp.data.splits import Split
 from cosyexp.errors import UserError
-from cosyexp.run.documents import DamagedFileError, open_regular, read_bytes
+from cosyexp.run.documents import SIZE, DamagedFileError, open_regular, read_bytes
 
 AUDIO_SIZE = 2**30  # bytes of an audio file
 
@@ -25,9 +31,12 @@ class Recording:
         utt: unique id.
         text: what is spoken.
         speaker: name of the speaker.
-        path: of the audio file, which is read when it is needed.
-        held_out: whether it is for validation instead of training.
+        path: of the file with the audio, which is read when it is needed.
+        held_out: whether it is for validation instead of training; None: the split decides.
         audio: bytes of the audio file, for speech that is not in a file; None: read `path`.
+        place: offset and size in bytes of the audio file within `path`; None: all of it.
+        start: where the recording begins in the audio, in seconds.
+        end: where it ends, in seconds; None: at the end of the audio.
         instruct: instruction that describes how the text is spoken; empty: none.
         fault: why it cannot be used, if the corpus can tell; empty: no fault.
     """
@@ -36,33 +45,102 @@ class Recording:
     text: str
     speaker: str
     path: str
-    held_out: bool
+    held_out: bool | None = None
     audio: bytes | None = None
+    place: tuple[int, int] | None = None
+    start: float = 0.0
+    end: float | None = None
     instruct: str = ""
     fault: str = ""
 
-    def read(self) -> bytes:
-        """Returns the bytes of the audio file.
+    @property
+    def is_file(self) -> bool:
+        """Whether the recording is the whole of the file `path`."""
+        return self.audio is None and self.place is None and not self.start and self.end is None
+
+    def open(self) -> BinaryIO:
+        """Opens the audio file, of which the recording may be a part.
 
         Raises:
             ValueError: if the file cannot be read.
         """
         if self.audio is not None:
-            return self.audio
+            return io.BytesIO(self.audio)
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise ValueError("the audio file is not a regular file")
         try:
-            return read_bytes(Path(self.path), AUDIO_SIZE)
+            file = open_regular(Path(self.path))
         except OSError as error:
             raise ValueError(f"the audio file cannot be read ({error.strerror})") from None
         except DamagedFileError as error:
             raise ValueError(f"the audio file cannot be read ({error.reason})") from None
+        return cast(BinaryIO, io.BufferedReader(Slice(file, *self.place)) if self.place else file)
+
+    def read(self, longest: float) -> bytes:
+        """Returns the recording as the bytes of an audio file.
+
+        Args:
+            longest: maximum length of a part of an audio file, in seconds.
+
+        Raises:
+            ValueError: if the file cannot be read, or the part is not in it or too long.
+        """
+        with self.open() as file:
+            if self.start or self.end is not None:
+                return cut(file, self.start, self.end, longest)
+            content = file.read(AUDIO_SIZE + 1)
+        if len(content) > AUDIO_SIZE:
+            raise ValueError(
+                f"the audio file cannot be read (it is larger than {AUDIO_SIZE / 2**20:g} MiB)"
+            )
+        return content
+
+
+class Slice(io.RawIOBase):
+    """A range of the bytes of a file, as a file.
+
+    Args:
+        file: closed together with the slice.
+        offset: where the range begins.
+        size: number of bytes; fewer at the end of the file.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.file, self.offset, self.size, self.at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        """Returns that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns that it can be read from anywhere."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Moves to a position, from 0 to the size."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
+        self.at = max(start + offset, 0)
+        return self.at
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        """Reads into a buffer and returns the number of bytes."""
+        self.file.seek(self.offset + self.at)
+        content = self.file.read(max(min(len(buffer), self.size - self.at), 0))
+        buffer[: len(content)] = content
+        self.at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+        super().close()
 
 
 class Corpus(Protocol):
     """Protocol of corpora; `len` is the number of recordings.
 
-    Recordings are yielded one by one, so that memory does not grow with the audio.
+    Recordings are yielded one by one, so that memory does not grow with the audio. A corpus that
+    leaves `held_out` to a split has it as the attribute `split`.
     """
 
     def __len__(self) -> int: ...
@@ -72,8 +150,32 @@ class Corpus(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitCorpus:
+    """Base class of corpora whose validation split can be chosen.
+
+    Attributes:
+        name: of the data set.
+        held_out: share of the utterances for validation, or a file with the ids of utterances or
+            speakers, one per line. Not used where the corpus itself has a validation split.
+        held_out_by: "sentence": no sentence is in both splits; "speaker": no speaker is.
+    """
+
+    name: str
+    held_out: Fraction | str = 0.05
+    held_out_by: str = "sentence"
+
+    def __post_init__(self) -> None:
+        self.split  # noqa: B018  # refuses values that it does not know
+
+    @property
+    def split(self) -> Split:
+        """How utterances are chosen for validation."""
+        return Split(held_out=self.held_out, by=self.held_out_by)
+
+
 def text_lines(path: Path, hint: str) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a UTF-8 file that are not blank, with their numbers from 1.
+    """Yields the lines of a UTF-8 file, perhaps compressed as .gz, that are not blank.
 
     Bytes that are not UTF-8 become lone surrogates, so that only the utterance that has them is
     faulty.
@@ -82,25 +184,37 @@ def text_lines(path: Path, hint: str) -> Iterator[tuple[int, str]]:
         path: of the file.
         hint: what the error tells the user to do.
 
+    Yields:
+        The numbers of the lines from 1, and the lines.
+
     Raises:
-        UserError: if there is no such file.
+        UserError: if there is no such file, or a line is very long.
     """
     try:
-        with TextIOWrapper(open_regular(path), "utf-8-sig", "surrogateescape") as file:
-            for number, line in enumerate(file, 1):
+        content: Any = open_regular(path)
+        if path.suffix == ".gz":
+            content = GzipFile(fileobj=content)
+        with TextIOWrapper(content, "utf-8-sig", "surrogateescape") as file:
+            number = 0
+            while line := file.readline(SIZE):
+                number += 1
+                if len(line) == SIZE:
+                    raise UserError(f"line {number} of {path} is longer than 4 MiB: {hint}")
                 if line.strip():
                     yield number, line.rstrip("\r\n")
     except (FileNotFoundError, NotADirectoryError, DamagedFileError):
         raise UserError(f"there is no file {path}: {hint}") from None
+    except (EOFError, OSError, zlib.error) as error:  # of a .gz
+        raise UserError(f"{path} cannot be read ({error}): {hint}") from None
 
 
-def held_out(index: int, total: int, share: float) -> bool:
-    """Returns whether an utterance is held out, so that held-out ones are spread evenly.
+def text_of(path: Path) -> str:
+    """Returns the content of a file with the text of one utterance, on one line.
 
-    Args:
-        index: of the utterance, from 0.
-        total: number of utterances.
-        share: share that is held out; at least one utterance is, unless it is 0.
+    Bytes that are not UTF-8 become lone surrogates. A file that is missing or too large is empty.
     """
-    chosen = max(round(share * total), 1) if share else 0
-    return (index + 1) * chosen // total > index * chosen // total
+    try:
+        content = read_bytes(path)
+    except (OSError, DamagedFileError):
+        return ""
+    return " ".join(content.decode("utf-8-sig", "surrogateescape").split())

@@ -1,107 +1,73 @@
-"""A corpus in a table of recordings: CSV, TSV or JSON lines, with columns of any names."""
+"""A corpus in a table of recordings: CSV, TSV, lists with | and JSON lines, with or without names.
 
-import csv
-import json
-import os
+LJSpeech, CSS10, Piper, VITS, GPT-SoVITS, F5, NeMo and Common Voice are tables.
+"""
+
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cosyexp.arguments import Fraction
-from cosyexp.data.corpora.base import Recording, held_out, text_lines
-from cosyexp.errors import UserError
+from cosyexp.data.corpora.base import Recording, SplitCorpus
+from cosyexp.data.corpora.columns import Key
+from cosyexp.data.corpora.names import AudioFinder, utterance_names
+from cosyexp.data.corpora.recordings import recording
+from cosyexp.data.corpora.rows import Rows, read_rows
 from cosyexp.registry import register
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-HINT = "give the table as corpus.path="
 
 
 @register("corpus")
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(SplitCorpus):
     """A corpus in a table of recordings.
 
-    A relative path of audio is looked up in the folder of the table, then in the current folder.
-
     Attributes:
-        name: of the data set.
         path: of the table.
-        columns: names of the columns audio, text, utt, speaker and instruct. None: there is no such
-            column. Without utt the id is the name of the audio file, without speaker all utterances
-            have one speaker.
-        delimiter: between columns; None: by the suffix of the file.
-        held_out: share of the utterances for validation, spread evenly.
+        valid: path of another table, with the utterances for validation; None: a split is made.
+        columns: for audio, text, utt, speaker, instruct, start, end and duration the name of the
+            column, or its number from 1 if there is no header; "auto": by the usual names; None:
+            there is no such column. Without utt the id is the name of the audio file, without
+            speaker all utterances have one speaker. A start, with an end or a duration, makes an
+            utterance a part of a file, all in seconds.
+        delimiter: between columns; None: what the lines have in common.
     """
 
-    name: str
     path: str
-    columns: Mapping[str, str | None]
-    delimiter: str | None
-    held_out: Fraction
+    valid: str | None = None
+    columns: Mapping[str, Key | None] = field(default_factory=dict)
+    delimiter: str | None = None
 
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        return text_lines(Path(self.path), HINT)
+    def _tables(self) -> Iterator[tuple[Rows, bool | None]]:
+        splits = {self.path: None} if self.valid is None else {self.path: False, self.valid: True}
+        for path, held_out in splits.items():
+            yield read_rows(Path(path).expanduser(), self.delimiter, self.columns), held_out
 
-    def _rows(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yields the rows with their line numbers; invalid JSON gives an empty row."""
-        if Path(self.path).suffix in (".jsonl", ".json"):
-            yield from ((number, json_row(line)) for number, line in self._lines())
-            return
-        delimiter = self.delimiter or DELIMITERS.get(Path(self.path).suffix)
-        if delimiter is None:
-            raise UserError(
-                f"{self.path} is neither .csv, .tsv nor .jsonl: "
-                "give what separates its columns as corpus.delimiter="
-            )
-        lines = (line + "\n" for _, line in self._lines())
-        # Only in a CSV do quotation marks enclose a cell; elsewhere they belong to the text.
-        quotes: Any = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-        reader = csv.DictReader(lines, delimiter=delimiter, quoting=quotes)
-        try:
-            header = list(reader.fieldnames or [])
-            if absent := [
-                column for column in self.columns.values() if column and column not in header
-            ]:
-                raise UserError(
-                    f"{self.path} has no column {absent[0]!r}, but "
-                    f"{', '.join(map(repr, header)) or 'nothing'}: name its columns as "
-                    "corpus.columns.<what>=, or what separates them as corpus.delimiter="
-                )
-            yield from ((reader.line_num, row) for row in reader)
-        except csv.Error as error:
-            raise UserError(
-                f"{self.path} cannot be read as a table, line {reader.line_num}: {error}"
-            ) from None
+    def __str__(self) -> str:
+        return "a table " + ", validation in ".join(str(rows) for rows, _ in self._tables())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._rows())
+        return sum(1 for rows, _ in self._tables() for _ in rows)
 
     def recordings(self) -> Iterator[Recording]:
         """Yields the recordings in the order of the table."""
-        total = len(self)
-        for i, (number, row) in enumerate(self._rows()):
-            cells = {
-                what: str(row.get(column) or "").strip() if column else ""
-                for what, column in self.columns.items()
-            }
-            utt = cells["utt"] or Path(cells["audio"]).stem or f"line {number}"
-            in_folder = Path(self.path).parent / cells["audio"]
-            yield Recording(
-                utt=utt,
-                text=cells["text"],
-                speaker=cells["speaker"] if self.columns["speaker"] else self.name,
-                path=str(in_folder) if os.path.exists(in_folder) else cells["audio"],
-                held_out=held_out(i, total, self.held_out),
-                instruct=cells["instruct"],
-                fault="" if cells["audio"] else f"line {number} of {self.path} has no audio file",
-            )
-
-
-def json_row(line: str) -> Mapping[str, Any]:
-    """Parses a line of JSON; returns an empty row if it is not a JSON object."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+        tables = list(self._tables())
+        name_of = utterance_names(
+            audio
+            for rows, _ in tables
+            for row in rows
+            if isinstance(audio := rows.columns.cells(row.cells).get("audio"), str)
+        )
+        for rows, held_out in tables:
+            find = AudioFinder(rows.path.parent)
+            for row in rows:
+                cells = rows.columns.cells(row.cells)
+                audio = cells.get("audio")
+                named = isinstance(audio, str) and bool(audio.strip())
+                yield recording(
+                    cells,
+                    where=f"line {row.number} of {rows.path}",
+                    fault=row.fault or ("" if named else "it has no audio file"),
+                    utt=name_of(str(audio).strip()) if named else f"line {row.number}",
+                    speaker=self.name,
+                    path=find(str(audio).strip()) if named else "",
+                    held_out=held_out,
+                )

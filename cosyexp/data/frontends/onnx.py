@@ -7,6 +7,7 @@ S samples, B batch, F mel bands, T mel frames, E speaker embedding.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -107,6 +108,9 @@ class OnnxFile(FrontEnd):
 
     path: str
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.path.expanduser(self.path))
 
     @cached_property
     def key(self) -> str:
