@@ -32,14 +32,10 @@ from cosyexp.run.weights import find_weights, read_weights
 from cosyexp.training.build import Job, train
 
 VOICE = "dora"
-LORA = ["adapter=lora", "adapter.rank=4", "adapter.rslora=true", "optimizer.lr=5e-3"]
-FULL = ["optimizer.lr=5e-4"]
-STEPS = [
-    "trainer.steps=200",
-    "trainer.valid_every=20",
-    "checkpoint.keep_best=20",
-    "model.warmup=20",
-]
+BASE = ["trainer.steps=400"]
+STEPS = ["trainer.steps=100", "trainer.valid_every=20", "checkpoint.keep_best=9", "model.warmup=20"]
+FULL = ["optimizer.lr=1e-3"]
+LORA = ["optimizer.lr=5e-3", "adapter=lora", "adapter.rank=4"]
 
 
 def make_data(folder: Path) -> None:
@@ -153,7 +149,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     make_data(folder)
-    base = find_weights(fit(words(folder, "others", "base")), "best")
+    base = find_weights(fit(words(folder, "others", "base", *BASE)), "best")
     start = [f"init_from={base}", *STEPS]
     runs = {
         "full": fit(words(folder, "voice", "full", *start, *FULL)),
@@ -177,9 +173,9 @@ def main() -> None:
     error = mean_error([path / ADAPTER for path in paths])
     print(f"mean of the last {len(paths)} adapters: {error:.4f} of the mean change")
     print(f"two adapters in one batch: {mixed_batch_error(runs['lora'], paths[-2:]):.1e}")
-    again = words(folder, "voice", "killed", *start, *LORA, "trainer.steps=80")
+    again = words(folder, "voice", "killed", *start, *LORA, "trainer.steps=60")
     killed_and_resumed(again, RunDirectory(folder / "killed"))
-    ends = [folder / run / "checkpoints/step_00000080" / ADAPTER for run in ("lora", "killed")]
+    ends = [folder / run / "checkpoints/step_00000060" / ADAPTER for run in ("lora", "killed")]
     print(f"killed and resumed: {'equal' if len(set(map(file_hash, ends))) == 1 else 'NOT EQUAL'}")
 
 

@@ -1,9 +1,11 @@
 """Adapters: what they start from, what peft makes of their files, and what is refused."""
 
+import copy
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.networks import load_network
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.run.weights import load_weights, read_weights
-from cosyexp.training.adapters import AdapterOff
+from cosyexp.training.adapters import AdapterOff, select
 from cosyexp.training.build import assemble, base_of, build_engine, build_objective
 from cosyexp.training.trainer import Trainer
 from cosyexp.training.validation import eval_mode
@@ -37,18 +39,35 @@ VARIANTS = [
 Made = Callable[..., Trainer]
 
 
+@cache
+def _composed(words: Sequence[str]) -> TrainConfig:
+    return compose_train(words)
+
+
 @pytest.fixture
-def made(lists: dict[int, Path], tmp_path: Path) -> Made:
+def composed(lists: dict[int, Path], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Returns the config of a training in memory that starts from `base.safetensors`."""
+
+    def compose(model: str, family: str, *more: str, mode: str = "sft") -> TrainConfig:
+        words = (*train_words(mode, model, family, lists[RATES[family]]), *more)
+        config = copy.deepcopy(_composed(words))
+        config.run_dir, config.logger = f"{tmp_path}/run", {}
+        config.init_from = f"{tmp_path}/base.safetensors"
+        return config
+
+    return compose
+
+
+@pytest.fixture
+def made(composed: Callable[..., TrainConfig]) -> Made:
     """Builds a trainer in memory, whose network has random weights, or an adapter on them."""
 
     def make(model: str, family: str, *more: str, mode: str = "sft") -> Trainer:
-        words = [*train_words(mode, model, family, lists[RATES[family]]), *more]
-        config = compose_train([*words, f"run_dir={tmp_path}/run"])
-        base = tmp_path / "base.safetensors"
+        config = composed(model, family, *more, mode=mode)
+        base = Path(str(config.init_from))
         if not base.exists():
             torch.manual_seed(1)
             save_tensors(base, build(config.network, "network").state_dict())
-        config.init_from, config.logger = str(base), {}
         trainer = assemble(config, RunDirectory(config.run_dir), build_engine(config))
         if not config.adapter:
             load_weights(module(trainer), base)
@@ -90,7 +109,7 @@ def change(trainer: Trainer, seed: int = 0) -> None:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
 
 
-def saved(trainer: Trainer, step: int = 0) -> Path:
+def saved(trainer: Trainer, step: int = 1) -> Path:
     trainer.progress.step = step
     trainer.save("step")
     return trainer.run.checkpoints.all()[-1].path
@@ -99,6 +118,12 @@ def saved(trainer: Trainer, step: int = 0) -> Path:
 @torch.no_grad()
 def output(network: nn.Module, args: Sequence[Any], **kwargs: Any) -> Tensor:
     return network.eval()(*args, **kwargs)
+
+
+def in_double(network: nn.Module, args: Sequence[Any]) -> Tensor:
+    """The output without the rounding of fp32, which deep networks amplify."""
+    doubled = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+    return output(copy.deepcopy(network).double(), doubled)
 
 
 def on_base(trainer: Trainer, config: TrainConfig, folder: Path) -> Any:
@@ -110,12 +135,8 @@ def on_base(trainer: Trainer, config: TrainConfig, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(network, str(folder))
 
 
-def config_of(lists: dict[int, Path], model: str, family: str) -> TrainConfig:
-    return compose_train(train_words("sft", model, family, lists[RATES[family]]))
-
-
 @pytest.mark.parametrize(("model", "family", "words"), VARIANTS)
-def test_peft_and_the_merged_weights_give_our_outputs(model, family, words, made, lists):
+def test_peft_and_the_merged_weights_give_our_outputs(model, family, words, made, composed):
     plain = losses(made(model, family))
     trainer = made(model, family, "adapter=lora", *words)
     start = losses(trainer)
@@ -129,25 +150,26 @@ def test_peft_and_the_merged_weights_give_our_outputs(model, family, words, made
     assert torch.equal(output(AdapterOff(module(trainer)), args), before)
     assert torch.equal(output(module(trainer), args), ours)
 
-    config = config_of(lists, model, family)
+    config = composed(model, family)
     assert torch.equal(output(on_base(trainer, config, folder), args), ours)
     merged = load_network(config.network, folder / ADAPTER)
     assert merged.state_dict().keys() == build(config.network, "network").state_dict().keys()
-    assert (output(merged, args) - ours).norm() < 1e-6 * ours.norm()
+    error = in_double(merged, args) - in_double(module(trainer), args)
+    assert error.abs().max() < 1e-6 * max(1.0, float(ours.abs().max()))
     names = read_tensors(folder / ADAPTER)
     assert sum(t.nbytes for t in names.values()) == sum(
         p.nbytes for p in module(trainer).parameters() if p.requires_grad
     )
 
 
-@pytest.mark.parametrize(("model", "family"), KINDS)
-def test_two_adapters_in_one_batch_equal_each_alone(model, family, made, lists):
+@pytest.mark.parametrize(("model", "family"), [KINDS[0], KINDS[-1]])
+def test_two_adapters_in_one_batch_equal_each_alone(model, family, made, composed):
     trainer = made(model, family, "adapter=lora")
     args, folders = inputs(trainer), []
     for seed in (1, 2):
         change(trainer, seed)
         folders.append(saved(trainer, seed))
-    network = on_base(trainer, config_of(lists, model, family), folders[0])
+    network = on_base(trainer, composed(model, family), folders[0])
     network.load_adapter(str(folders[1]), "other")
     alone = []
     for name in ("default", "other"):
@@ -200,16 +222,16 @@ def test_a_base_that_moved_is_found_in_the_run(made, tmp_path):
         read_weights(path)
 
 
-def test_an_adapter_can_be_the_base_of_another(made, lists):
+def test_an_adapter_can_be_the_base_of_another(made, composed):
     trainer = made("llm", "demo", "adapter=lora")
     change(trainer)
     path, args = saved(trainer) / ADAPTER, inputs(trainer)
-    words = train_words("sft", "llm", "demo", lists[50])
-    config = compose_train([*words, "adapter=lora", f"init_from={path}"])
+    config = composed("llm", "demo", "adapter=lora")
+    config.init_from = str(path)
     assert base_of(config) == path
     objective = build_objective(config)
-    ours, theirs = output(objective.trainables["llm"].module, args), output(module(trainer), args)
-    assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+    error = output(objective.trainables["llm"].module, args) - output(module(trainer), args)
+    assert error.abs().max() < 1e-5
 
 
 # preferences
@@ -235,35 +257,30 @@ def test_the_reference_is_the_policy_without_its_adapter(cached, made, tmp_path)
 # refusals
 
 
-def refused(words: Sequence[str], lists: dict[int, Path], match: str, model: str = "llm") -> None:
-    config = compose_train([*train_words("sft", model, "demo", lists[50]), *words])
-    with pytest.raises(UserError, match=match):
-        build_objective(config)
+def test_targets_that_do_not_exist_are_refused(made):
+    network = module(made("llm", "demo"))
+    for target in ("q_proj", "embed.out.1"):  # the latter is a norm
+        with pytest.raises(UserError, match=rf"adapter.targets={target} matches nothing"):
+            select(network, [target])
 
 
-def test_targets_that_do_not_exist_are_refused(made, lists, tmp_path):
+def test_a_vocoder_has_no_targets(made, composed):
+    network = module(made("hifigan", "demo"))
+    with pytest.raises(UserError, match="of which this network has none"):
+        select(network, None)
+    with pytest.raises(UserError, match="adapter= is for one network"):
+        build_objective(composed("hifigan", "demo", "adapter=lora", "adapter.targets=[classifier]"))
+
+
+def test_an_adapter_needs_weights_and_peft(made, composed, monkeypatch):
     made("llm", "demo")
-    words = ["adapter=lora", f"init_from={tmp_path}/base.safetensors"]
-    refused([*words, "adapter.targets=[q_proj]"], lists, "adapter.targets=q_proj matches nothing")
-    refused([*words, "adapter.targets=[embed.out.1]"], lists, "targets=embed.out.1 matches nothing")
-    refused([*words, "trainer.freeze=['*']"], lists, "leaves nothing to train")
-
-
-def test_a_vocoder_has_no_targets(made, lists, tmp_path):
-    made("hifigan", "demo")
-    words = ["adapter=lora", f"init_from={tmp_path}/base.safetensors"]
-    refused(words, lists, "of which this network has none", "hifigan")
-    more = ["adapter.targets=[classifier]"]
-    refused([*words, *more], lists, "adapter= is for one network", "hifigan")
-
-
-def test_an_adapter_needs_weights_and_peft(made, lists, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="adapter= needs weights to adapt: give init_from="):
-        base_of(compose_train(["model=llm", "adapter=lora"]))
-    made("llm", "demo")
+    config = composed("llm", "demo", "adapter=lora")
     monkeypatch.setitem(sys.modules, "peft", None)
-    words = ["adapter=lora", f"init_from={tmp_path}/base.safetensors"]
-    refused(words, lists, r"not installed: pip install 'cosyexp\[lora\]'")
+    with pytest.raises(UserError, match=r"not installed: pip install 'cosyexp\[lora\]'"):
+        build_objective(config)
+    config.init_from = None
+    with pytest.raises(UserError, match="adapter= needs weights to adapt: give init_from="):
+        base_of(config)
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_refused(made, tmp_path):
