@@ -33,9 +33,9 @@ from cosyexp.training.build import Job, train
 
 VOICE = "dora"
 BASE = ["trainer.steps=400"]
-STEPS = ["trainer.steps=100", "trainer.valid_every=20", "checkpoint.keep_best=9", "model.warmup=20"]
+STEPS = ["trainer.steps=80", "trainer.valid_every=20", "model.warmup=20", "data.max_frames=300"]
 FULL = ["optimizer.lr=1e-3"]
-LORA = ["optimizer.lr=5e-3", "adapter=lora", "adapter.rank=4"]
+LORA = ["optimizer.lr=1e-2", "adapter=lora", "adapter.rank=6"]
 
 
 def make_data(folder: Path) -> None:
@@ -67,7 +67,7 @@ def killed_and_resumed(overrides: Sequence[str], run: RunDirectory) -> None:
     """Trains by the command, which is killed after its second checkpoint and started again."""
     command = [sys.executable, "-m", "cosyexp.train", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(list(run.checkpoints.folder.glob("step_*[0-9]"))) < 3 and process.poll() is None:
+    while len(list(run.checkpoints.folder.glob("step_*[0-9]"))) < 2 and process.poll() is None:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -173,9 +173,9 @@ def main() -> None:
     error = mean_error([path / ADAPTER for path in paths])
     print(f"mean of the last {len(paths)} adapters: {error:.4f} of the mean change")
     print(f"two adapters in one batch: {mixed_batch_error(runs['lora'], paths[-2:]):.1e}")
-    again = words(folder, "voice", "killed", *start, *LORA, "trainer.steps=60")
+    again = words(folder, "voice", "killed", *start, *LORA, "trainer.steps=40")
     killed_and_resumed(again, RunDirectory(folder / "killed"))
-    ends = [folder / run / "checkpoints/step_00000060" / ADAPTER for run in ("lora", "killed")]
+    ends = [folder / run / "checkpoints/step_00000040" / ADAPTER for run in ("lora", "killed")]
     print(f"killed and resumed: {'equal' if len(set(map(file_hash, ends))) == 1 else 'NOT EQUAL'}")
 
 

@@ -31,6 +31,7 @@ STEPS = 2  # that are timed, after one that is not
 # engines, with what each shards over the ranks: weights, gradients, optimizer state
 ENGINES = {
     "ddp": (False, False, False),
+    "deepspeed engine.stage=0": (False, False, False),
     "deepspeed engine.stage=1": (False, False, True),
     "deepspeed engine.stage=2": (False, True, True),
     "deepspeed engine.stage=3": (True, True, True),
@@ -65,7 +66,7 @@ def plan(config: TrainConfig) -> None:
         trainer.setup()
         activations, seconds = _try_steps(trainer)
         ranks = ranks_here(settings)
-        print(f"\nMB on each of {ranks} ranks:")
+        print(f"\nMB per rank, with {ranks} rank{'s' * (ranks > 1)}:")
         print("\n".join(memory(trainer, activations, ranks)))
         batches = trainer.loader.sampler.epoch(0, ranks * config.trainer.accumulate)
         epoch = -(-len(batches) // (ranks * config.trainer.accumulate))
