@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from cosyexp.cli.compose import compose_train
+from cosyexp.config.names import ADAPTER
 from cosyexp.data.preparation import prepare_corpus
 from cosyexp.data.shards import read_list
 from cosyexp.registry import build
-from cosyexp.run.adapters import ADAPTER, adapter_note
+from cosyexp.run.adapters import adapter_note
 from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.directory import RunDirectory
+from cosyexp.run.documents import read_json_lines
 from cosyexp.run.tensors import read_tensors
 from cosyexp.run.weights import find_weights, read_weights
 from cosyexp.training.build import Job, train
@@ -75,8 +77,9 @@ def killed_and_resumed(overrides: Sequence[str], run: RunDirectory) -> None:
 
 
 def losses(run: RunDirectory) -> dict[int, float]:
-    """Returns the validation loss of each checkpoint, by step."""
-    return {c.step: c.losses["loss"] for c in run.checkpoints.all() if c.losses}
+    """Returns the validation loss by step."""
+    lines = (line for _, line in read_json_lines(run.metrics))
+    return {line["step"]: line["valid/loss"] for line in lines if "valid/loss" in line}
 
 
 def sizes(run: RunDirectory) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cosyexp.errors import UserError
-from cosyexp.run.adapters import NOTE
+from cosyexp.run.adapters import note_in
 from cosyexp.run.pickles import open_weights, write_pickle
 from cosyexp.run.tensors import Shapes, TensorFile, write_tensors
 
@@ -47,7 +47,7 @@ def combine(
         names = like.keys()
         shapes = {name: like.shape(name) for name in names if name not in same}
         pieces = _pieces(sources, divisor, like, shapes)
-        note = {NOTE: like.metadata[NOTE]} if NOTE in like.metadata else {}
+        note = note_in(like)
         if pickled and note:
             raise UserError(
                 f"{newest} is an adapter, which a .pt file cannot hold: give output=<x>.safetensors"
@@ -55,7 +55,7 @@ def combine(
         if pickled:
             write_pickle(out, shapes, pieces, same)
         else:
-            write_tensors(out, shapes, pieces, note, same)
+            write_tensors(out, shapes, pieces, note and note.metadata(), same)
 
 
 def _floats(file: TensorFile) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -69,7 +69,7 @@ def _refuse_other(source: TensorFile, like: TensorFile) -> None:
     Raises:
         UserError: it does not.
     """
-    if source.metadata.get(NOTE) != like.metadata.get(NOTE):
+    if note_in(source) != note_in(like):
         raise UserError(
             f"{source.path} and {like.path} are not adapters to the same base: average checkpoints "
             f"of one run"

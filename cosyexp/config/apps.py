@@ -14,7 +14,7 @@ from cosyexp.config.groups import (
     TrainerConfig,
     engine_config,
 )
-from cosyexp.config.names import plain_name
+from cosyexp.config.names import ADAPTER, plain_name
 from cosyexp.errors import UserError
 
 
@@ -125,7 +125,7 @@ class TrainConfig(ExportedConfig, AppConfig):
     @property
     def weights_file(self) -> str:
         """Name of the file of weights in a checkpoint or an average."""
-        return "adapter_model.safetensors" if self.adapter else f"{self.model.name}.safetensors"
+        return ADAPTER if self.adapter else f"{self.model.name}.safetensors"
 
     def check(self) -> None:
         """Checks the keys whose valid values depend on other keys.

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cosyexp.config.names import ADAPTER
 from cosyexp.errors import UserError
 from cosyexp.exporting.source import ExportSource, load_network
 from cosyexp.registry import register
-from cosyexp.run.adapters import ADAPTER, ADAPTER_CONFIG, adapter_note
+from cosyexp.run.adapters import ADAPTER_CONFIG, adapter_note
 from cosyexp.run.files import copy_file
 from cosyexp.run.folders import staged_files
 

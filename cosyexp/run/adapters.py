@@ -1,12 +1,12 @@
 """Low-rank adapters: files that hold what a training changed of a base (Hu et al. 2021, "LoRA").
 
-A file has the tensors and the names of peft's `adapter_model.safetensors`. Its metadata name the
-base by path and SHA-256, so that reading it needs no other file, and gives the merged weights.
+A file has the tensors and the names of peft's `adapter_model.safetensors`, and its metadata name
+the base by path and SHA-256. Whoever reads it as weights gets those of the base, changed.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from cosyexp.run.checkpoint import file_hash
 from cosyexp.run.documents import Fields, parse_json
 from cosyexp.run.tensors import TensorFile, read_tensors
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as peft names them
+ADAPTER_CONFIG = "adapter_config.json"  # as peft names it
 NOTE = "cosyexp_adapter"  # key of the note in the metadata
 PREFIX = "base_model.model."  # of all names in peft's files
 
 
 @dataclass(frozen=True)
 class AdapterNote:
-    """What the metadata of an adapter say.
+    """What the metadata of an adapter say; equal for one base, wherever it is.
 
     Attributes:
         base: file of the base weights.
@@ -34,7 +34,7 @@ class AdapterNote:
         scaling: factor of the product of the two factors of a change.
     """
 
-    base: str
+    base: str = field(compare=False)
     sha256: str
     scaling: float
 
@@ -65,10 +65,14 @@ def adapter_note(path: Path) -> AdapterNote | None:
     if path.suffix != ".safetensors":
         return None
     with TensorFile(path) as file:
-        text = file.metadata.get(NOTE)
-    if text is None:
+        return note_in(file)
+
+
+def note_in(file: TensorFile) -> AdapterNote | None:
+    """Returns the note of an open file; None if it is no adapter."""
+    if NOTE not in file.metadata:
         return None
-    fields = Fields(parse_json(text, path), path)
+    fields = Fields(parse_json(file.metadata[NOTE], file.path), file.path)
     return AdapterNote(fields.text("base"), fields.text("sha256"), fields.number("scaling"))
 
 
@@ -151,7 +155,7 @@ def _fit(weight: Tensor, down: Tensor, up: Tensor, magnitude: Tensor | None) -> 
     if not (weight.is_floating_point() and weight.layout is torch.strided and weight.dim() == 2):
         return False
     outputs, inputs = weight.shape
-    rank = down.numel() // inputs
+    rank = down.numel() // max(inputs, 1)
     return (down.shape, up.shape) == ((rank, inputs), (outputs, rank)) and (
         magnitude is None or magnitude.shape == (outputs,)
     )

@@ -113,7 +113,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
             log.info("%s: resuming at step %d", run, trainer.progress.step)
             for key, (old, new) in changes.items():
                 log.info("%s changes from %s to %s", key, old, new)
-            if previous and config.init_from not in (None, previous.init_from):
+            moved = previous and config.init_from not in (None, previous.init_from)
+            if moved and not config.adapter:
                 log.warning("init_from=%s is ignored: the run has weights", config.init_from)
         else:
             log.info("%s: starting from %s", run, source or "scratch")
@@ -192,7 +193,6 @@ def build_objective(config: TrainConfig) -> Objective:
     if config.adapter:
         base = Path(str(config.init_from))
         load_weights(network, base)
-        torch.manual_seed(config.seed)
         adapter = build(config.adapter, "adapter").attach(network, base)
     try:
         objective: Objective = build(config.objective, "objective")(network)

@@ -7,15 +7,10 @@ from typing import Any
 
 import torch
 
+from cosyexp.config.names import ADAPTER
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Trainable
-from cosyexp.run.adapters import (
-    ADAPTER,
-    ADAPTER_CONFIG,
-    Adapter,
-    parameter_name,
-    stored_name,
-)
+from cosyexp.run.adapters import ADAPTER_CONFIG, Adapter, parameter_name, stored_name
 from cosyexp.run.checkpoint import Checkpoint, Checkpoints
 from cosyexp.run.files import create, make_folder, write_json
 from cosyexp.run.folders import remove_tree

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from cosyexp.cli.compose import compose_train
 from cosyexp.config import TrainConfig
+from cosyexp.config.names import ADAPTER
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Loss
 from cosyexp.registry import build
-from cosyexp.run.adapters import ADAPTER, adapter_note
+from cosyexp.run.adapters import adapter_note
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.networks import load_network
 from cosyexp.run.tensors import read_tensors, save_tensors
