@@ -55,7 +55,7 @@ def combine(
         if pickled:
             write_pickle(out, shapes, pieces, same)
         else:
-            write_tensors(out, shapes, pieces, note and note.metadata(), same)
+            write_tensors(out, shapes, pieces, note.metadata() if note else None, same)
 
 
 def _floats(file: TensorFile) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:

@@ -338,6 +338,7 @@ LIBRARIES = ("torch", "onnx", "np", "numpy", "OmegaConf", "program", "save")
 # Calls that are left to a library, each with the path that it gets.
 EXCEPTIONS = {
     ("cosyexp/averaging/methods.py", "TemporaryDirectory"): "a new folder of the system",
+    ("cosyexp/training/plan.py", "TemporaryDirectory"): "a new folder of the system",
     ("cosyexp/training/loggers/tensorboard.py", "SummaryWriter"): "a folder that was checked",
     ("cosyexp/training/callbacks/profiler.py", "export_chrome_trace"): "the part of a replacement",
     ("cosyexp/training/engines/shards.py", "save"): "below the new folder of a checkpoint",
