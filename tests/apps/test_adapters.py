@@ -77,7 +77,7 @@ def test_frozen_parts_stay(trained, data, warm, tmp_path):
     assert {n for n in before if "text_encoder." in n or ".linear_k" in n} <= same
     assert "llm.encoders.0.feed_forward.w_1.weight" not in same
     lines = [line.split() for line in output.stdout.splitlines()]
-    assert ["llm.text_encoder", "4,640", "0", "-", "-"] in lines
+    assert ["llm.text_encoder", "2,848", "0", "-", "-"] in lines
     assert sum(line[:3] == ["module", "parameters", "trained"] for line in lines) == 1
 
 
