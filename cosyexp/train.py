@@ -12,6 +12,8 @@
                                llm.pt, flow.pt or hift.pt
   resume.change=[optimizer.lr] settings that a resumed run goes on with at another value
   reference=...                mode=dpo: weights of the reference model; default init_from
+  adapter=none|lora            train all weights, or low-rank changes of those of init_from
+  plan=true                    print parameters, memory per engine and time, and train nothing
   trainer.steps=1000 trainer.accumulate=2 trainer.precision=bf16 optimizer.lr=1e-4 ...
 
 Examples
@@ -42,8 +44,12 @@ def main(config: TrainConfig) -> float | None:
     from cosyexp.cli.sweep import report
     from cosyexp.training.build import Job, train
     from cosyexp.training.launch import launch
+    from cosyexp.training.plan import plan
     from cosyexp.training.signals import requeue
 
+    if config.plan:
+        plan(config)
+        return None
     overrides = list(HydraConfig.get().overrides.task)
     outcome = launch(train, Job(config, overrides), engine_config(config.engine))
     if outcome.preempted:

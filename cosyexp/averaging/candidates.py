@@ -114,7 +114,7 @@ def candidates_in(folder: Path, *, ema: bool = False, sums: bool = False) -> Che
 
 
 def _of_run(run: RunDirectory, ema: bool, sums: bool) -> CheckpointFolder:
-    model = f"{run.config().model.name}.safetensors"
+    model = run.config().weights_file
     needed = ["ema.safetensors" if ema else model, *([SUMS] if sums else [])]
     found = run.checkpoints.all()
     complete = [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cosyexp.errors import UserError
+from cosyexp.run.adapters import note_in
 from cosyexp.run.pickles import open_weights, write_pickle
 from cosyexp.run.tensors import Shapes, TensorFile, write_tensors
 
@@ -23,7 +24,8 @@ def combine(
     """Writes sum(factor * weights) / divisor for each floating-point tensor.
 
     Sums are in fp32, or in fp64 for tensors that are fp64 in some file. A tensor that has two names
-    in all files is written once. Takes about a megabyte of memory.
+    in all files is written once. Takes about a megabyte of memory. Of adapters, the factors are
+    averaged, not their products, which would have a higher rank.
 
     Args:
         parts: the files, each with its factor.
@@ -33,8 +35,8 @@ def combine(
         pickled: write it as torch.save does, instead of as safetensors.
 
     Raises:
-        UserError: the files hold different tensors, a value is not finite, or the result is too
-            large for its type.
+        UserError: the files hold different tensors or adapters to different bases, a value is not
+            finite, the result is too large for its type, or an adapter is to be pickled.
     """
     with ExitStack() as stack:
         like = stack.enter_context(open_weights(newest))
@@ -45,10 +47,15 @@ def combine(
         names = like.keys()
         shapes = {name: like.shape(name) for name in names if name not in same}
         pieces = _pieces(sources, divisor, like, shapes)
+        note = note_in(like)
+        if pickled and note:
+            raise UserError(
+                f"{newest} is an adapter, which a .pt file cannot hold: give output=<x>.safetensors"
+            )
         if pickled:
             write_pickle(out, shapes, pieces, same)
         else:
-            write_tensors(out, shapes, pieces, same=same)
+            write_tensors(out, shapes, pieces, note.metadata() if note else None, same)
 
 
 def _floats(file: TensorFile) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -57,11 +64,16 @@ def _floats(file: TensorFile) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]
 
 
 def _refuse_other(source: TensorFile, like: TensorFile) -> None:
-    """Checks that a file has the same tensors as `like`, in the same or wider types.
+    """Checks that a file has the same tensors and base as `like`, in the same or wider types.
 
     Raises:
         UserError: it does not.
     """
+    if note_in(source) != note_in(like):
+        raise UserError(
+            f"{source.path} and {like.path} are not adapters to the same base: average checkpoints "
+            f"of one run"
+        )
     found, wanted = _floats(source), _floats(like)
     for name in sorted({*found, *wanted}):
         fits = name in found and name in wanted and found[name][1] == wanted[name][1]

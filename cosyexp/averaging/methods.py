@@ -43,12 +43,16 @@ class WeightedSum:
         shares = [factor / self.divisor for factor in self.factors]
         return sorted(zip(self.sources, shares, strict=True), key=lambda row: row[0].age)
 
+    @property
+    def newest(self) -> Candidate:
+        """The newest checkpoint, from which the average takes all that is no number."""
+        return max(self.sources, key=lambda source: source.age)
+
     def write(self, out: Path, pickled: bool = False) -> None:
         """Writes the average to a file, as torch.save does if `pickled`, else as safetensors."""
         paths = [source.sums if self.running_sums else source.path for source in self.sources]
-        newest = max(self.sources, key=lambda source: source.age)
         parts = list(zip(paths, self.factors, strict=True))
-        combine(parts, self.divisor, newest.path, out, pickled)
+        combine(parts, self.divisor, self.newest.path, out, pickled)
 
 
 class Method(Protocol):

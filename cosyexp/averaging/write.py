@@ -9,8 +9,9 @@ from cosyexp.averaging.methods import Method, WeightedSum
 from cosyexp.averaging.select import Selection
 from cosyexp.config.names import plain_name
 from cosyexp.errors import UserError
+from cosyexp.run.adapters import ADAPTER_CONFIG
 from cosyexp.run.checkpoint import META, file_hash
-from cosyexp.run.files import below, finite, make_folder, replacement, write_yaml
+from cosyexp.run.files import below, copy_file, finite, make_folder, replacement, write_yaml
 from cosyexp.run.folders import begin_folder, commit_folder, locked, remove_tree
 
 
@@ -62,6 +63,9 @@ def write_folder(
         part = begin_folder(below(run, "averages", name))
         try:
             average.write(part / source.file, pickled=source.file.endswith(".pt"))
+            config = average.newest.path.with_name(ADAPTER_CONFIG)
+            if config.is_file():
+                copy_file(config, part / ADAPTER_CONFIG)
             rows = [
                 {
                     "file": candidate.path.relative_to(run).as_posix(),
@@ -72,7 +76,7 @@ def write_folder(
                 }
                 for candidate, weight in average.rows()
             ]
-            hashes = {source.file: file_hash(part / source.file)}
+            hashes = {path.name: file_hash(path) for path in sorted(part.iterdir())}
             newest = max(candidate.step for candidate in source.found)
             meta = {**about, "run_step": newest, "sources": rows, "sha256": hashes}
             write_yaml(part / META, meta)

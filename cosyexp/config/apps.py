@@ -14,7 +14,7 @@ from cosyexp.config.groups import (
     TrainerConfig,
     engine_config,
 )
-from cosyexp.config.names import plain_name
+from cosyexp.config.names import ADAPTER, plain_name
 from cosyexp.errors import UserError
 
 
@@ -98,11 +98,13 @@ class TrainConfig(ExportedConfig, AppConfig):
         init_strict: whether all of these weights must fit.
         reference: reference model of mode=dpo, a run or a file of weights.
         resume: what a resumed run may change.
+        plan: print what the run would need, and train nothing.
     """
 
     mode: ModeConfig = field(default_factory=ModeConfig)
     network: Node = field(default_factory=dict)
     objective: Node = field(default_factory=dict)
+    adapter: Node = field(default_factory=dict)
     optimizer: Node = field(default_factory=dict)
     scheduler: Node = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -118,6 +120,12 @@ class TrainConfig(ExportedConfig, AppConfig):
     init_strict: bool = True
     reference: str | None = None
     resume: ResumeConfig = field(default_factory=ResumeConfig)
+    plan: bool = False
+
+    @property
+    def weights_file(self) -> str:
+        """Name of the file of weights in a checkpoint or an average."""
+        return ADAPTER if self.adapter else f"{self.model.name}.safetensors"
 
     def check(self) -> None:
         """Checks the keys whose valid values depend on other keys.

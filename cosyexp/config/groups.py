@@ -197,6 +197,11 @@ class TrainerConfig:
         previews: number of validation utterances that the loggers show.
         on_nonfinite: stop at an update whose gradients are not finite, or skip it.
         deterministic: use deterministic algorithms on CUDA, which are slower.
+        freeze: patterns of the modules or parameters of the model that are not trained.
+        lr_scales: patterns of parameters with a factor of their learning rate; the first pattern
+            that matches counts.
+        no_decay: patterns of the parameters without weight decay.
+        layer_decay: factor of the learning rate from each repeated block to the one before it.
     """
 
     steps: int | None = setting(1000, ge=0)
@@ -212,6 +217,10 @@ class TrainerConfig:
     previews: int = setting(3, ge=0)
     on_nonfinite: OnNonfinite = OnNonfinite.stop
     deterministic: bool = False
+    freeze: list[str] = field(default_factory=list)
+    lr_scales: Any = None
+    no_decay: list[str] = field(default_factory=list)
+    layer_decay: float | None = setting(None, gt=0, le=1)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from cosyexp.errors import UserError
 
+ADAPTER = "adapter_model.safetensors"  # the weights of an adapter, as peft names them
+
 
 def plain_name(name: str, key: str) -> str:
     """Returns a name that stays in its folder: no separator, no leading dot, nothing unprintable.

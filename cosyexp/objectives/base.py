@@ -15,12 +15,26 @@ To add an objective, write a class such as those in this folder and a YAML in `c
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from cosyexp.run.adapters import Adapter
+
+
+class ParameterRule(NamedTuple):
+    """How a parameter is trained, beside the options of its optimizer.
+
+    Args:
+        lr_scale: factor of its learning rate.
+        decays: whether it has weight decay.
+    """
+
+    lr_scale: float = 1.0
+    decays: bool = True
 
 
 @dataclass
@@ -35,14 +49,39 @@ class Trainable:
         optimizer: makes the optimizer of the parameters that it is given.
         scheduler: (number of updates done, base learning rate) -> learning rate, such as those in
             `cosyexp.training.schedules`.
+        rules: of the parameters that are not trained as all others, by name.
+        adapter: the adapter in the network, which alone is saved; None if there is none.
     """
 
     module: nn.Module
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer]
     scheduler: Callable[[int, float], float]
+    rules: Mapping[str, ParameterRule] = field(default_factory=dict)
+    adapter: Adapter | None = None
 
     def __call__(self, *inputs: Any) -> Any:
         return self.module(*inputs)
+
+    def parameters(self) -> list[Any]:
+        """Returns the trained parameters, in groups if there are rules, for an optimizer."""
+        trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        if not self.rules:
+            return [parameter for _, parameter in trained]
+        groups: dict[ParameterRule, list[nn.Parameter]] = {}
+        for name, parameter in trained:
+            groups.setdefault(self.rules.get(name, ParameterRule()), []).append(parameter)
+        return [
+            {"params": members, "lr_scale": rule.lr_scale}
+            | ({} if rule.decays else {"weight_decay": 0.0})
+            for rule, members in groups.items()
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what a checkpoint holds of the network: the adapter, or else all of it."""
+        state: dict[str, Tensor] = self.module.state_dict()
+        if self.adapter is None:
+            return state
+        return {name: tensor for name, tensor in state.items() if ".lora_" in name}
 
 
 class Term(NamedTuple):
@@ -143,7 +182,7 @@ class Metric(Protocol):
 
 
 @runtime_checkable
-class ReferenceObjective(Protocol):
+class ReferenceObjective(Objective, Protocol):
     """An objective that compares its model with a frozen reference model, such as DPO.
 
     Args:

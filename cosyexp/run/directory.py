@@ -61,7 +61,7 @@ CHANGEABLE_ON_REQUEST = re.compile(
     r"|trainer\.max_grad_norm)"
 )
 # Keys that belong to a command, not to a run; a run directory never says what is trusted.
-OF_THE_COMMAND = ("trusted", "resume")
+OF_THE_COMMAND = ("trusted", "resume", "plan")
 # What a training writes in its run directory.
 WRITTEN = (
     *(f"{name}.*" for name in ("config", "overrides", "changes", "environment", "metrics")),

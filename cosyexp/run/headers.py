@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
+from cosyexp.run.adapters import adapter_note, find_base
 from cosyexp.run.archives import Stub, scan_archive
 from cosyexp.run.pickles import state_dict_in
 from cosyexp.run.tensors import TensorFile
@@ -23,10 +24,14 @@ LEGACY = {
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
     """Returns the shapes of the model in a file of weights, under our names.
 
+    Those of an adapter are the shapes of its base.
+
     Raises:
         UserError: the file is missing, damaged, or holds no tensors.
     """
     try:
+        if note := adapter_note(path):
+            return stored_shapes(find_base(path, note))
         if path.suffix == ".safetensors":
             with TensorFile(path) as file:
                 content: Any = {name: file.stub(name) for name in file.keys()}  # noqa: SIM118

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.errors import UserError
+from cosyexp.run.adapters import adapter_note, find_base, merged
 from cosyexp.run.checkpoint import BY_LOSS, META, Criterion, corruption
 from cosyexp.run.directory import RunDirectory
 from cosyexp.run.documents import DamagedFileError, Fields, read_yaml
@@ -36,20 +37,20 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
     Raises:
         UserError: there are no such weights, or the average is damaged.
     """
-    model = run.config().model.name
+    model = run.config().weights_file
     if choice in ("best", "last", "ema"):
         candidates = run.checkpoints.all()[::-1]
         if choice == "best":
             ranked = criterion.rank(candidates)
             candidates = [c for c in ranked if c.step > 0] or ranked
         checkpoint = next((c for c in candidates if run.checkpoints.is_intact(c)), None)
-        name = "ema" if choice == "ema" else model
-        if checkpoint is None or f"{name}.safetensors" not in checkpoint.meta["sha256"]:
+        name = "ema.safetensors" if choice == "ema" else model
+        if checkpoint is None or name not in checkpoint.meta["sha256"]:
             raise UserError(
                 f"{run} has no checkpoint for weights={choice}: train it further, or choose other "
                 f"weights"
             )
-        return checkpoint.path / f"{name}.safetensors"
+        return checkpoint.path / name
     averages = _averages(run)
     if choice == "average":
         if not averages:
@@ -60,7 +61,7 @@ def find_weights(run: RunDirectory, choice: str, criterion: Criterion = BY_LOSS)
         if stale := _later_training(run, averages[choice]):
             log.warning("%s: weights=average takes %s, but %s", run, choice, stale)
     if choice in averages:
-        return _average_file(run.averages / choice, f"{model}.safetensors")
+        return _average_file(run.averages / choice, model)
     if (path := Path(choice).expanduser()).is_file():
         return path
     names = ", ".join(["best", "last", "ema", "average", *averages])
@@ -122,8 +123,8 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
 
     Args:
         path: a `.safetensors` file of this repository, an official release, a training checkpoint
-            of the original CosyVoice (whose `epoch` and `step` are ignored), or the output of
-            DeepSpeed's `zero_to_fp32`.
+            of the original CosyVoice (whose `epoch` and `step` are ignored), the output of
+            DeepSpeed's `zero_to_fp32`, or an adapter, which is merged with its base.
 
     Returns:
         The tensors of each network: "model", and "discriminator" if the file has one.
@@ -133,6 +134,8 @@ def read_weights(path: Path) -> dict[str, dict[str, Tensor]]:
             its names stand for one parameter and have different values.
     """
     try:
+        if note := adapter_note(path):
+            return {"model": merged(read_weights(find_base(path, note))["model"], path, note)}
         content: Any = read_tensors(path) if path.suffix == ".safetensors" else load_pickle(path)
     except FileNotFoundError:
         raise UserError(f"weights file {path} does not exist: check the path") from None

@@ -20,15 +20,17 @@ from cosyexp.data.sampler import BatchSampler
 from cosyexp.errors import UserError
 from cosyexp.objectives.base import Objective, ReferenceObjective
 from cosyexp.registry import REFUSALS, build, trust
+from cosyexp.run.adapters import adapter_note, find_base
 from cosyexp.run.checkpoint import Checkpoint
 from cosyexp.run.directory import RunDirectory, flat
 from cosyexp.run.environment import describe
 from cosyexp.run.files import copy_file, write_json
 from cosyexp.run.logs import console, log_file
-from cosyexp.run.weights import init_weights, weights_of
+from cosyexp.run.weights import init_weights, load_weights, weights_of
 from cosyexp.training.engines.base import Engine
 from cosyexp.training.loggers.base import Logger, RunInfo
 from cosyexp.training.nodes import check_nodes, engine_node
+from cosyexp.training.parameters import freeze, parameter_rules, table
 from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
 
@@ -98,17 +100,21 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         checkpoint = run.checkpoints.latest() if previous else None
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
         _set_threads(engine_config(config.engine).threads, checkpoint)
+        if config.adapter:
+            config.init_from = str(base_of(config, checkpoint))
 
         trainer = assemble(config, run, engine)
         stack.callback(trainer.loader.close)
         source = None if checkpoint else _load_initial_weights(config, trainer)
+        log.info("%s", table(trainer.objective.trainables))
         trainer.setup()
         if checkpoint:
             trainer.resume(checkpoint)
             log.info("%s: resuming at step %d", run, trainer.progress.step)
             for key, (old, new) in changes.items():
                 log.info("%s changes from %s to %s", key, old, new)
-            if previous and config.init_from not in (None, previous.init_from):
+            moved = previous and config.init_from not in (None, previous.init_from)
+            if moved and not config.adapter:
                 log.warning("init_from=%s is ignored: the run has weights", config.init_from)
         else:
             log.info("%s: starting from %s", run, source or "scratch")
@@ -176,11 +182,18 @@ def build_engine(config: TrainConfig) -> Engine:
 def build_objective(config: TrainConfig) -> Objective:
     """Builds the objective and its network, with initial weights that depend on the seed.
 
+    With an adapter, the network has the weights of its base, `init_from`.
+
     Raises:
         UserError: a setting of the network, the objective or an optimizer is not valid.
     """
     torch.manual_seed(config.seed)
     network = build(config.network, "network")
+    adapter = None
+    if config.adapter:
+        base = Path(str(config.init_from))
+        load_weights(network, base)
+        adapter = build(config.adapter, "adapter").attach(network, base)
     try:
         objective: Objective = build(config.objective, "objective")(network)
     except UserError:
@@ -196,6 +209,14 @@ def build_objective(config: TrainConfig) -> Objective:
             raise UserError(
                 f"the optimizer of {name} cannot be built with {settings}: {error}"
             ) from None
+    if adapter and len(objective.trainables) > 1:
+        raise UserError(
+            f"adapter= is for one network, not {' and '.join(objective.trainables)}: train an llm "
+            f"or a flow, or give adapter=none"
+        )
+    model = list(objective.trainables.values())[-1]
+    freeze(model.module, config.trainer.freeze)
+    model.rules, model.adapter = parameter_rules(model.module, config.trainer), adapter
     return objective
 
 
@@ -302,8 +323,27 @@ def _set_threads(wanted: int | None, checkpoint: Checkpoint | None) -> None:
         torch.set_num_threads(threads)
 
 
+def base_of(config: TrainConfig, checkpoint: Checkpoint | None = None) -> Path:
+    """Returns the file of weights that a run adapts: that of its checkpoint, or of `init_from`.
+
+    Raises:
+        UserError: there is none, or it has changed since the checkpoint.
+    """
+    if checkpoint:
+        path = checkpoint.path / config.weights_file
+        note = adapter_note(path)
+        if note is None:
+            raise UserError(f"{path} is not an adapter: give another run_dir=")
+        return find_base(path, note)
+    if config.init_from is None:
+        raise UserError("adapter= needs weights to adapt: give init_from=<a run or a weights file>")
+    return weights_of(config.init_from)
+
+
 def _load_initial_weights(config: TrainConfig, trainer: Trainer) -> Path | None:
     """Loads `init_from`, else the network's `pretrained`; returns where the weights are from."""
+    if config.adapter:  # they were loaded before the adapter was attached
+        return Path(str(config.init_from))
     trainables = trainer.objective.trainables
     networks: dict[str, Any] = {name: trainable.module for name, trainable in trainables.items()}
     if config.init_from:

@@ -27,8 +27,8 @@ def evaluator(folder: Path) -> Callable[[Path], dict[str, float]]:
     config = run.config()
     config.data.corpus = None  # the data of a run are read, not prepared: it may be someone else's
     for checkpoint in run.checkpoints.all()[-1:]:
-        name = f"{config.model.name}.safetensors"
-        refuse_other_network(config.network, checkpoint.path / name)
+        refuse_other_network(config.network, checkpoint.path / config.weights_file)
+    config.adapter = {}  # weights are read merged
     engine = DDP(precision=config.trainer.precision.value)
     objective = build_objective(config)
     datasets = build_datasets(config, engine)

@@ -47,8 +47,7 @@ def launch(work: Callable[[Job], Result], job: Job, engine: EngineConfig) -> Res
         result = cast(Result, recorded(job))
         atexit.register(_exit)
         return result
-    wanted, gpus = engine.nproc_per_node, torch.cuda.device_count()
-    processes = max(gpus, 1) if wanted == "auto" else int(wanted)
+    processes, gpus = ranks_here(engine), torch.cuda.device_count()
     if processes == 1:
         return work(job)
     if 0 < gpus < processes:
@@ -57,6 +56,12 @@ def launch(work: Callable[[Job], Result], job: Job, engine: EngineConfig) -> Res
             f"fewer, or auto"
         )
     return _start(work, job, processes, engine.timeout)
+
+
+def ranks_here(engine: EngineConfig) -> int:
+    """Returns the number of processes of `engine.nproc_per_node`; "auto": one per GPU."""
+    wanted = engine.nproc_per_node
+    return max(torch.cuda.device_count(), 1) if wanted == "auto" else int(wanted)
 
 
 def _start(work: Callable[[Job], Result], job: Job, processes: int, timeout: float) -> Result:

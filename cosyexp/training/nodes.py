@@ -23,6 +23,8 @@ def check_nodes(config: TrainConfig) -> None:
         "model.collator": ("collator", config.model.collator),
         "engine": ("engine", engine_node(config)),
     }
+    if config.adapter:
+        nodes["adapter"] = ("adapter", config.adapter)
     if config.data.corpus:
         nodes["data.corpus"] = ("corpus", config.data.corpus)
     for group, role in (("callbacks", "callback"), ("metrics", "metric"), ("logger", "logger")):

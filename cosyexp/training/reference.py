@@ -1,7 +1,8 @@
 """Sets up the reference model of a preference training.
 
 The objective gets either a frozen network or, with `cache_reference`, the log-probabilities of the
-reference, which are computed once for both data sets and kept in the run directory.
+reference, which are computed once for both data sets and kept in the run directory. The reference
+of an adapter is its base: the policy with the adapter switched off.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from cosyexp.run.documents import Fields, read_yaml
 from cosyexp.run.files import replacement, write_yaml
 from cosyexp.run.tensors import read_tensors, save_tensors
 from cosyexp.run.weights import load_weights, weights_of
+from cosyexp.training.adapters import AdapterOff
 from cosyexp.training.engines.base import Engine
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,14 @@ def setup_reference(
         engine: for its device, precision and communication.
 
     Raises:
-        UserError: the config names no reference.
+        UserError: the config names no reference or, of an adapter, another one than its base.
     """
     if not objective.needs_reference:
         return
+    if config.adapter and config.reference:
+        raise UserError(
+            "the reference of an adapter is its base, so reference= has no use: leave it out"
+        )
     source = config.reference or config.init_from
     if source is None:
         raise UserError(
@@ -63,8 +69,11 @@ def setup_reference(
     if objective.cache_reference and _is_cached(run, source, key, engine):
         return attach_logps(run, datasets)
     path = weights_of(source)
-    network = objective.frozen_copy()
-    load_weights(network, path)
+    if config.adapter:
+        network: torch.nn.Module = AdapterOff(list(objective.trainables.values())[-1].module)
+    else:
+        network = objective.frozen_copy()
+        load_weights(network, path)
     if engine.rank == 0:
         pin_reference(run, path)
     if not objective.cache_reference:

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from cosyexp.config.names import ADAPTER
 from cosyexp.errors import UserError
+from cosyexp.objectives.base import Trainable
+from cosyexp.run.adapters import ADAPTER_CONFIG, Adapter, parameter_name, stored_name
 from cosyexp.run.checkpoint import Checkpoint, Checkpoints
-from cosyexp.run.files import create, make_folder
+from cosyexp.run.files import create, make_folder, write_json
 from cosyexp.run.folders import remove_tree
 from cosyexp.run.pickles import load_pickle
 from cosyexp.run.tensors import read_tensors, save_tensors
@@ -21,7 +24,7 @@ OPTIMIZER = "trainer/optimizer"  # folder for optimizer state that an engine wri
 def save(
     checkpoints: Checkpoints,
     engine: Engine,
-    trainables: Iterable[str],
+    trainables: Mapping[str, Trainable],
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> Path:
@@ -33,7 +36,7 @@ def save(
     Args:
         checkpoints: the checkpoints of the run.
         engine: the engine of this rank.
-        trainables: names of the trainables.
+        trainables: the trainables by name.
         state: the trainer's state, of tensors and plain values.
         meta: the content of the checkpoint's `meta.yaml`.
 
@@ -47,12 +50,15 @@ def save(
             begun = str(checkpoints.begin(meta["step"]))
     folder = Path(writing.gather(begun)[0])
     try:
-        for name in trainables:
+        for name, trainable in trainables.items():
             with writing:
-                write_weights(folder / f"{name}.safetensors", engine.weights(name), engine.rank)
+                path, adapter = folder / weights_file(name, trainable), trainable.adapter
+                write_weights(path, engine.weights(name), engine.rank, adapter)
+                if adapter and engine.rank == 0:
+                    write_json(folder / ADAPTER_CONFIG, adapter.config)
         for name, mean in engine.weight_averages().items():
             with writing:
-                write_weights(folder / f"{name}.safetensors", mean, engine.rank)
+                write_weights(folder / f"{name}.safetensors", mean, engine.rank, adapter)
         with writing:
             engine_state = engine.save_state(folder / OPTIMIZER)
             if engine.rank == 0 or engine_state:
@@ -111,7 +117,17 @@ class Writing:
         return [value for _, value in ranks]
 
 
-def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> None:
+def weights_file(name: str, trainable: Trainable) -> str:
+    """Returns the name of the file of a trainable's weights in a checkpoint."""
+    return ADAPTER if trainable.adapter else f"{name}.safetensors"
+
+
+def write_weights(
+    path: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    rank: int,
+    adapter: Adapter | None = None,
+) -> None:
     """Writes tensors to a file on rank 0.
 
     All ranks iterate over the tensors, as each may hold a part of them that has to be gathered.
@@ -120,19 +136,27 @@ def write_weights(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], rank:
         path: the `.safetensors` file.
         tensors: names and full tensors.
         rank: of this process.
+        adapter: that the tensors belong to; None if they are of a whole network.
     """
     kept = {name: tensor.cpu() for name, tensor in tensors if rank == 0}
-    if rank == 0:
+    if rank > 0:
+        return
+    if adapter is None:
         save_tensors(path, kept)
+    else:
+        named = {stored_name(name): tensor for name, tensor in kept.items()}
+        save_tensors(path, named, adapter.note.metadata())
 
 
-def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -> dict[str, Any]:
+def restore(
+    checkpoint: Checkpoint, engine: Engine, trainables: Mapping[str, Trainable]
+) -> dict[str, Any]:
     """Restores the weights and the engine's state from a checkpoint; all ranks call it.
 
     Args:
         checkpoint: the checkpoint.
         engine: the engine of this rank, after its `setup`.
-        trainables: names of the trainables.
+        trainables: the trainables by name.
 
     Returns:
         The trainer's state, as given to `save`.
@@ -149,12 +173,24 @@ def restore(checkpoint: Checkpoint, engine: Engine, trainables: Iterable[str]) -
         )
     own = checkpoint.path / "trainer" / f"rank_{engine.rank}.pt"
     engine_state = load_pickle(own)["engine"] if own.exists() else first["engine"]
-    networks, means = (
-        {name: read_tensors(checkpoint.path / f"{name}.safetensors") for name in names}
-        for names in (trainables, engine.weight_averages())
-    )
+    folder = checkpoint.path
+    networks = {
+        name: read_state(folder / weights_file(name, trainable), trainable.adapter)
+        for name, trainable in trainables.items()
+    }
+    adapter = list(trainables.values())[-1].adapter
+    means = {
+        name: read_state(folder / f"{name}.safetensors", adapter)
+        for name in engine.weight_averages()
+    }
     engine.load(networks, means, engine_state, checkpoint.path / OPTIMIZER)
     return dict(first)
+
+
+def read_state(path: Path, adapter: Adapter | None) -> dict[str, torch.Tensor]:
+    """Returns the tensors that `write_weights` wrote, under their names in the network."""
+    tensors = read_tensors(path)
+    return {parameter_name(n): t for n, t in tensors.items()} if adapter else tensors
 
 
 def refuse_other_data(run: object, expected: str, found: str) -> None:

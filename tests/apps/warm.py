@@ -40,6 +40,7 @@ HEAVY = (
     "cosyexp.training.build",
     "hydra._internal.hydra",
     "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "peft",
     "tensorboard.plugins.hparams.summary_v2",
     "torch._dynamo",
     "torch.onnx",

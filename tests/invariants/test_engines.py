@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from cosyexp.config import EngineConfig
+from cosyexp.run.tensors import save_tensors
+from cosyexp.training.build import build_objective
 from cosyexp.training.launch import launch
 from tests.invariants import faults
 from tests.invariants.trajectory import (
@@ -42,6 +44,16 @@ FOUR = [
     ("zero3", "hifigan"),
 ]
 UNCLIPPED = ("trainer.max_grad_norm=null",)
+# an adapter on weights of the folder of the data, of which a part is frozen
+ADAPTER = (
+    "adapter=lora",
+    "adapter.dora=true",
+    "init_from={data}/base.safetensors",
+    "trainer.freeze=[text_encoder]",
+    "trainer.no_decay=[lora_B]",
+    "trainer.layer_decay=0.5",
+    "trainer.lr_scales={w_1:3}",
+)
 
 
 class Run(NamedTuple):
@@ -64,7 +76,7 @@ class Run(NamedTuple):
     def __str__(self) -> str:
         precision = ["fp64"] if self.double else []
         division = f"{self.ranks}x{self.accumulate}"
-        return "-".join([self.engine, self.model, division, *precision, *self.words])
+        return "-".join([self.engine, self.model, division, *precision, *self.words[:1]])
 
 
 # each with the beginning of the message of its AssertionError, as a regex
@@ -87,6 +99,7 @@ RUNS = [
     *(Run(1, 2, engine, model) for engine, model in PAIRS if engine != "ddp"),
     *(Run(2, 1, engine, model) for engine, model in PAIRS),
     *(Run(2, 2, engine, model) for engine, model in FOUR),
+    *(Run(2, 1, engine, "llm", ADAPTER) for engine in ("ddp", "fsdp", "zero2", "zero3")),
     *(
         Run(ranks, accumulate, "ddp", model, double=True)
         for ranks, accumulate in ((2, 1), (2, 2), (4, 1))
@@ -101,6 +114,8 @@ def trajectories(data: Path) -> dict[Run, Trajectory]:
 
     Starting processes takes longer than training.
     """
+    random = build_objective(config("llm", data, f"run_dir={data}/unused"))
+    save_tensors(data / "base.safetensors", random.trainables["llm"].module.state_dict())
     trainings: dict[int, dict[Run, Training]] = {1: {}, 2: {}, 4: {}}
     for run in {*RUNS, *MUTANTS, *(run.reference for run in [*RUNS, *MUTANTS])}:
         words = (
@@ -108,7 +123,7 @@ def trajectories(data: Path) -> dict[Run, Trajectory]:
             f"trainer.accumulate={run.accumulate}",
             f"run_dir={data}/unused",
             *ENGINES[run.engine],
-            *run.words,
+            *(word.replace("{data}", str(data)) for word in run.words),
         )
         training = Training(config(run.model, data, *words), run.double, run.fault)
         trainings[run.ranks][run] = training

@@ -74,8 +74,8 @@ def die_before(
     setattr(owner, name, patched)
 
 
-def save_half(path: Path, tensors: Any) -> None:
-    save_tensors(path, tensors)
+def save_half(path: Path, tensors: Any, metadata: Any = None) -> None:
+    save_tensors(path, tensors, metadata)
     os.truncate(path, path.stat().st_size // 2)
 
 

@@ -339,6 +339,7 @@ LIBRARIES = ("torch", "onnx", "np", "numpy", "OmegaConf", "program", "save")
 EXCEPTIONS = {
     ("cosyexp/averaging/methods.py", "TemporaryDirectory"): "a new folder of the system",
     ("cosyexp/training/callbacks/evaluate.py", "TemporaryDirectory"): "a new folder of the system",
+    ("cosyexp/training/plan.py", "TemporaryDirectory"): "a new folder of the system",
     ("cosyexp/training/loggers/tensorboard.py", "SummaryWriter"): "a folder that was checked",
     ("cosyexp/training/callbacks/profiler.py", "export_chrome_trace"): "the part of a replacement",
     ("cosyexp/training/engines/shards.py", "save"): "below the new folder of a checkpoint",

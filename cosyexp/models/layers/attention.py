@@ -68,6 +68,8 @@ class RelativeAttention(nn.Module):
         ValueError: `width` is not a multiple of `heads`.
     """
 
+    shared_by_rows = ("linear_pos",)  # its input is the distance table, which has no rows
+
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads:

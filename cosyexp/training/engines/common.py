@@ -90,15 +90,9 @@ class BaseEngine:
                     # length of a vocoder's segments does not, and its pads need a fixed one.
                     block.compile()
             self._prepare_module(name)
-            optimizer = trainable.optimizer(
-                [
-                    parameter
-                    for parameter in trainable.module.parameters()
-                    if parameter.requires_grad
-                ]
-            )
+            optimizer = trainable.optimizer(trainable.parameters())
             for group in optimizer.param_groups:
-                group["base_lr"] = group["lr"]
+                group["base_lr"] = group["lr"] * group.get("lr_scale", 1.0)
             self.optimizers[name] = optimizer
             self.scalers[name] = self._scaler()
             self._finish_setup(name)
@@ -119,7 +113,7 @@ class BaseEngine:
 
     def _local_weights(self, name: str) -> dict[str, Tensor]:
         """Returns this rank's live weights of a trainable, full or sharded, by name."""
-        return self.trainables[name].module.state_dict()
+        return self.trainables[name].state_dict()
 
     def _shard(self, name: str, key: str, full: Tensor) -> Tensor:
         """Returns this rank's shard of the full weight `key` of a trainable."""
@@ -185,7 +179,8 @@ class BaseEngine:
 
     def learning_rate(self, name: str) -> float:
         """Returns the learning rate of a trainable's last update."""
-        return float(self.optimizers[name].param_groups[0]["lr"])
+        group = self.optimizers[name].param_groups[0]
+        return float(group["lr"] / group.get("lr_scale", 1.0))
 
     # --- communication ---
 
@@ -244,7 +239,8 @@ class BaseEngine:
     ) -> None:
         """Restores weights, averages, optimizers and loss scalers from a checkpoint."""
         for name, tensors in weights.items():
-            self.trainables[name].module.load_state_dict(self._shard_all(name, tensors))
+            for key, own in self._local_weights(name).items():
+                own.copy_(self._shard(name, key, tensors[key]))
             with self._own_options(name):
                 self._load_optimizer(name, state["optimizers"][name], folder)
             self.scalers[name].load_state_dict(state["scalers"][name])

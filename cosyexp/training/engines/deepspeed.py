@@ -157,9 +157,10 @@ class DeepSpeed(BaseEngine):
     # --- checkpoints ---
 
     def _local_weights(self, name: str) -> dict[str, Tensor]:
+        sharded = self.sharded[name]
         return {
-            **super()._local_weights(name),
-            **{key: parameter.ds_tensor for key, parameter in self.sharded[name].items()},
+            key: sharded[key].ds_tensor if key in sharded else tensor
+            for key, tensor in super()._local_weights(name).items()
         }
 
     def _shard(self, name: str, key: str, full: Tensor) -> Tensor:
