@@ -30,6 +30,7 @@ COMPONENTS = {
     "flow": ("flow.conditions", "flow.decoder.estimator"),
     "hifigan": ("hift",),
 }
+STREAMED = "flow.decoder.estimator.streaming"  # which a flow that can stream has
 
 
 class Runner:
@@ -60,12 +61,14 @@ class LoadedModel:
         config: family, model and components.
         speakers: file of speaker embeddings by name; None if there is none.
         runners: its components by name.
+        network: in PyTorch, for streams; None for exported files.
     """
 
     name: str
     config: ExportedConfig
     speakers: Path | None
     runners: Mapping[str, Runner]
+    network: Any = None
 
 
 def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
@@ -83,7 +86,8 @@ def from_run(run: RunDirectory, weights: str, device: str) -> LoadedModel:
         name: Runner(component.inputs, partial(eager, on_device(component, place)), place)
         for name, component in components.items()
     }
-    return LoadedModel(str(run), source.config, source.speakers, runners)
+    network = getattr(components[next(iter(components))], "network", None)
+    return LoadedModel(str(run), source.config, source.speakers, runners, network)
 
 
 def from_run_exports(
