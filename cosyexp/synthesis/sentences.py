@@ -14,7 +14,7 @@ LEVELS = (
     (re.compile(r"\s+"), LONG),
     (re.compile(r"(?<=.)"), LONG),
 )
-ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|No|[A-Z])\.$")
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|vs|etc|No|[A-Za-z])\.$")
 
 
 def split_text(text: str, count: Callable[[str], int]) -> list[str]:

@@ -30,7 +30,8 @@ def test_every_combination_is_exported_and_repeating_changes_nothing(runs, warm,
         cwd=tmp_path,
     )
     ours, original = {"llm.prefill", "llm.decode"}, {"llm.text_encoder", "llm.llm"}
-    common = {"llm.yaml", "speakers.safetensors", "report.fp32.json", "report.fp16.json"}
+    voices = {f"{name}.safetensors" for name in ("speakers", "speech_tokenizer", "speaker_encoder")}
+    common = {"llm.yaml", *voices, "report.fp32.json", "report.fp16.json"}
     files = {
         "onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}
     }
