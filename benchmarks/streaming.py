@@ -23,10 +23,16 @@ from cosyexp.registry import build
 
 FAMILIES = ("cosyvoice2", "cosyvoice3")
 SIZES = {
-    ("cosyvoice2", "flow"): ["encoder.width=256", "encoder.hidden=512", "estimator.mid_blocks=2"],
-    ("cosyvoice3", "flow"): ["estimator.width=256", "estimator.blocks=8", "estimator.hidden=512"],
-    ("cosyvoice2", "hifigan"): ["channels=128"],
-    ("cosyvoice3", "hifigan"): ["channels=128"],
+    ("cosyvoice2", "flow"): [
+        *("encoder.width=128", "encoder.heads=4", "encoder.hidden=256", "encoder.blocks=2"),
+        *("estimator.channels=[64]", "estimator.mid_blocks=2", "estimator.heads=2"),
+    ],
+    ("cosyvoice3", "flow"): [
+        *("hidden=128", "estimator.width=128", "estimator.blocks=6", "estimator.heads=2"),
+        "estimator.hidden=256",
+    ],
+    ("cosyvoice2", "hifigan"): ["channels=32"],
+    ("cosyvoice3", "hifigan"): ["channels=32"],
 }
 
 

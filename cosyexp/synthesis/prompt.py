@@ -21,7 +21,7 @@ from cosyexp.data.frontends.base import FrontEnd, Wanted
 from cosyexp.data.utterance import Utterance
 from cosyexp.errors import UserError
 from cosyexp.registry import build
-from cosyexp.run.directory import FRONT_ENDS, voice_files
+from cosyexp.run.directory import voice_files
 from cosyexp.synthesis.backends import LoadedModel
 from cosyexp.synthesis.pipeline import Voice
 
@@ -81,7 +81,6 @@ def front_end(
         UserError: the models keep none, or different ones.
     """
     name = f"{key}.safetensors"
-    assert name in FRONT_ENDS
     files = [
         path
         for model in ("llm", "flow")

@@ -81,39 +81,36 @@ class Stream:
         layout = self.pipeline.models["llm"].config.model.collator.get("layout", {})
         if layout.get("fill_token") is None:
             raise UserError("the llm takes whole texts only: give text=<what to say>")
-        voice, block = self.voice, tuple(layout["block"])
-        continued = voice.text is not None and voice.token_BP is not None
-        nothing = torch.zeros(1, 0, dtype=torch.long)
-        encode, network = self.pipeline.tokenizer.encode, self.networks["llm"]
+        block, vocabulary = tuple(layout["block"]), self.pipeline.family.speech_vocabulary
+        voice, encode, network = self.voice, self.pipeline.tokenizer.encode, self.networks["llm"]
         device = next(network.parameters()).device
+        heard = voice.token_BP if voice.text is not None else None
+
+        def tensor(tokens: list[int]) -> Tensor:
+            return torch.tensor([tokens], dtype=torch.long, device=device)
 
         def blocks() -> Iterator[Tensor]:
             arrived = 0
             for text in texts:
-                if tokens := encode(text):
-                    yield from torch.tensor([tokens], device=device).split(block[0], dim=1)
-                    arrived += len(tokens)
+                yield from tensor(encode(text)).split(block[0], dim=1)
+                arrived += len(encode(text))
             if not arrived:
                 raise UserError("no text arrived that the model knows: give text=<what to say>")
 
-        vocabulary = self.pipeline.family.speech_vocabulary
-        with torch.no_grad():
-            tokens = decode_in_blocks(
-                network,
-                blocks(),
-                self.pipeline.choose(drawer(self.seed, 0, "llm")),
-                speech_vocabulary=vocabulary,
-                fill_token=vocabulary + layout["fill_token"],
-                lead_1L=torch.tensor([self.lead], dtype=torch.long, device=device),
-                prompt_text_1L=torch.tensor(
-                    [encode(voice.text or "")], dtype=torch.long, device=device
-                ),
-                prompt_speech_1N=(voice.token_BP if continued else nothing).to(device),  # type: ignore[union-attr]
-                max_tokens=LONGEST * self.pipeline.family.token_rate,
-                block=block,
-            )
-            timed = self.pipeline.timed_each("llm", tokens)
-            yield from self._speak(timed, 0, start=False, end=False)
+        tokens = decode_in_blocks(
+            network,
+            blocks(),
+            self.pipeline.choose(drawer(self.seed, 0, "llm")),
+            speech_vocabulary=vocabulary,
+            fill_token=vocabulary + layout["fill_token"],
+            lead_1L=tensor(self.lead),
+            prompt_text_1L=tensor(encode(voice.text or "")),
+            prompt_speech_1N=tensor([]) if heard is None else heard.to(device),
+            max_tokens=LONGEST * self.pipeline.family.token_rate,
+            block=block,
+        )
+        timed = self.pipeline.timed_each("llm", tokens)
+        yield from self._speak(timed, 0, start=False, end=False)
 
     def _speak(
         self, tokens: Iterator[int], number: int, *, start: bool, end: bool
@@ -140,6 +137,8 @@ class Stream:
                 if len(wave_S):
                     yield fade(wave_S, rate, start, False)
                     start = False
+        if flow.token_BN.size(1) + len(waiting) == prompt:
+            raise UserError("the llm gives no speech to the text: give another seed=")
         yield fade(vocode(self._mel(flow, waiting, True), True), rate, start, end)
 
     def _mel(self, flow: FlowStream, tokens: list[int], final: bool) -> Tensor:
