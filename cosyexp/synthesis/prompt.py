@@ -61,7 +61,7 @@ def read_prompt(
     return Voice(
         speaker_BE=torch.from_numpy(speaker).unsqueeze(0),
         token_BP=torch.from_numpy(tokens).unsqueeze(0),
-        mel_BFQ=torch.from_numpy(mel_TF.copy()).T.unsqueeze(0),
+        mel_BFQ=torch.tensor(mel_TF).T.unsqueeze(0),
         text=text,
     )
 

@@ -22,7 +22,7 @@ def fade(wave_S: np.ndarray, sample_rate: int, start: bool, end: bool) -> np.nda
         end: whether to fade out.
     """
     size = min(round(FADE * sample_rate), len(wave_S))
-    ramp, faded = np.linspace(0, 1, size, dtype=wave_S.dtype), wave_S.copy()
+    ramp, faded = np.linspace(0, 1, size, dtype=wave_S.dtype), np.array(wave_S)
     if start:
         faded[:size] *= ramp
     if end:
