@@ -8,13 +8,19 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cosyexp.cli.compose import compose_train
 from cosyexp.config import TrainConfig
+from cosyexp.exporting.verify import eager
+from cosyexp.models.flow.components import Conditions, FixedConditions, Velocity
+from cosyexp.models.flow.masked_diff import MaskedDiffWithXvec
+from cosyexp.synthesis.backends import Runner
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llm", "flow", "hifigan")
@@ -219,6 +225,17 @@ def contents(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
     }
+
+
+def flow_runners(network: Any) -> tuple[Runner, Runner]:
+    """Returns the components of a flow network that synthesis runs."""
+    conditions = Conditions if isinstance(network, MaskedDiffWithXvec) else FixedConditions
+    components: list[Any] = [conditions(network), Velocity(network)]
+    encode, velocity = (
+        Runner(component.inputs, partial(eager, component), torch.device("cpu"))
+        for component in components
+    )
+    return encode, velocity
 
 
 def free_ports(count: int) -> list[int]:

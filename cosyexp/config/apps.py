@@ -247,12 +247,21 @@ class SynthesizeConfig(AppConfig):
     """Config of `synthesize`.
 
     Attributes:
-        text: what to say.
+        text: what to say; "-" in a stream: standard input.
+        texts: file with a text per line, instead.
         llm: run of the llm.
         flow: run of the flow.
         hifigan: run of the vocoder.
         exports: folders of exports, instead of runs.
         speaker: name of a speaker; null: the first.
+        prompt: recording whose voice speaks, instead.
+        prompt_text: what is said in it; null: the llm does not continue it.
+        instruct: how to say it; null: the default of the family.
+        speed: 2.0 takes half the time.
+        stream: write the file while it is made.
+        batch_size: maximum number of pieces of text that the llm speaks at once.
+        speech_tokenizer: front end of the tokens of the prompt.
+        speaker_encoder: front end of the speaker embedding of the prompt.
         backend: torch, or the format of the exports.
         precision: of the exports.
         weights: which weights of the runs.
@@ -263,12 +272,21 @@ class SynthesizeConfig(AppConfig):
         out: WAV file to write.
     """
 
-    text: str = "???"
+    text: str | None = None
+    texts: str | None = None
     llm: str | None = None
     flow: str | None = None
     hifigan: str | None = None
     exports: list[str] = field(default_factory=list)
     speaker: str | None = None
+    prompt: str | None = None
+    prompt_text: str | None = None
+    instruct: str | None = None
+    speed: float = setting(1.0, ge=0.25, le=4)
+    stream: bool = False
+    batch_size: int = setting(8, ge=1)
+    speech_tokenizer: Node = field(default_factory=dict)
+    speaker_encoder: Node = field(default_factory=dict)
     backend: str = "torch"
     precision: ExportPrecision = ExportPrecision.fp32
     weights: str = "best"
@@ -278,6 +296,27 @@ class SynthesizeConfig(AppConfig):
     device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"
     seed: int = setting(0, ge=0)
+
+    def check(self) -> None:
+        """Checks what is said, and by whom.
+
+        Raises:
+            UserError: there is no text or more than one, or settings exclude each other.
+        """
+        if self.text is None and self.texts is None:
+            raise UserError("text must be given, for example text=..., or texts=<file>")
+        excluded = [
+            ("text", "texts"),
+            ("speaker", "prompt"),
+            ("texts", "stream"),
+        ]
+        for first, second in excluded:
+            if getattr(self, first) is not None and getattr(self, second):
+                raise UserError(f"{first}= and {second}= exclude each other: give one of them")
+        if self.prompt_text is not None and self.prompt is None:
+            raise UserError("prompt_text= is what is said in a recording: give prompt=<file>")
+        if self.stream and self.speed != 1:
+            raise UserError("a stream has speed=1: leave out stream=true, or speed=")
 
 
 @dataclass

@@ -50,6 +50,10 @@ class Batch:
         """Copies all tensors to pinned memory; called by torch's `DataLoader`."""
         return self._map(Tensor.pin_memory)
 
+    def twice(self) -> Self:
+        """Returns a batch of all rows, and then all rows again."""
+        return replace(self._map(lambda x: torch.cat([x, x])), utts=self.utts * 2)
+
     def double(self) -> Self:
         """Converts floating-point tensors to fp64, for checks that need more digits than fp32."""
         return self._map(lambda x: x.double() if x.is_floating_point() else x)

@@ -23,7 +23,7 @@ from cosyexp.evaluation import signal
 from cosyexp.evaluation.judges.base import Judge, Speech
 from cosyexp.evaluation.scores import Score
 from cosyexp.synthesis.backends import LoadedModel
-from cosyexp.synthesis.pipeline import Pipeline
+from cosyexp.synthesis.pipeline import Pipeline, Voice
 
 log = logging.getLogger(__name__)
 ALL_LENGTHS = [0.0, 1e6]  # minimum and maximum number of speech tokens per text token
@@ -149,7 +149,8 @@ class Evaluator:
         pipeline = copy(self.pipeline)
         pipeline.family = replace(pipeline.family, speech_per_text=ALL_LENGTHS)
         forced = pipeline.sample = TeacherForcing([*truth.tokens_N.tolist(), self.end])
-        pipeline.tokens(truth.text, truth.speaker_E[None], self._draw(truth, "llm"))
+        voice, draw = Voice(truth.speaker_E[None]), self._draw(truth, "llm")
+        pipeline.tokens([truth.text], voice, [draw], pipeline.instruction(None))
         labels = len(forced.labels)
         perplexity = float(np.exp(-np.mean(forced.logp)))
         scores = {"accuracy": forced.hits / labels, "perplexity": perplexity}

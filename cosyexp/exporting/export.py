@@ -15,6 +15,7 @@ from cosyexp.exporting.origin import exported_files, hashes, remember
 from cosyexp.exporting.report import merge_report, show
 from cosyexp.exporting.source import ExportSource
 from cosyexp.exporting.verify import TOLERANCES, Function, compare, latencies
+from cosyexp.run.directory import voice_files
 from cosyexp.run.files import copy_file, write_yaml
 from cosyexp.run.folders import staged_files
 
@@ -63,8 +64,9 @@ class Format(Protocol):
 class ComponentFormat:
     """Base class of formats with one file per component, `<component>.<precision>.<suffix>`.
 
-    The folder also gets `<model>.yaml` and `speakers.safetensors`, so that `synthesize` needs no
-    run. Subclasses define the attributes and override `runtime`, `write` and `load`.
+    The folder also gets `<model>.yaml`, `speakers.safetensors` and the fitted front ends, so that
+    `synthesize` needs no run. Subclasses define the attributes and override `runtime`, `write` and
+    `load`.
 
     Attributes:
         name: of the format.
@@ -185,7 +187,7 @@ class ComponentFormat:
 
 
 def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | None) -> None:
-    """Writes `<model>.yaml`, the part of the config that synthesis reads, and the speakers.
+    """Writes what synthesis reads besides: `<model>.yaml`, the speakers and the front ends.
 
     Args:
         source: the model.
@@ -197,4 +199,5 @@ def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | Non
     excerpt["format"] = node or {}
     write_yaml(folder / f"{config.model.name}.yaml", excerpt)
     if source.speakers is not None:
-        copy_file(source.speakers, folder / source.speakers.name)
+        for name, file in voice_files(source.speakers).items():
+            copy_file(file, folder / name)

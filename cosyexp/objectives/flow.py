@@ -4,13 +4,14 @@ B batch, N speech tokens, E speaker embedding, F mel bands, T mel frames.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cosyexp.data.collators.flow import FlowBatch
-from cosyexp.models.flow.matching import euler, guided, probability_path
+from cosyexp.models.flow.matching import probability_path, sample
 from cosyexp.models.layers.encoder import valid_mask
 from cosyexp.objectives.base import Audio, Loss, SpectrogramImage, Trainable
 from cosyexp.registry import register
@@ -97,12 +98,6 @@ class FlowMatchingLoss:
 
     def _sample(self, batch: FlowBatch) -> Tensor:
         """Generates mel spectrograms (B, F, T) from the batch's noise, without a prompt."""
-        no_prompt_BFT = torch.zeros_like(batch.noise_BFT)
-        keep, drop = torch.ones_like(batch.keep_B), torch.zeros_like(batch.keep_B)
-
-        def velocity(y: Tensor, t: Tensor) -> Tensor:
-            conditional = self._velocity(batch, y, t, no_prompt_BFT, keep)
-            unconditional = self._velocity(batch, y, t, no_prompt_BFT, drop)
-            return guided(conditional, unconditional, self.guidance)
-
-        return euler(velocity, batch.noise_BFT)
+        conditions = torch.zeros_like(batch.noise_BFT), torch.ones_like(batch.keep_B)
+        velocity = partial(self._velocity, batch.twice())
+        return sample(velocity, batch.noise_BFT, conditions, guidance=self.guidance)

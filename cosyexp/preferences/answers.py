@@ -128,7 +128,6 @@ class AnswerGenerator:
         speaker = np.stack([prompt.speaker for prompt in prompts])
         text_BL = torch.from_numpy(text).long().to(self.device)
         speaker_BE = torch.from_numpy(speaker).to(self.device)
-        min_tokens, max_tokens = self.limits(prompts[0])
         x = self.network.prompt(text_BL, speaker_BE)
         logp_BV, cache = self.network.decode(x, self.network.empty_cache(x))
         pairs = zip(prompts, numbers, strict=True)
@@ -140,8 +139,7 @@ class AnswerGenerator:
             self._next,
             choose,
             speech_vocabulary=self.family.speech_vocabulary,
-            min_tokens=min_tokens,
-            max_tokens=max_tokens,
+            limits=[self.limits(prompts[0])] * len(prompts),
         ):
             for row, token in tokens.items():
                 answers[row].append(token)

@@ -2,7 +2,8 @@
 
 <out>/train/00000.parquet ...  train.list     the shards with `reject_speech_token`
       valid/00000.parquet ...  valid.list
-      speakers.safetensors                    copied from the data, or else from the run
+      speakers.safetensors ...                copied from the data, or else from the run, with
+                                              the front ends next to it
       begun.yaml                              the settings, until all shards are written
       meta.yaml                               settings and statistics; written last
 """
@@ -39,14 +40,14 @@ from cosyexp.preferences.answers import AnswerGenerator, Prompt
 from cosyexp.preferences.scores import Score, edit_distance, select_pair
 from cosyexp.registry import build, check
 from cosyexp.run.checkpoint import file_hash
-from cosyexp.run.directory import RunDirectory, flat
+from cosyexp.run.directory import RunDirectory, flat, voice_files
 from cosyexp.run.documents import Fields, parse_json
 from cosyexp.run.files import below, copy_file, refuse_links, remove_file, write_yaml
 from cosyexp.run.weights import find_weights
 
 log = logging.getLogger(__name__)
 BEGUN = "begun.yaml"
-WRITTEN = ("*.yaml*", "*.list*", "speakers.safetensors*", "train", "valid", "train/*", "valid/*")
+WRITTEN = ("*.yaml*", "*.list*", "*.safetensors*", "train", "valid", "train/*", "valid/*")
 SPLITS = ("train", "valid")
 SETTINGS = ("candidates", "score", "limit", "seed")  # config keys that the pairs depend on
 
@@ -268,10 +269,11 @@ def read_tally(shard: Path) -> Tally:
 
 
 def keep_speakers(out: Path, *sources: Path | None) -> None:
-    """Copies the first of the files that exists to `speakers.safetensors`."""
+    """Copies the first of the files of speakers that exists, and the front ends next to it."""
     source = next((source for source in sources if source and source.exists()), None)
     if source:
-        copy_file(source, below(out, "speakers.safetensors"))
+        for name, path in voice_files(source).items():
+            copy_file(path, below(out, name))
 
 
 def _without_device(score: Any) -> Any:

@@ -62,10 +62,13 @@ CHANGEABLE_ON_REQUEST = re.compile(
 )
 # Keys that belong to a command, not to a run; a run directory never says what is trusted.
 OF_THE_COMMAND = ("trusted", "resume", "plan")
+# The front ends that were fitted on the data, which keep them next to the speakers' embeddings.
+FRONT_ENDS = ("speech_tokenizer.safetensors", "speaker_encoder.safetensors")
 # What a training writes in its run directory.
 WRITTEN = (
     *(f"{name}.*" for name in ("config", "overrides", "changes", "environment", "metrics")),
-    *("speakers.safetensors*", "wandb", "tensorboard", "exports", "averages", ".lock"),
+    *("speakers.safetensors*", *(f"{name}*" for name in FRONT_ENDS)),
+    *("wandb", "tensorboard", "exports", "averages", ".lock"),
     *("checkpoints", "checkpoints/step_*", "averages/.lock"),
     *("logs", "loggers", "profile", "reference", "listen", "listen.html*"),
     *("logs/*", "loggers/*", "profile/*", "reference/*", "listen/*"),
@@ -76,8 +79,9 @@ class RunDirectory:
     """The files of a run.
 
     <run>/config.yaml  overrides.yaml  changes.yaml  environment.json  metrics.jsonl
-          speakers.safetensors  checkpoints/  averages/  exports/  logs/  tensorboard/
-          reference/  loggers/  listen.html  listen/
+          speakers.safetensors  speech_tokenizer.safetensors  speaker_encoder.safetensors
+          checkpoints/  averages/  exports/  logs/  tensorboard/  reference/  loggers/
+          listen.html  listen/
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -244,6 +248,13 @@ class RunDirectory:
         # data workers may outlive this process, and must not hold the lock
         os.register_at_fork(after_in_child=file.close)
         return file
+
+
+def voice_files(speakers: Path) -> dict[str, Path]:
+    """Returns a file of speaker embeddings and the fitted front ends next to it, by their names."""
+    front_ends = {name: speakers.with_name(name) for name in FRONT_ENDS}
+    found = {name: path for name, path in front_ends.items() if path.exists()}
+    return {"speakers.safetensors": speakers, **found}
 
 
 def newest_run(root: str = "runs") -> RunDirectory:

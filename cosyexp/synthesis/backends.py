@@ -31,6 +31,7 @@ COMPONENTS = {
     "flow": ("flow.conditions", "flow.decoder.estimator"),
     "hifigan": ("hift",),
 }
+STREAMED = "flow.decoder.estimator.streaming"  # which a flow that can stream has
 
 
 class Runner:
@@ -61,12 +62,14 @@ class LoadedModel:
         config: family, model and components.
         speakers: file of speaker embeddings by name; None if there is none.
         runners: its components by name.
+        network: in PyTorch, for streams; None for exported files.
     """
 
     name: str
     config: ExportedConfig
     speakers: Path | None
     runners: Mapping[str, Runner]
+    network: Any = None
 
 
 def from_run(
@@ -96,7 +99,8 @@ def from_source(source: ExportSource, device: str) -> LoadedModel:
         name: Runner(component.inputs, partial(eager, on_device(component, place)), place)
         for name, component in components.items()
     }
-    return LoadedModel(source.name, source.config, source.speakers, runners)
+    network = getattr(components[next(iter(components))], "network", None)
+    return LoadedModel(source.name, source.config, source.speakers, runners, network)
 
 
 def from_run_exports(

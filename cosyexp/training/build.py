@@ -22,7 +22,7 @@ from cosyexp.objectives.base import Objective, ReferenceObjective
 from cosyexp.registry import REFUSALS, build, trust
 from cosyexp.run.adapters import adapter_note, find_base
 from cosyexp.run.checkpoint import Checkpoint
-from cosyexp.run.directory import RunDirectory, flat
+from cosyexp.run.directory import RunDirectory, flat, voice_files
 from cosyexp.run.environment import describe
 from cosyexp.run.files import copy_file, write_json
 from cosyexp.run.logs import console, log_file
@@ -374,9 +374,10 @@ def hparams(config: TrainConfig, overrides: Sequence[str]) -> dict[str, str | fl
 
 
 def _describe(run: RunDirectory, config: TrainConfig, overrides: Sequence[str]) -> None:
-    """Writes config, environment and speakers, before the first checkpoint."""
-    speakers = config.data.speakers
-    if speakers and not run.speakers.exists():
-        copy_file(Path(speakers), run.file("speakers.safetensors"))
+    """Writes config, environment, speakers and front ends, before the first checkpoint."""
+    if config.data.speakers:
+        for name, source in voice_files(Path(config.data.speakers)).items():
+            if not (run.path / name).exists():
+                copy_file(source, run.file(name))
     run.write_config(config, overrides)
     write_json(run.file("environment.json"), describe())

@@ -30,8 +30,9 @@ def test_every_combination_is_exported_and_repeating_changes_nothing(runs, warm,
         cwd=tmp_path,
     )
     ours, original = {"llm.prefill", "llm.decode"}, {"llm.text_encoder", "llm.llm"}
+    voices = {f"{name}.safetensors" for name in ("speakers", "speech_tokenizer", "speaker_encoder")}
     reports = {f"report.{precision}.json" for precision in ("fp32", "fp16")}
-    common = {"llm.yaml", "speakers.safetensors", "MODEL.md", *reports}
+    common = {"llm.yaml", *voices, "MODEL.md", *reports}
     files = {
         "onnx": {f"{name}.{precision}.onnx" for name in ours for precision in ("fp32", "fp16")}
     }

@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
 
 from cosyexp.run.tensors import read_tensors
 from tests.apps.warm import Warm
-from tests.support import FAMILIES, MODELS, QUICK, checkpoints, family_words, metrics
+from tests.support import FAMILIES, MODELS, QUICK, checkpoints, family_words, metrics, sentence
 
 RESUMED = {"cosyvoice": "llm", "cosyvoice2": "flow", "cosyvoice3": "hifigan"}
 
@@ -51,8 +52,17 @@ def test_training_resumes_and_its_losses_are_finite(walked):
         assert len(losses) == 4 and all(torch.isfinite(torch.tensor(losses)))
 
 
-def test_both_backends_synthesize_the_same(walked, warm, tmp_path):
+def prompt(walked: Path, folder: Path) -> list[str]:
+    """Returns overrides that make a recording of the training data the prompt."""
+    shard = next(walked.parents[1].glob("data/*/train/*.parquet"))
+    row = pq.read_table(shard).slice(0, 1).to_pylist()[0]
+    (folder / "voice.wav").write_bytes(row["audio_data"])
+    return ["prompt=voice.wav", f"prompt_text={row['text']}"]
+
+
+def test_both_backends_continue_a_prompt_alike(walked, warm, tmp_path):
     words = ["text=hello there", "weights=average", *(f"{m}={walked / m}" for m in MODELS)]
+    words += prompt(walked, tmp_path)
     waves = []
     for backend in ("torch", "onnx"):
         output = warm(
@@ -65,6 +75,20 @@ def test_both_backends_synthesize_the_same(walked, warm, tmp_path):
     # each component is compared more closely when it is exported; rounding in the F0 of a vocoder
     # that has hardly been trained adds up over the phases of its source
     assert (waves[0] - waves[1]).norm() < 0.1 * waves[0].norm()
+
+
+def test_families_with_chunks_stream(walked, warm, tmp_path):
+    words = ["text=hello there", "stream=true", *(f"{m}={walked / m}" for m in MODELS)]
+    words += prompt(walked, tmp_path)
+    result = warm("synthesize", *words, cwd=tmp_path, check=False)
+    if walked.name == "cosyvoice":
+        sentence(result, "has no chunks, so it cannot stream")
+        assert not (tmp_path / "out.wav").exists()
+        return
+    seconds = len(soundfile.read(tmp_path / "out.wav")[0]) / 24000
+    first, last = result.stdout.splitlines()
+    assert first.startswith("first ") and f"out.wav: {seconds:.2f} s of speech" in last
+    assert all(f"{model} " in last for model in MODELS)
 
 
 def test_the_llm_of_a_family_makes_preference_pairs(walked, warm, tmp_path):

@@ -35,6 +35,9 @@ ORIGINAL = {
     "hifigan": set(),
 }  # for the original's runtime
 
+# what runs and exports keep of the data
+VOICES = {f"{name}.safetensors" for name in ("speakers", "speech_tokenizer", "speaker_encoder")}
+
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     """The files below a folder, with their size and time of writing."""
@@ -182,7 +185,7 @@ def test_a_run_directory_holds_the_whole_run(model, trained):
         "logs",
         "metrics.jsonl",
         "overrides.yaml",
-        "speakers.safetensors",
+        *VOICES,
         "tensorboard",
     }
     assert checkpoints(run) == ["step_00000000", "step_00000002", "step_00000004"]
@@ -420,7 +423,7 @@ def test_an_export_writes_the_components_and_a_report(model, form, suffix, walke
         *files,
         "report.fp32.json",
         f"{model}.yaml",
-        "speakers.safetensors",
+        *VOICES,
         "MODEL.md",
     }
     assert set(report["components"]) == names
@@ -445,7 +448,7 @@ def test_export_takes_the_newest_run_by_default(walked, warm):
         "llm.decode.fp32.zip",
         "report.fp32.json",
         "llm.yaml",
-        "speakers.safetensors",
+        *VOICES,
         "MODEL.md",
     }
     table = [

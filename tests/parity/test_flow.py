@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cosyexp.data.collators.flow import FlowBatch
 from cosyexp.models.flow.dit import DiT
-from cosyexp.models.flow.generate import generate
+from cosyexp.models.flow.generate import FlowStream, generate
 from cosyexp.models.flow.masked_diff import (
     CausalMaskedDiffWithDiT,
     CausalMaskedDiffWithXvec,
@@ -22,6 +22,7 @@ from cosyexp.models.flow.unet import UNet
 from cosyexp.models.flow.upsampling import UpsamplingEncoder
 from cosyexp.objectives.flow import FlowMatchingLoss
 from tests.parity.conftest import encoder
+from tests.support import flow_runners
 
 Numbers = dict[str, Any]  # a recording of the original
 FIXTURES = pytest.mark.parametrize("name", ["flow_v1", "flow_v2", "flow_v3"])
@@ -240,35 +241,26 @@ def test_estimator(fixture, close, name):
             )
 
 
-def synthesize(name: str, numbers: Numbers, noise: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+def synthesize(
+    name: str, numbers: Numbers, noise: Tensor, *, streaming: bool = False, final: bool = True
+) -> Tensor:
     """Generates the mel spectrogram of the recorded input."""
-    given = numbers["inference_input"]
-    options = {"guidance": numbers["config"]["cfm"]["inference_cfg_rate"], **options}
-    return generate(
-        network(name, numbers).eval(),
-        given["token"],
-        given["embedding"],
-        noise,
-        prompt_token_BP=given["prompt_token"],
-        prompt_mel_BFQ=given["prompt_feat"].transpose(1, 2),
-        **options,
-    )
+    given, net = numbers["inference_input"], network(name, numbers).eval()
+    options: dict[str, Any] = {
+        "prompt_token_BP": given["prompt_token"],
+        "prompt_mel_BFQ": given["prompt_feat"].transpose(1, 2),
+        "guidance": numbers["config"]["cfm"]["inference_cfg_rate"],
+    }
+    if streaming:
+        stream = FlowStream(net, given["embedding"], lambda frames: noise[:, :, :frames], **options)
+        return stream(given["token"], final)
+    return generate(*flow_runners(net), given["token"], given["embedding"], noise, **options)
 
 
-def test_synthesis_of_v1_with_a_prompt_and_with_a_cache(fixture, close):
-    numbers, memory = fixture("flow_v1"), None
-    prompt = numbers["inference_input"]["prompt_feat"].size(1)
-    for key in ("inference", "inference_with_cache"):
-        ((_, noise),) = numbers[key]["tape"]
-        mel, made = synthesize("flow_v1", numbers, noise, memory_BFK2=memory)
-        close(f"{key} mel", mel, numbers[key]["mel"])
-        overlap = numbers[key]["cache"].size(2) - prompt
-        close(
-            f"{key} cache",
-            torch.cat([made[:, :, :prompt], made[:, :, -overlap:]], dim=2),
-            numbers[key]["cache"],
-        )
-        memory = numbers[key]["cache"]
+def test_synthesis_of_v1_with_a_prompt(fixture, close):
+    numbers = fixture("flow_v1")
+    ((_, noise),) = numbers["inference"]["tape"]
+    close("mel", synthesize("flow_v1", numbers, noise), numbers["inference"]["mel"])
 
 
 @pytest.mark.parametrize("name", ["flow_v2", "flow_v3"])
@@ -279,7 +271,11 @@ def test_synthesis_with_a_prompt_in_chunks_and_unfinished(fixture, close, name):
     wanted = {key: value for key, value in numbers.items() if key.startswith("inference_streaming")}
     assert wanted
     for key, mel in wanted.items():  # unfinished, the last tokens have no frames
-        found, _ = synthesize(
-            name, numbers, noise[:, :, : prompt + mel.size(2)], streaming="streamingTrue" in key
+        found = synthesize(
+            name,
+            numbers,
+            noise[:, :, : prompt + mel.size(2)],
+            streaming="streamingTrue" in key,
+            final="finalizeTrue" in key,
         )
         close(key, found, mel)

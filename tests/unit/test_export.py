@@ -157,10 +157,11 @@ def test_the_exported_language_model_decodes_what_the_network_does(runs):
     text = torch.randint(30, (1, 6), generator=draw)
     speech = torch.randint(500, (1, 5), generator=draw)
     speaker = torch.randn(1, 192, generator=draw)
-    logp, cache = prefill(text, speaker)
+    nothing = torch.zeros(1, 1, dtype=torch.long), torch.tensor([0])
+    logp, cache, start = prefill(text, torch.tensor([6]), *nothing, speaker)
     found = [logp]
     for token in speech[0]:
-        logp, cache = decode(token[None], cache)
+        logp, cache = decode(token[None], cache, start)
         found.append(logp)
     order, answer, _ = map(
         torch.from_numpy,
@@ -176,6 +177,10 @@ def test_the_exported_language_model_decodes_what_the_network_does(runs):
         answer[None],
     )
     assert_close(torch.cat(found), wanted[0].log_softmax(-1), rtol=0, atol=1e-4)
+    # a prompt of speech tokens
+    logp, _, start = prefill(text, torch.tensor([6]), speech, torch.tensor([4]), speaker)
+    assert start.tolist() == [1]
+    assert_close(logp, found[4], rtol=0, atol=1e-4)
 
 
 def test_only_the_components_that_are_asked_for_are_written(runs, tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from cosyexp.errors import UserError
 from cosyexp.exporting.jit import Jit
 from cosyexp.exporting.onnx import Onnx
 from cosyexp.exporting.verify import TOLERANCE, compare
-from cosyexp.models.flow.generate import generate
+from cosyexp.models.flow.generate import FlowStream, generate
 from cosyexp.models.flow.length_regulator import LengthRegulator, stretch
 from cosyexp.models.flow.matching import euler, guided, probability_path
 from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
 from cosyexp.registry import build
+from tests.support import flow_runners
 
 VOCABULARY, SPEAKER, BINS = 20, 6, 8
 FRAMES = torch.tensor([16, 9, 1, 13])
@@ -427,9 +428,9 @@ def test_synthesis_follows_the_guided_velocity_of_the_network(batch, family):
         given = {**alone, "noisy_BFT": y, "t_B": t, "prompt_BFT": nothing}
         return guided(net(**{**given, "keep_B": ones}), net(**{**given, "keep_B": 0 * ones}), 0.7)
 
-    mel, made = generate(net, alone["token_BN"], alone["speaker_BE"], noise, steps=3, guidance=0.7)
+    tokens, speaker = alone["token_BN"], alone["speaker_BE"]
+    mel = generate(*flow_runners(net), tokens, speaker, noise, steps=3, guidance=0.7)
     assert_close(mel, euler(velocity, noise, 3), rtol=0, atol=1e-9)
-    assert torch.equal(made[..., 0], noise)
 
 
 @FAMILY
@@ -437,37 +438,60 @@ def test_synthesis_continues_a_prompt(batch, family):
     net, alone = network(family), row_alone(batch, 0)
     tokens, noise, prompt = alone["token_BN"], alone["noisy_BFT"], alone["prompt_BFT"][:, :, :4]
 
-    def mel(prompt_token, prompt_mel, **options):
-        options = {
-            "prompt_token_BP": prompt_token,
-            "prompt_mel_BFQ": prompt_mel,
-            "steps": 2,
-            **options,
-        }
-        return generate(net, tokens[:, 2:], alone["speaker_BE"], noise, **options)[0]
+    def mel(prompt_token, prompt_mel):
+        options = {"prompt_token_BP": prompt_token, "prompt_mel_BFQ": prompt_mel, "steps": 2}
+        return generate(*flow_runners(net), tokens[:, 2:], alone["speaker_BE"], noise, **options)
 
     found = mel(tokens[:, :2], prompt)
     assert found.shape == (1, BINS, noise.size(2) - 4) and not found.requires_grad
     assert (mel(tokens[:, :2], prompt + 1) != found).any() and (
         mel((tokens[:, :2] + 1) % VOCABULARY, prompt) != found
     ).any()
-    assert torch.equal(mel(tokens[:, :2], prompt, streaming=True), found) == (family not in CHUNKED)
 
 
-@FAMILY
-def test_frames_in_the_memory_are_not_computed_again(batch, family):
-    net, alone = network(family), row_alone(batch, 0)
-    given = (net, alone["token_BN"], alone["speaker_BE"])
-    mel, made = generate(*given, alone["noisy_BFT"], steps=2)
-    _, again = generate(
-        *given, torch.randn_like(alone["noisy_BFT"]), steps=2, memory_BFK2=made[:, :, :5]
+@pytest.mark.parametrize("family", CHUNKED)
+@pytest.mark.parametrize("prompt", [0, 3])
+def test_a_stream_makes_the_frames_of_the_whole_utterance(family, prompt):
+    """In pieces that end with a chunk; a frame of the past that was not kept would change them."""
+    net, tokens, frames = network(family), 3 * CHUNK + 1, 2 * (3 * CHUNK + 1)
+    draw = torch.Generator().manual_seed(0)
+    token = torch.randint(VOCABULARY, (1, tokens), generator=draw)
+    speaker = torch.randn(1, SPEAKER, generator=draw, dtype=torch.float64)
+    noise = torch.randn(1, BINS, frames, generator=draw, dtype=torch.float64)
+    before = torch.randn(1, BINS, 2 * prompt, generator=draw, dtype=torch.float64)
+
+    def mel(*sizes):
+        left = iter(noise.split(1, dim=2))
+        stream = FlowStream(
+            net,
+            speaker,
+            lambda frames: torch.cat([noise[:, :, :0], *islice(left, frames)], dim=2),
+            prompt_token_BP=token[:, :prompt],
+            prompt_mel_BFQ=before,
+            guidance=0.7,
+            steps=2,
+        )
+        pieces = token[:, prompt:].split([*sizes, tokens - prompt - sum(sizes)], dim=1)
+        made = [stream(piece, final=False) for piece in pieces[:-1]]
+        return torch.cat([*made, stream(pieces[-1], final=True)], dim=2)
+
+    whole = mel()
+    assert whole.size(2) == frames - 2 * prompt
+    ahead = net.look_ahead
+    assert_close(mel(2 * CHUNK + ahead - prompt), whole, rtol=0, atol=1e-9)
+    if not prompt:
+        assert_close(mel(CHUNK + ahead, CHUNK), whole, rtol=0, atol=1e-9)
+    assert (mel(2 * CHUNK + ahead - prompt - 1) - whole).abs().max() > 1e-6  # not a whole chunk
+    plain = generate(
+        *flow_runners(net),
+        token[:, prompt:],
+        speaker,
+        noise,
+        prompt_token_BP=token[:, :prompt],
+        prompt_mel_BFQ=before,
+        steps=2,
     )
-    assert (
-        torch.equal(again[:, :, :5], made[:, :, :5])
-        and (again[:, :, 5:, 0] != made[:, :, 5:, 0]).all()
-    )
-    whole, _ = generate(*given, torch.randn_like(mel), steps=2, memory_BFK2=made)
-    assert torch.equal(whole, mel)
+    assert (plain - whole).abs().max() > 1e-6  # frames see the whole future
 
 
 @pytest.mark.parametrize("family", CHUNKED)
@@ -476,7 +500,7 @@ def test_tokens_without_frames_are_only_the_look_ahead(batch, family):
     tokens, noise = alone["token_BN"], alone["noisy_BFT"][:, :, :-6]
 
     def mu(token_BN):
-        return generate(net, token_BN, alone["speaker_BE"], noise, steps=1)[1][..., 1]
+        return flow_runners(net)[0](token=token_BN, speaker=alone["speaker_BE"], noise=noise)[0]
 
     assert mu(tokens).shape == noise.shape
     changed = tokens.clone()

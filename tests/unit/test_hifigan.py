@@ -454,29 +454,31 @@ def test_losses_and_gradients_of_a_batch_are_those_of_its_rows(family):
         assert_close(together, torch.cat(parts), rtol=1e-9, atol=1e-9)
 
 
-@torch.no_grad()
-def test_a_causal_vocoder_does_not_change_samples_when_more_frames_come():
-    net, batch = network("cosyvoice3").double(), batch_of("cosyvoice3", frames=20)
-    mel, phase, noise = inputs_of(batch)
-    hop, context = net.m_source.hop, net.context
-    whole, source = net.speak(mel, phase, noise)
-    assert_close(whole, net(mel, phase, noise)[0])
-    for frames in (context - 1, context + 1, 13):
-        wave, own = net.speak(mel[:, :, :frames], phase, noise[:, :, : frames * hop], final=False)
-        assert wave.size(1) == own.size(2) == max(0, frames - context) * hop
-        assert_close(wave, whole[:, : wave.size(1)], rtol=0, atol=1e-9)
-        assert_close(own, source[:, :, : own.size(2)], rtol=0, atol=1e-9)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_an_excitation_is_continued(family):
-    net, batch = network(family).double(), batch_of(family)
-    _, source = net.speak(*inputs_of(batch))
-    previous = torch.full_like(source[:, :, :100], 0.5)
-    wave, continued = net.speak(*inputs_of(batch), heard_B1S=previous)
-    assert torch.equal(continued, torch.cat([previous, source[:, :, 100:]], dim=2))
-    assert torch.equal(wave, net.decode(batch.mel_BFT, continued))
+def test_a_stream_is_the_waveform_of_the_whole_mel(family):
+    net = network(family).double()
+    frames = 3 * (net.reach + net.context)
+    mel, phase, noise = inputs_of(batch_of(family, frames=frames))
+    hop, whole = net.m_source.hop, net(mel, phase, noise)[0]
+    for sizes in ([frames], [5, net.context, 0, net.reach + net.context, 1]):
+        past, waves, heard, done = None, [], 0, 0
+        for size in [*sizes, frames - sum(sizes)]:
+            heard += size
+            wave, past = net.speak(
+                mel[:, :, heard - size : heard],
+                phase,
+                noise[:, :, done * hop : heard * hop],
+                past=past,
+                final=heard == frames,
+            )
+            waves.append(wave)
+            done += wave.size(1) // hop
+            assert heard == frames or done == max(0, heard - net.context)
+            assert (
+                past.mel_BFT.size(2) <= net.reach + net.context
+            )  # a chunk costs the same anywhere
+        assert_close(torch.cat(waves, dim=1), whole, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -528,9 +530,8 @@ def test_synthesis_changes_no_type():
         torch.randn(1, BINS, 6),
         (torch.zeros(1, HARMONICS), torch.zeros(1, HARMONICS, 6 * HOP)),
     )
-    for final in (True, False):
-        wave, _ = net.speak(mel, *draws, final=final)
-        assert wave.dtype == torch.float32
+    wave, past = net.speak(mel, *draws)
+    assert {x.dtype for x in (wave, *past)} == {torch.float32}
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
     net(mel, *draws)[0].sum().backward()
 

@@ -210,7 +210,7 @@ def test_the_folder_has_the_rows_of_the_data_and_an_answer_to_reject(pairs, sour
     )
     assert set(contents(out)) == {
         "meta.yaml",
-        "speakers.safetensors",
+        *(f"{name}.safetensors" for name in ("speakers", "speech_tokenizer", "speaker_encoder")),
         *lists,
         *(f"{shard}.parquet" for shard in shards),
     }

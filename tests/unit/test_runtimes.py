@@ -205,13 +205,18 @@ def files(
 AXES = {
     "llm.prefill": {
         "text": {0: "batch", 1: "text_len"},
+        "text_lens": {0: "batch"},
+        "speech": {0: "batch", 1: "speech_len"},
+        "speech_lens": {0: "batch"},
         "speaker": {0: "batch"},
         "logp": {0: "batch"},
         "cache": {1: "batch", 3: "past_len"},
+        "start": {0: "batch"},
     },
     "llm.decode": {
         "token": {0: "batch"},
         "cache": {1: "batch", 3: "past_len"},
+        "start": {0: "batch"},
         "logp": {0: "batch"},
         "new_cache": {1: "batch", 3: "past_len + 1"},
     },
@@ -219,6 +224,8 @@ AXES = {
         "token": {0: "batch", 1: "token_len"},
         "speaker": {0: "batch"},
         "noise": {0: "batch", 2: "frames"},
+        "prompt_token_lens": {0: "batch"},
+        "prompt_mel_lens": {0: "batch"},
         "mu": {0: "batch", 2: "frames"},
         "spks": {0: "batch"},
     },

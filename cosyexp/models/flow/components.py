@@ -20,12 +20,14 @@ class Conditions(nn.Module):
         network: The flow model.
     """
 
-    inputs = ("token", "speaker", "noise")
+    inputs: tuple[str, ...] = ("token", "speaker", "noise", "prompt_token_lens", "prompt_mel_lens")
     outputs = ("mu", "spks")
     dynamic = {
         "token": {0: "batch", 1: "token_len"},
         "speaker": {0: "batch"},
         "noise": {0: "batch", 2: "frames"},
+        "prompt_token_lens": {0: "batch"},
+        "prompt_mel_lens": {0: "batch"},
         "mu": {0: "batch", 2: "frames"},
         "spks": {0: "batch"},
     }
@@ -35,14 +37,21 @@ class Conditions(nn.Module):
         self.network = network
 
     def forward(
-        self, token_BN: Tensor, speaker_BE: Tensor, noise_BFT: Tensor
+        self,
+        token_BN: Tensor,
+        speaker_BE: Tensor,
+        noise_BFT: Tensor,
+        prompt_tokens_B: Tensor,
+        prompt_frames_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Encodes tokens and speaker; no row may be padded.
 
         Args:
-            token_BN: Speech tokens.
+            token_BN: Speech tokens, those of the prompt first.
             speaker_BE: Speaker embeddings.
             noise_BFT: The noise of synthesis; only its number of frames is used.
+            prompt_tokens_B: Number of tokens of the prompt.
+            prompt_frames_B: Number of frames of the prompt.
 
         Returns:
             mu (B, F, T), and the projected speaker embedding (B, F).
@@ -50,9 +59,9 @@ class Conditions(nn.Module):
         batch, frames = token_BN.size(0), noise_BFT.size(2)
         token_lens = torch.full((batch,), token_BN.size(1), device=token_BN.device)
         mel_lens = torch.full((batch,), frames, device=token_BN.device)
-        no_prompt = torch.zeros_like(mel_lens)
+        prompt_lens = (prompt_tokens_B, prompt_frames_B)
         return self.network.encode(
-            token_BN, token_lens, speaker_BE, frames, mel_lens, None, (no_prompt, no_prompt)
+            token_BN, token_lens, speaker_BE, frames, mel_lens, None, prompt_lens
         )
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
@@ -62,15 +71,39 @@ class Conditions(nn.Module):
         tokens = torch.randint(vocabulary, (batch, size), generator=draw)
         speaker = torch.randn(batch, projection.in_features, generator=draw)
         noise = torch.randn(batch, projection.out_features, 2 * size, generator=draw)
-        return tokens, speaker, noise
+        prompts = torch.randint(size // 2, (batch,), generator=draw)
+        return tokens, speaker, noise, prompts, 2 * prompts
 
 
 @register("component")
-class UpsampledConditions(Conditions):
-    """Conditions of a v2 flow, with two frames per token (Du et al. 2024, "CosyVoice 2").
+class FixedConditions(Conditions):
+    """Conditions of a v2 or v3 flow, with a fixed number of frames per token.
 
-    The last tokens of an unfinished utterance have no frames: they serve as look-ahead only, so
-    that T is at most 2N.
+    The tokens of a prompt are encoded as the others are (Du et al. 2024, "CosyVoice 2"). The last
+    tokens of an unfinished utterance have no frames: they serve as look-ahead only.
+    """
+
+    inputs = ("token", "speaker", "noise")
+
+    def forward(  # type: ignore[override]
+        self, token_BN: Tensor, speaker_BE: Tensor, noise_BFT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encodes tokens and speaker; see `Conditions.forward`."""
+        batch, frames = token_BN.size(0), noise_BFT.size(2)
+        token_lens = torch.full((batch,), token_BN.size(1), device=token_BN.device)
+        mel_lens = torch.full((batch,), frames, device=token_BN.device)
+        return self.network.encode(token_BN, token_lens, speaker_BE, frames, mel_lens)
+
+    def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
+        """Returns random inputs: `size` tokens and twice as many frames for each row."""
+        return super().example(size, draw, batch)[:3]
+
+
+@register("component")
+class UpsampledConditions(FixedConditions):
+    """Conditions of a v2 flow, whose encoder upsamples (Du et al. 2024, "CosyVoice 2").
+
+    T is at most 2N.
     """
 
     tied = {"frames": (2, "token_len")}
@@ -130,7 +163,23 @@ class StreamingVelocity(Velocity):
     """The velocity estimator for streaming (Du et al. 2024, "CosyVoice 2", section 2.4)."""
 
     def forward(
-        self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
+        self,
+        x: Tensor,
+        mask: Tensor,
+        mu: Tensor,
+        t: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        past: list[list[Tensor]] | None = None,
     ) -> Tensor:
-        """Estimates the velocity; every frame sees no further than the end of its own chunk."""
-        return self.estimator(x, mask, mu, t, spks, cond, torch.ones_like(t) > 0)
+        """Estimates the velocity; every frame sees no further than the end of its own chunk.
+
+        Args:
+            x, mask, mu, t, spks, cond: See `Velocity.forward`.
+            past: What the network kept of the frames before, see `parts.py`; None if these are all
+                the frames.
+
+        Returns:
+            The velocity, (B, F, T).
+        """
+        return self.estimator(x, mask, mu, t, spks, cond, torch.ones_like(t) > 0, past)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosyexp.arguments import Count, Fraction
-from cosyexp.models.flow.parts import PaddedConv, time_features
+from cosyexp.models.flow.parts import PaddedConv, frames_past, time_features
 from cosyexp.models.layers.attention import SelfAttention
 from cosyexp.models.layers.encoder import visible_keys
 from cosyexp.registry import register
@@ -57,9 +57,10 @@ class PositionEmbedding(nn.Module):
             PaddedConv(channels, channels, kernel, left=kernel - 1, groups=groups), nn.Mish()
         )
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Returns the embedding of each frame's position, (B, T, C)."""
-        return self.conv2(self.conv1(x_BTC.transpose(1, 2))).transpose(1, 2)
+    def forward(self, x_BTC: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
+        """Returns the embedding of each frame's position, (B, T, C); for `past`, see `parts.py`."""
+        x_BCT = self.conv1[1](self.conv1[0](x_BTC.transpose(1, 2), past))
+        return self.conv2[1](self.conv2[0](x_BCT, past)).transpose(1, 2)
 
 
 class InputEmbedding(nn.Module):
@@ -79,10 +80,10 @@ class InputEmbedding(nn.Module):
         self.proj = nn.Linear(4 * mel_bins, channels)
         self.conv_pos_embed = PositionEmbedding(channels, kernel, groups)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
         """Embeds [noisy mel, prompt, mu, speaker], (B, T, 4F), as (B, T, C)."""
         x_BTC = self.proj(x_BTC)
-        return x_BTC + self.conv_pos_embed(x_BTC)
+        return x_BTC + self.conv_pos_embed(x_BTC, past)
 
 
 class RotaryPositions(nn.Module):
@@ -103,10 +104,15 @@ class RotaryPositions(nn.Module):
         exponents = torch.arange(0, head_width, 2).float() / head_width
         self.register_buffer("inv_freq", 1 / 10000.0**exponents)
 
-    def forward(self, frames: int) -> Tensor:
-        """Returns the angles of T frames in radians, (T, R): R / 2 frequencies, each twice."""
+    def forward(self, frames: int, first: int = 0) -> Tensor:
+        """Returns the angles of T frames in radians, (T, R): R / 2 frequencies, each twice.
+
+        Args:
+            frames: T.
+            first: The position of the first one.
+        """
         channels = torch.arange(0, self.head_width, 2, device=self.inv_freq.device).float()
-        positions = torch.arange(frames, device=self.inv_freq.device).float()
+        positions = (torch.arange(frames, device=self.inv_freq.device) + first).float()
         angles = positions.unsqueeze(1) / 10000.0 ** (channels / self.head_width)
         return angles.repeat_interleave(2, dim=-1)
 
@@ -183,7 +189,13 @@ class DiTBlock(nn.Module):
         self.ff = FeedForward(channels, hidden, dropout)
 
     def forward(
-        self, x_BTC: Tensor, time_BC: Tensor, valid_BT1: Tensor, visible: Tensor, angles_TR: Tensor
+        self,
+        x_BTC: Tensor,
+        time_BC: Tensor,
+        valid_BT1: Tensor,
+        visible: Tensor,
+        angles_TR: Tensor,
+        past: list[list[Tensor]] | None = None,
     ) -> Tensor:
         """Applies the block.
 
@@ -191,15 +203,16 @@ class DiTBlock(nn.Module):
             x_BTC: The input.
             time_BC: The embedded time.
             valid_BT1: 1 on valid frames, 0 on padding.
-            visible: Boolean mask that broadcasts to (B, 1, T, T), True where a frame may attend.
+            visible: Boolean attention mask, see `SelfAttention`.
             angles_TR: Rotary angles, see `RotaryPositions`.
+            past: See `SelfAttention`.
 
         Returns:
             The output, (B, T, C).
         """
         shift, scale, gate, ff_shift, ff_scale, ff_gate = self.attn_norm(time_BC).unbind(0)
-        attended = self.attn(modulated(x_BTC, shift, scale), visible, angles_TR) * valid_BT1
-        x_BTC = x_BTC + gate * attended
+        attended = self.attn(modulated(x_BTC, shift, scale), visible, angles_TR, past)
+        x_BTC = x_BTC + gate * (attended * valid_BT1)
         return x_BTC + ff_gate * self.ff(modulated(x_BTC, ff_shift, ff_scale))
 
 
@@ -256,6 +269,7 @@ class DiT(nn.Module):
         spks_BF: Tensor,
         cond_BFT: Tensor,
         streaming_B: Tensor | None = None,
+        past: list[list[Tensor]] | None = None,
     ) -> Tensor:
         """Estimates the velocity.
 
@@ -268,16 +282,18 @@ class DiT(nn.Module):
             cond_BFT: The mel of the prompt, 0 after it.
             streaming_B: Boolean, True for rows whose frames see no further than the end of their
                 own chunk; None if no row is streaming.
+            past: What the network kept of the frames before, see `parts.py`.
 
         Returns:
             The velocity, (B, F, T); undefined on padding.
         """
         speaker = spks_BF.unsqueeze(-1).expand(-1, -1, x_BFT.size(-1))
-        x = self.input_embed(torch.cat([x_BFT, cond_BFT, mu_BFT, speaker], dim=1).transpose(1, 2))
-        time, angles = self.time_embed(t_B), self.rotary_embed(x_BFT.size(-1))
-        visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
+        x = torch.cat([x_BFT, cond_BFT, mu_BFT, speaker], dim=1).transpose(1, 2)
+        x, before = self.input_embed(x, past), frames_past(past)
+        time, angles = self.time_embed(t_B), self.rotary_embed(x_BFT.size(-1), before)
+        visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B, before)
         for block in self.transformer_blocks:
-            x = block(x, time, mask_B1T.transpose(1, 2), visible, angles)
+            x = block(x, time, mask_B1T.transpose(1, 2), visible, angles, past)
         # The official checkpoints store these two in the opposite order of those in the blocks.
         scale, shift = self.norm_out(time).unbind(0)
         return self.proj_out(modulated(x, shift, scale)).transpose(1, 2)

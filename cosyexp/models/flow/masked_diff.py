@@ -234,6 +234,7 @@ class CausalMaskedDiffWithXvec(FlowNetwork):
         estimator: nn.Module,
     ) -> None:
         super().__init__(speech_vocabulary, encoder.width, speaker_dim, mel_bins)
+        self.frames_per_token, self.look_ahead = encoder.factor, encoder.look_ahead
         self.encoder = encoder
         self.encoder_proj = nn.Linear(encoder.width, mel_bins)
         self.decoder = FlowMatching(estimator)
@@ -281,7 +282,7 @@ class CausalMaskedDiffWithDiT(FlowNetwork):
         estimator: nn.Module,
     ) -> None:
         super().__init__(speech_vocabulary, mel_bins, speaker_dim, mel_bins)
-        self.frames_per_token = frames_per_token
+        self.frames_per_token, self.look_ahead = frames_per_token, look_ahead
         self.pre_lookahead_layer = LookAhead(mel_bins, hidden, look_ahead)
         self.decoder = FlowMatching(estimator)
 

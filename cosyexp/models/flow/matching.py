@@ -4,7 +4,7 @@ B batch, F mel bands, T mel frames.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -60,8 +60,39 @@ def guided(conditional: Tensor, unconditional: Tensor, strength: float) -> Tenso
     return (1 + strength) * conditional - strength * unconditional
 
 
+def sample(
+    velocity: Callable[..., Tensor],
+    noise_BFT: Tensor,
+    conditions: Sequence[Tensor],
+    *,
+    guidance: float,
+    steps: int = 10,
+) -> Tensor:
+    """Generates mel spectrograms with classifier-free guidance (Ho & Salimans 2022).
+
+    The velocities with and without conditions come from one call on twice the rows.
+
+    Args:
+        velocity: Maps y, the time and the conditions of 2B rows to their velocity.
+        noise_BFT: Standard normal noise.
+        conditions: What the second half of the rows has zeros for; each begins with B.
+        guidance: Strength of the guidance.
+        steps: Number of Euler steps.
+
+    Returns:
+        The mel spectrograms, (B, F, T).
+    """
+    twice = [torch.cat([x, torch.zeros_like(x)]) for x in conditions]
+
+    def guided_velocity(y: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = velocity(y.repeat(2, 1, 1), t.repeat(2), *twice).chunk(2)
+        return guided(conditional, unconditional, guidance)
+
+    return euler(guided_velocity, noise_BFT, steps)
+
+
 class FlowMatching(nn.Module):
-    """Wraps the velocity estimator under its name in the official checkpoints, and samples from it.
+    """Wraps the velocity estimator under its name in the official checkpoints.
 
     Mirrors `ConditionalCFM` of the original CosyVoice.
 
@@ -85,40 +116,3 @@ class FlowMatching(nn.Module):
     ) -> Tensor:
         """Estimates the velocity, (B, F, T); see the estimator for the arguments."""
         return self.estimator(x_BFT, mask_B1T, mu_BFT, t_B, spks_BF, cond_BFT, streaming_B)
-
-    def sample(
-        self,
-        noise_BFT: Tensor,
-        mu_BFT: Tensor,
-        spks_BF: Tensor,
-        cond_BFT: Tensor,
-        steps: int,
-        guidance: float,
-        streaming: bool,
-    ) -> Tensor:
-        """Generates mel spectrograms with classifier-free guidance; no row may be padded.
-
-        The velocities with and without conditions come from one call on twice the rows.
-
-        Args:
-            noise_BFT: Standard normal noise.
-            mu_BFT: The encoded tokens.
-            spks_BF: The projected speaker embeddings.
-            cond_BFT: The mel of the prompt, 0 after it.
-            steps: Number of Euler steps.
-            guidance: Strength of the guidance.
-            streaming: Whether every frame sees no further than the end of its own chunk.
-
-        Returns:
-            The mel spectrograms, (B, F, T).
-        """
-        mask = torch.ones_like(noise_BFT[:, :1]).repeat(2, 1, 1)
-        mu, spks, cond = (torch.cat([x, torch.zeros_like(x)]) for x in (mu_BFT, spks_BF, cond_BFT))
-        streaming_2B = torch.full((len(mask),), True, device=mask.device) if streaming else None
-
-        def velocity(y: Tensor, t: Tensor) -> Tensor:
-            x, times = y.repeat(2, 1, 1), t.repeat(2)
-            both = self.estimator(x, mask, mu, times, spks, cond, streaming_2B)
-            return guided(both[: len(y)], both[len(y) :], guidance)
-
-        return euler(velocity, noise_BFT, steps)

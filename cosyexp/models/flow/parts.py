@@ -1,5 +1,10 @@
 """Layers that several flow networks share.
 
+A causal network can continue a sequence whose earlier frames it has seen. `past` is what it keeps
+of them, as two queues in the order in which layers read them: the last frames that each causal
+convolution reads, and the keys and values of each attention. A layer takes its tensor from the
+front and puts the one for the next call at the end.
+
 B batch, C channels, D width, T frames or tokens.
 """
 
@@ -8,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cosyexp.models.layers.attention import SelfAttention
 
 
 class PaddedConv(nn.Conv1d):
@@ -37,11 +44,43 @@ class PaddedConv(nn.Conv1d):
         super().__init__(channels, out_channels, kernel, groups=groups)
         self.sides = (left, right)
 
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        """Pads and convolves `x`."""
-        return functional.conv1d(
-            functional.pad(x_BCT, self.sides), self.weight, self.bias, groups=self.groups
-        )
+    def forward(self, x_BCT: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
+        """Pads and convolves `x`; with `past`, the frames before take the place of the zeros."""
+        if past is None:
+            x_BCT = functional.pad(x_BCT, self.sides)
+        else:
+            x_BCT = torch.cat([past[0].pop(0), x_BCT], dim=2)
+            past[0].append(x_BCT[:, :, x_BCT.size(2) - self.sides[0] :])
+        return functional.conv1d(x_BCT, self.weight, self.bias, groups=self.groups)
+
+
+class CenteredConv(nn.Conv1d):
+    """A 1D convolution that sees as far on either side; `past` is for causal ones only."""
+
+    def forward(self, x_BCT: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
+        """Convolves `x`."""
+        return self._conv_forward(x_BCT, self.weight, self.bias)
+
+
+def nothing_past(network: nn.Module, batch: int) -> list[list[Tensor]]:
+    """Returns the `past` of a causal network before its first frame."""
+    like = next(network.parameters())
+    convolutions = [
+        like.new_zeros(batch, layer.in_channels, layer.sides[0])
+        for layer in network.modules()
+        if isinstance(layer, PaddedConv)
+    ]
+    attentions = [
+        like.new_zeros(batch, layer.heads, 0, 2 * layer.to_k.out_features // layer.heads)
+        for layer in network.modules()
+        if isinstance(layer, SelfAttention)
+    ]
+    return [convolutions, attentions]
+
+
+def frames_past(past: list[list[Tensor]] | None) -> int:
+    """Returns the number of frames before those of this call."""
+    return 0 if past is None else past[1][0].size(2)
 
 
 class LookAhead(nn.Module):

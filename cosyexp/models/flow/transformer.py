@@ -66,7 +66,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, dropout)
 
-    def forward(self, x_BTC: Tensor, visible: Tensor) -> Tensor:
-        """Applies the block; `visible` is the attention mask of `SelfAttention`."""
-        x_BTC = x_BTC + self.attn1(self.norm1(x_BTC), visible)
+    def forward(
+        self, x_BTC: Tensor, visible: Tensor, past: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """Applies the block; see `SelfAttention` for `visible` and `past`."""
+        x_BTC = x_BTC + self.attn1(self.norm1(x_BTC), visible, None, past)
         return x_BTC + self.ff(self.norm3(x_BTC))

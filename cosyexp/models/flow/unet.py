@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cosyexp.arguments import Count, Fraction
-from cosyexp.models.flow.parts import PaddedConv, time_features
+from cosyexp.models.flow.parts import CenteredConv, PaddedConv, frames_past, time_features
 from cosyexp.models.flow.transformer import TransformerBlock
 from cosyexp.models.layers.encoder import visible_keys
 from cosyexp.models.layers.norm import FrameNorm, MaskedGroupNorm
@@ -33,7 +33,7 @@ def convolution(channels: int, out_channels: int, causal: bool) -> nn.Conv1d:
     """
     if causal:
         return PaddedConv(channels, out_channels, 3, left=2)
-    return nn.Conv1d(channels, out_channels, 3, padding=1)
+    return CenteredConv(channels, out_channels, 3, padding=1)
 
 
 class Block(nn.Module):
@@ -58,18 +58,25 @@ class Block(nn.Module):
             norm = [MaskedGroupNorm(8, out_channels)]
         self.block = nn.ModuleList([convolution(channels, out_channels, causal), *norm])
 
-    def forward(self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BCT: Tensor,
+        mask_B1T: Tensor,
+        statistics_B1T: Tensor,
+        past: list[list[Tensor]] | None = None,
+    ) -> Tensor:
         """Applies the block.
 
         Args:
             x_BCT: The input.
             mask_B1T: 1 on valid frames, 0 on padding.
             statistics_B1T: 1 on frames that count in the statistics of the group norm.
+            past: What a causal block kept of the frames before, see `parts.py`.
 
         Returns:
             The output, 0 on padding.
         """
-        x_BCT = self.block[0](x_BCT * mask_B1T)
+        x_BCT = self.block[0](x_BCT * mask_B1T, past)
         return functional.mish(self.block[-1](x_BCT, statistics_B1T)) * mask_B1T
 
 
@@ -93,11 +100,16 @@ class ResnetBlock(nn.Module):
         self.res_conv = nn.Conv1d(channels, out_channels, 1)
 
     def forward(
-        self, x_BCT: Tensor, mask_B1T: Tensor, statistics_B1T: Tensor, time_BD: Tensor
+        self,
+        x_BCT: Tensor,
+        mask_B1T: Tensor,
+        statistics_B1T: Tensor,
+        time_BD: Tensor,
+        past: list[list[Tensor]] | None = None,
     ) -> Tensor:
-        """Applies the block; see `Block` for the masks."""
-        h = self.block1(x_BCT, mask_B1T, statistics_B1T) + self.mlp(time_BD).unsqueeze(-1)
-        return self.block2(h, mask_B1T, statistics_B1T) + self.res_conv(x_BCT * mask_B1T)
+        """Applies the block; see `Block` for the masks and `past`."""
+        h = self.block1(x_BCT, mask_B1T, statistics_B1T, past) + self.mlp(time_BD).unsqueeze(-1)
+        return self.block2(h, mask_B1T, statistics_B1T, past) + self.res_conv(x_BCT * mask_B1T)
 
 
 class Resample(nn.Module):
@@ -113,8 +125,8 @@ class Resample(nn.Module):
         super().__init__()
         self.conv = conv
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Resamples `x`."""
+    def forward(self, x: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
+        """Resamples `x`; it is not causal, and keeps nothing in `past`."""
         return self.conv(x)
 
 
@@ -169,11 +181,18 @@ class Level(nn.ModuleList):
         ends = [] if end is None else [end]
         super().__init__([ResnetBlock(channels, out, time, causal), attention, *ends])
 
-    def forward(self, x_BCT: Tensor, frames: Frames, time_BD: Tensor) -> Tensor:
+    def forward(
+        self,
+        x_BCT: Tensor,
+        frames: Frames,
+        time_BD: Tensor,
+        past: list[list[Tensor]] | None = None,
+    ) -> Tensor:
         """Applies the ResNet block and the transformer blocks, but not the convolution."""
-        x_BTC = self[0](x_BCT, frames.mask_B1T, frames.statistics_B1T, time_BD).transpose(1, 2)
+        x_BCT = self[0](x_BCT, frames.mask_B1T, frames.statistics_B1T, time_BD, past)
+        x_BTC = x_BCT.transpose(1, 2)
         for block in self[1]:  # type: ignore[attr-defined]
-            x_BTC = block(x_BTC, frames.visible)
+            x_BTC = block(x_BTC, frames.visible, past)
         return x_BTC.transpose(1, 2)
 
 
@@ -273,6 +292,7 @@ class UNet(nn.Module):
         spks_BF: Tensor,
         cond_BFT: Tensor,
         streaming_B: Tensor | None = None,
+        past: list[list[Tensor]] | None = None,
     ) -> Tensor:
         """Estimates the velocity.
 
@@ -285,6 +305,7 @@ class UNet(nn.Module):
             cond_BFT: The mel of the prompt, 0 after it.
             streaming_B: Boolean, True for rows whose frames see no further than the end of their
                 own chunk; None if no row is streaming.
+            past: What a causal network of one level kept of the frames before, see `parts.py`.
 
         Returns:
             The velocity, (B, F, T), 0 on padding.
@@ -292,29 +313,31 @@ class UNet(nn.Module):
         speaker = spks_BF.unsqueeze(-1).expand(-1, -1, x_BFT.size(-1))
         x = torch.cat([x_BFT, mu_BFT, speaker, cond_BFT], dim=1)
         time = self.time_mlp(t_B)
-        frames_of_levels, skips = [self._frames(mask_B1T, streaming_B)], []
+        before = frames_past(past)
+        frames_of_levels, skips = [self._frames(mask_B1T, streaming_B, before)], []
         for i, level in enumerate(self.down_blocks):
             frames = frames_of_levels[i]
-            x = level(x, frames, time)
+            x = level(x, frames, time, past)
             skips.append(x)
-            x = level[2](x * frames.mask_B1T)  # type: ignore[index]
+            x = level[2](x * frames.mask_B1T, past)  # type: ignore[index]
             if i + 1 < len(self.down_blocks):
-                frames_of_levels.append(self._frames(frames.mask_B1T[:, :, ::2], streaming_B))
+                halved_B1T = frames.mask_B1T[:, :, ::2]
+                frames_of_levels.append(self._frames(halved_B1T, streaming_B, before))
         for level in self.mid_blocks:
-            x = level(x, frames_of_levels[-1], time)
+            x = level(x, frames_of_levels[-1], time, past)
         for level in self.up_blocks:
             frames, skip = frames_of_levels.pop(), skips.pop()
             # Upsampling may add a frame. A slice instead of index_select would tie an exported
             # program to even or to odd numbers of frames.
             index = torch.arange(skip.size(2), device=x.device)
             x = torch.cat([x.index_select(2, index), skip], dim=1)
-            x = level(x, frames, time)
-            x = level[2](x * frames.mask_B1T)  # type: ignore[index]
-        x = self.final_block(x, mask_B1T, self._statistics(mask_B1T))
+            x = level(x, frames, time, past)
+            x = level[2](x * frames.mask_B1T, past)  # type: ignore[index]
+        x = self.final_block(x, mask_B1T, self._statistics(mask_B1T), past)
         return self.final_proj(x * mask_B1T) * mask_B1T
 
-    def _frames(self, mask_B1T: Tensor, streaming_B: Tensor | None) -> Frames:
-        visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B)
+    def _frames(self, mask_B1T: Tensor, streaming_B: Tensor | None, past: int) -> Frames:
+        visible = visible_keys(mask_B1T[:, 0] > 0, self.chunk, streaming_B, past)
         return Frames(mask_B1T, self._statistics(mask_B1T), visible)
 
     def _statistics(self, mask_B1T: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class UpsamplingEncoder(nn.Module):
             )
 
         self.width, self.factor, self.chunk = width, factor, chunk
+        self.look_ahead = look_ahead
         self.include_padding = padding == "original"
         self.embed = InputEmbedding(width, width, dropout, relu=False)
         self.after_norm = nn.LayerNorm(width, eps=1e-5)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from cosyexp.models.hifigan.convolutions import convolution, downsampling, entra
 from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import ConvolutionalSTFT
 from cosyexp.registry import register
+
+F0_REACH = 5  # frames on either side that the centered F0 predictor sees
 
 
 class Snake(nn.Module):
@@ -116,6 +119,20 @@ class F0Predictor(nn.Module):
         return self.classifier(hidden_BTC).squeeze(2).abs()
 
 
+class Spoken(NamedTuple):
+    """What a stream keeps of the frames before.
+
+    Attributes:
+        mel_BFT: The mel of the last frames that were returned, and of those that were not yet.
+        source_B1S: The excitation of the former.
+        f0_BT: F0 of all frames that were returned, in Hz.
+    """
+
+    mel_BFT: Tensor
+    source_B1S: Tensor
+    f0_BT: Tensor
+
+
 @register("network")
 class HiFTGenerator(nn.Module):
     """Generates waveforms from mel spectrograms (Li et al. 2023, "HiFTNet").
@@ -183,11 +200,13 @@ class HiFTGenerator(nn.Module):
         # downsample it to theirs.
         downs = list(accumulate([1, *list(rates)[:0:-1]], mul))[::-1]
         blocks = list(zip(resblock_kernels, for_each(resblock_kernels, dilations), strict=True))
-        source_blocks = zip(
-            widths,
-            source_kernels,
-            for_each(source_kernels, source_dilations or dilations),
-            strict=True,
+        source_blocks = list(
+            zip(
+                widths,
+                source_kernels,
+                for_each(source_kernels, source_dilations or dilations),
+                strict=True,
+            )
         )
         self.m_source = source
         self.conv_pre = entrance(mel_bins, channels, 7, look_ahead)
@@ -213,10 +232,16 @@ class HiFTGenerator(nn.Module):
         self.branches, self.leak, self.loudest = len(blocks), leak, loudest
         # Magnitudes are clipped at 100, and before the exponential, whose gradient would overflow.
         self.max_log_magnitude = math.log(1e2)
-        # The number of last frames whose waveform depends on frames still to come: the look-ahead
-        # of generator and F0 predictor, and one frame that the STFT windows reach into.
-        self.context = 0
+        # How many frames back and ahead of its own a sample depends on, apart from the phase.
+        seen, samples = 6.0, 1  # by the first convolution; samples per frame
+        for rate, kernel, (_, *source_block) in zip(rates, kernels, source_blocks, strict=True):
+            samples *= rate
+            seen += (kernel + max(map(seen_by, [*blocks, source_block]))) / samples
+        seen += 2 / rates[0] + (6 + 2 * n_fft / n_hop) / samples  # excitation, end, STFTs
+        self.reach = self.context = math.ceil(seen / 2) + 1 + F0_REACH
         if look_ahead is not None and f0.look_ahead is not None:
+            # ahead: generator, F0 predictor, and one frame that the STFT windows reach into
+            self.reach = math.ceil(seen) + 1 + 2 * F0_REACH
             self.context = look_ahead + f0.look_ahead + 1
 
     def forward(
@@ -241,29 +266,40 @@ class HiFTGenerator(nn.Module):
         phase_BH: Tensor,
         noise_BHS: Tensor,
         *,
-        heard_B1S: Tensor | None = None,
+        past: Spoken | None = None,
         final: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Generates a piece of a stream.
+    ) -> tuple[Tensor, Spoken]:
+        """Generates the next piece of a stream: the waveform is that of the whole mel.
 
         Args:
-            mel_BFT: Log-mel spectrograms.
-            phase_BH: Starting phases, see `forward`.
-            noise_BHS: Standard normal noise, see `forward`.
-            heard_B1S: Excitation of an earlier piece that overlaps the start of this one and
-                replaces it there, so that the phase continues; None for the first piece.
+            mel_BFT: Log-mel spectrograms of the frames after those of earlier calls.
+            phase_BH: Starting phases of the stream, see `forward`.
+            noise_BHS: Standard normal noise, see `forward`, of all frames whose waveform was not
+                returned yet.
+            past: What the call before kept; None for the first piece.
             final: Whether the stream ends with this piece. Otherwise no waveform is returned for
                 the last `context` frames, as the frames to come would change it.
 
         Returns:
-            The waveforms (B, S), and their excitation (B, 1, S).
+            The waveforms of the next frames (B, S), and what the next call needs.
         """
-        source_B1S = self.m_source(self.f0_predictor(mel_BFT), phase_BH, noise_BHS)
-        if heard_B1S is not None:
-            source_B1S = torch.cat([heard_B1S, source_B1S[:, :, heard_B1S.size(2) :]], dim=2)
-        held_back = 0 if final else min(mel_BFT.size(2), self.context) * self.m_source.hop
-        samples = source_B1S.size(2) - held_back
-        return self.decode(mel_BFT, source_B1S)[:, :samples], source_B1S[:, :, :samples]
+        if past is None:
+            past = Spoken(mel_BFT[:, :, :0], noise_BHS[:, :1, :0], mel_BFT[:, 0, :0])
+        hop, done = self.m_source.hop, past.f0_BT.size(1)
+        mel_BFT = torch.cat([past.mel_BFT, mel_BFT], dim=2)
+        before = past.source_B1S.size(2) // hop  # frames that were returned, and serve as context
+        end = mel_BFT.size(2) if final else max(before, mel_BFT.size(2) - self.context)
+        f0_BT = torch.cat([past.f0_BT, self.f0_predictor(mel_BFT)[:, before:]], dim=1)
+        new_B1S = self.m_source(f0_BT, phase_BH, noise_BHS, first=done)
+        source_B1S = torch.cat([past.source_B1S, new_B1S], dim=2)
+        kept = max(0, end - self.reach)
+        wave_BS = self.decode(mel_BFT, source_B1S)[:, before * hop : end * hop]
+        spoken = Spoken(
+            mel_BFT[:, :, kept:],
+            source_B1S[:, :, kept * hop : end * hop],
+            f0_BT[:, : done + end - before],
+        )
+        return wave_BS, spoken
 
     def decode(self, mel_BFT: Tensor, source_B1S: Tensor) -> Tensor:
         """Generates waveforms from mel spectrograms and an excitation.
@@ -297,6 +333,12 @@ class HiFTGenerator(nn.Module):
         real, imaginary = magnitude * torch.cos(phase), magnitude * torch.sin(phase)
         wave = self.stft.inverse(torch.cat([real, imaginary], dim=1))
         return wave.clamp(-self.loudest, self.loudest)
+
+
+def seen_by(block: Sequence[Any]) -> int:
+    """Returns how many samples around its own a residual block (kernel, dilations) sees."""
+    kernel, dilations = block
+    return sum((kernel - 1) * (dilation + 1) for dilation in dilations)
 
 
 def for_each(

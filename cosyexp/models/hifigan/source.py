@@ -59,7 +59,7 @@ class HarmonicSource(nn.Module):
         self.amplitude, self.noise_std, self.voiced_above = amplitude, noise_std, voiced_above
         self.l_linear = nn.Linear(harmonics, 1)
 
-    def forward(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
+    def forward(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor, first: int = 0) -> Tensor:
         """Returns the excitation, (B, 1, S).
 
         No gradient flows to F0, as in the original: the F0 predictor learns from its own loss only.
@@ -68,12 +68,14 @@ class HarmonicSource(nn.Module):
             f0_BT: F0 of each frame, in Hz.
             phase_BH: Starting phases in radians, 0 for the fundamental.
             noise_BHS: Standard normal noise.
+            first: The frame that the excitation and the noise begin with; those before count in the
+                phase.
         """
         with torch.no_grad():
-            sines = self.sines(f0_BT, phase_BH, noise_BHS)
+            sines = self.sines(f0_BT, phase_BH, noise_BHS, first)
         return torch.tanh(self.l_linear(sines.transpose(1, 2))).transpose(1, 2)
 
-    def sines(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor) -> Tensor:
+    def sines(self, f0_BT: Tensor, phase_BH: Tensor, noise_BHS: Tensor, first: int = 0) -> Tensor:
         """Returns the harmonics with noise, (B, H, S); see `forward` for the arguments.
 
         Phases are in turns (1 is a full circle), and are summed over frames in double precision,
@@ -86,7 +88,11 @@ class HarmonicSource(nn.Module):
         turns_BHT = (f0_BT.to(wide).unsqueeze(1) * order.unsqueeze(1) / self.sample_rate) % 1.0
         # The phase summed over all frames up to and including each one.
         total_BHT = torch.cumsum((turns_BHT * self.hop) % 1.0, dim=2) % 1.0
+        if first > 0:  # one more frame, as a phase may glide from it
+            turns_BHT, total_BHT = turns_BHT[:, :, first - 1 :], total_BHT[:, :, first - 1 :]
         phase_BHTN = total_BHT.to(dtype).unsqueeze(3) + self.within(turns_BHT.to(dtype), phase_BH)
+        if first > 0:
+            phase_BHTN, f0_BT = phase_BHTN[:, :, 1:], f0_BT[:, first:]
         sines = self.amplitude * torch.sin(2 * math.pi * (phase_BHTN % 1.0).flatten(2))
         voiced_B1T = (f0_BT > self.voiced_above).unsqueeze(1).to(dtype)
         voiced = voiced_B1T.repeat_interleave(self.hop, dim=2)

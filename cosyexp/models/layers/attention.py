@@ -163,15 +163,24 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(channels, heads * head_width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(heads * head_width, channels), nn.Dropout(dropout))
 
-    def forward(self, x_BTC: Tensor, visible: Tensor, angles_TR: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        visible: Tensor,
+        angles_TR: Tensor | None = None,
+        past: list[list[Tensor]] | None = None,
+    ) -> Tensor:
         """Attends from every position to the visible ones.
 
         Args:
             x_BTC: The input.
-            visible: Boolean mask that broadcasts to (B, 1, T, T), True where a query may attend.
+            visible: Boolean mask that broadcasts to (B, 1, T, T), True where a query may attend;
+                with `past`, to (B, 1, T, S + T).
             angles_TR: Rotary angles, see `rotate`; None for no positions. They are applied before
                 the channels are split into heads, so with R = K only the first head knows about
                 positions. The original does the same, and its checkpoints are trained that way.
+            past: Keys and values of the S positions before, see `models/flow/parts.py`; None if
+                there are none.
 
         Returns:
             The output, (B, T, C).
@@ -182,5 +191,9 @@ class SelfAttention(nn.Module):
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = k.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         v = v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        if past is not None:
+            before_k, before_v = past[1].pop(0).chunk(2, dim=-1)
+            k, v = torch.cat([before_k, k], dim=2), torch.cat([before_v, v], dim=2)
+            past[1].append(torch.cat([k, v], dim=-1))
         out = functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.to_out(out.transpose(1, 2).flatten(2))

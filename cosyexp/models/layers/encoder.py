@@ -39,7 +39,9 @@ def chunk_mask(queries: int, keys: int, chunk: int, like: Tensor) -> Tensor:
     return j < ((i // chunk + 1) * chunk).unsqueeze(1)
 
 
-def visible_keys(valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = None) -> Tensor:
+def visible_keys(
+    valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = None, past: int = 0
+) -> Tensor:
     """Returns the attention mask of padded rows, some of which may be streaming.
 
     Args:
@@ -47,13 +49,17 @@ def visible_keys(valid_BT: Tensor, chunk: int = 0, streaming_B: Tensor | None = 
         chunk: Chunk size of streaming rows, in positions; with 0, they see as much as the others.
         streaming_B: Boolean, True for rows whose positions see no further than the end of their
             own chunk; None if no row is streaming.
+        past: S, the number of keys before these positions, all of them valid.
 
     Returns:
-        A boolean mask that broadcasts to (B, 1, T, T), True where a query may attend.
+        A boolean mask that broadcasts to (B, 1, T, S + T), True where a query may attend.
     """
+    queries = valid_BT.size(1)
+    if past > 0:
+        valid_BT = torch.cat([valid_BT.new_ones(valid_BT.size(0), past), valid_BT], dim=1)
     visible = valid_BT[:, None, None]
     if streaming_B is not None and chunk > 0:
-        chunks = chunk_mask(valid_BT.size(1), valid_BT.size(1), chunk, valid_BT)
+        chunks = chunk_mask(queries, queries + past, chunk, valid_BT)
         visible = visible & (chunks | ~streaming_B[:, None, None, None])
     return visible
 

@@ -1,8 +1,10 @@
 """Components of a speech-token LM that are exported: prefill, and decoding with a cache.
 
-Class attributes follow the protocol `Component` in `cosyexp/exporting/components.py`.
+The rows of a batch may have different lengths: they are aligned at their ends, and `start` is the
+number of positions before the start of each row. Class attributes follow the protocol `Component`
+in `cosyexp/exporting/components.py`.
 
-B batch, L text tokens, E speaker embedding, V speech classes, S cached positions.
+B batch, L text tokens, N speech tokens, E speaker embedding, V speech classes, S cached positions.
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +19,31 @@ if TYPE_CHECKING:  # importing transformers takes a second
     from cosyexp.models.llm.qwen_lm import QwenLM
 
 EXCLUDED = {"jit": "TorchScript cannot compile Qwen2"}
+PROMPT = ("text", "text_lens", "speech", "speech_lens")
+DYNAMIC = {
+    "text": {0: "batch", 1: "text_len"},
+    "text_lens": {0: "batch"},
+    "speech": {0: "batch", 1: "speech_len"},
+    "speech_lens": {0: "batch"},
+    "logp": {0: "batch"},
+    "cache": {1: "batch", 3: "past_len"},
+    "start": {0: "batch"},
+}
+
+
+def prompts(
+    network: "TransformerLM | QwenLM", size: int, draw: torch.Generator, batch: int
+) -> list[Tensor]:
+    """Returns random prompts: `size` text and speech tokens in the first row, fewer in others."""
+    text = network.text_embedding.num_embeddings
+    speech = network.speech_embedding.num_embeddings
+    lens = size - torch.arange(batch) * (size // 3)
+    return [
+        torch.randint(text, (batch, size), generator=draw),
+        lens,
+        torch.randint(speech, (batch, size), generator=draw),
+        lens.flip(0),
+    ]
 
 
 @register("component")
@@ -27,30 +54,39 @@ class Prefill(nn.Module):
         network: The `TransformerLM` (Du et al. 2024, "CosyVoice").
     """
 
-    inputs: tuple[str, ...] = ("text", "speaker")
-    outputs = ("logp", "cache")
-    dynamic = {
-        "text": {0: "batch", 1: "text_len"},
-        "speaker": {0: "batch"},
-        "logp": {0: "batch"},
-        "cache": {1: "batch", 3: "past_len"},
-    }
+    inputs: tuple[str, ...] = (*PROMPT, "speaker")
+    outputs = ("logp", "cache", "start")
+    dynamic = {**DYNAMIC, "speaker": {0: "batch"}}
 
     def __init__(self, network: TransformerLM) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, text_BL: Tensor, speaker_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the log-probabilities (B, V) of the first speech token, and the cache."""
-        x = self.network.prompt(text_BL, speaker_BE)
-        return self.network.decode(x, self.network.empty_cache(x))
+    def forward(
+        self,
+        text_BL: Tensor,
+        text_lens_B: Tensor,
+        speech_BN: Tensor,
+        speech_lens_B: Tensor,
+        speaker_BE: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the prompts; see `TransformerLM.aligned_prompts` for the arguments.
+
+        Returns:
+            The log-probabilities (B, V) of the first speech token, the cache, and the number of
+            positions before the start of each row (B,).
+        """
+        x, start_B = self.network.aligned_prompts(
+            text_BL, text_lens_B, speech_BN, speech_lens_B, speaker_BE
+        )
+        logp_BV, cache = self.network.decode(x, self.network.empty_cache(x), start_B)
+        return logp_BV, cache, start_B
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        """Returns random inputs: `size` text tokens and a speaker embedding for each row."""
+        """Returns random inputs: `size` text and speech tokens, fewer in all rows but the first."""
         speaker_dim = self.network.spk_embed_affine_layer.in_features
         speaker = torch.randn(batch, speaker_dim, generator=draw)
-        vocabulary = self.network.text_embedding.num_embeddings
-        return torch.randint(vocabulary, (batch, size), generator=draw), speaker
+        return *prompts(self.network, size, draw, batch), speaker
 
 
 @register("component")
@@ -61,28 +97,26 @@ class TextPrefill(nn.Module):
         network: The `QwenLM` (Du et al. 2024, "CosyVoice 2"; Du et al. 2025, "CosyVoice 3").
     """
 
-    inputs: tuple[str, ...] = ("text",)
-    outputs = ("logp", "cache")
-    dynamic = {
-        "text": {0: "batch", 1: "text_len"},
-        "logp": {0: "batch"},
-        "cache": {1: "batch", 3: "past_len"},
-    }
+    inputs: tuple[str, ...] = PROMPT
+    outputs = ("logp", "cache", "start")
+    dynamic = DYNAMIC
     excluded_formats = EXCLUDED
 
     def __init__(self, network: "QwenLM") -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the log-probabilities (B, V) of the first speech token, and the cache."""
-        x = self.network.prompt(text_BL)
-        return self.network.decode(x, self.network.empty_cache(x))
+    def forward(
+        self, text_BL: Tensor, text_lens_B: Tensor, speech_BN: Tensor, speech_lens_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the prompts; see `Prefill.forward`, and `QwenLM.aligned_prompts`."""
+        x, start_B = self.network.aligned_prompts(text_BL, text_lens_B, speech_BN, speech_lens_B)
+        logp_BV, cache = self.network.decode(x, self.network.empty_cache(x), start_B)
+        return logp_BV, cache, start_B
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
-        """Returns random inputs: `size` text tokens for each row."""
-        vocabulary = self.network.text_embedding.num_embeddings
-        return (torch.randint(vocabulary, (batch, size), generator=draw),)
+        """Returns random inputs: `size` text and speech tokens, fewer in all rows but the first."""
+        return tuple(prompts(self.network, size, draw, batch))
 
 
 @register("component")
@@ -93,11 +127,12 @@ class Decode(nn.Module):
         network: The language model.
     """
 
-    inputs = ("token", "cache")
+    inputs = ("token", "cache", "start")
     outputs = ("logp", "new_cache")
     dynamic = {
         "token": {0: "batch"},
         "cache": {1: "batch", 3: "past_len"},
+        "start": {0: "batch"},
         "logp": {0: "batch"},
         "new_cache": {1: "batch", 3: "past_len + 1"},
     }
@@ -106,25 +141,28 @@ class Decode(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, token_B: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, token_B: Tensor, cache: Tensor, start_B: Tensor) -> tuple[Tensor, Tensor]:
         """Appends a speech token to the sequence.
 
         Args:
             token_B: The last speech token of each row.
             cache: The cache of everything before it.
+            start_B: Number of positions before the start of each row.
 
         Returns:
             The log-probabilities (B, V) of the next speech token, and the cache with S + 1
             positions.
         """
-        return self.network.decode(self.network.speech_embedding(token_B).unsqueeze(1), cache)
+        x_B1D = self.network.speech_embedding(token_B).unsqueeze(1)
+        return self.network.decode(x_B1D, cache, start_B)
 
     def example(self, size: int, draw: torch.Generator, batch: int = 1) -> tuple[Tensor, ...]:
         """Returns random inputs: a speech token and a cache of `size` positions for each row."""
         layers, _, heads, _, width = self.network.empty_cache(torch.empty(1)).shape
         cache = torch.randn(layers, batch, heads, size, width, generator=draw)
         classes = self.network.speech_embedding.num_embeddings
-        return torch.randint(classes, (batch,), generator=draw), cache
+        start = torch.arange(batch) * (size // 2)
+        return torch.randint(classes, (batch,), generator=draw), cache, start
 
 
 @register("component")

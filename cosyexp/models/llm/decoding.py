@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # importing transformers takes a second
 
 # Chooses a class, given log-probabilities (V,) and the classes chosen before.
 Choose = Callable[[Tensor, Sequence[int]], int]
-# Maps tokens (B,) and a cache to log-probabilities (B, V) of the next token and the new cache.
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Maps tokens (B,), a cache and, if given, the starts of the rows (B,) to log-probabilities (B, V)
+# of the next token and the new cache.
+Step = Callable[..., tuple[Tensor, Tensor]]
 
 
 def decode(
@@ -48,12 +49,15 @@ def decode(
     Yields:
         Speech tokens, one after another.
     """
-    limits = {
-        "speech_vocabulary": speech_vocabulary,
-        "min_tokens": min_tokens,
-        "max_tokens": max_tokens,
-    }
-    for tokens in decode_batch(logp_BV, cache, step, [choose], forbidden=forbidden, **limits):
+    for tokens in decode_batch(
+        logp_BV,
+        cache,
+        step,
+        [choose],
+        speech_vocabulary=speech_vocabulary,
+        limits=[(min_tokens, max_tokens)],
+        forbidden=forbidden,
+    ):
         yield tokens[0]
 
 
@@ -64,11 +68,11 @@ def decode_batch(
     choose: Sequence[Choose],
     *,
     speech_vocabulary: int,
-    min_tokens: int,
-    max_tokens: int,
+    limits: Sequence[tuple[int, int]],
+    start_B: Tensor | None = None,
     forbidden: Sequence[int] | slice | None = None,
 ) -> Iterator[Mapping[int, int]]:
-    """Decodes the speech tokens of several rows whose prompts have the same length.
+    """Decodes the speech tokens of several rows.
 
     Finished rows leave the batch, so that later steps cost less.
 
@@ -78,8 +82,9 @@ def decode_batch(
         step: Runs the network on one token of each remaining row.
         choose: For each row, chooses the next class.
         speech_vocabulary: See `decode`.
-        min_tokens: See `decode`.
-        max_tokens: See `decode`.
+        limits: For each row, `min_tokens` and `max_tokens` of `decode`.
+        start_B: Number of positions before the start of each row, if their prompts have different
+            lengths and are aligned at their ends.
         forbidden: See `decode`.
 
     Yields:
@@ -87,27 +92,29 @@ def decode_batch(
     """
     # Speech tokens so far, by the index of the row; finished rows are removed.
     histories: dict[int, list[int]] = {row: [] for row in range(len(choose))}
-    for length in range(max_tokens):
-        logp_BV = logp_BV.cpu().clone()
-        if length < min_tokens:
-            masked = slice(speech_vocabulary, None) if forbidden is None else forbidden
-            logp_BV[:, masked] = -torch.inf
-        chosen = [
-            (row, choose[row](logp_V, history))
-            for (row, history), logp_V in zip(histories.items(), logp_BV, strict=True)
-        ]
-        unfinished = [i for i, (_, token) in enumerate(chosen) if token < speech_vocabulary]
-        if not unfinished:
-            return
-        tokens = dict(chosen[i] for i in unfinished)
-        if len(unfinished) < len(chosen):
-            index = torch.tensor(unfinished, device=cache_CBHSK.device)
-            cache_CBHSK = cache_CBHSK.index_select(1, index)
-        histories = {row: histories[row] for row in tokens}
+    masked = slice(speech_vocabulary, None) if forbidden is None else forbidden
+    while True:
+        logp_BV, tokens = logp_BV.cpu().clone(), dict[int, int]()
+        for (row, history), logp_V in zip(histories.items(), logp_BV, strict=True):
+            fewest, most = limits[row]
+            if len(history) < fewest:
+                logp_V[masked] = -torch.inf
+            if len(history) < most and (token := choose[row](logp_V, history)) < speech_vocabulary:
+                tokens[row] = token
         for row, token in tokens.items():
             histories[row].append(token)
-        yield tokens
-        logp_BV, cache_CBHSK = step(torch.tensor(list(tokens.values())), cache_CBHSK)
+        if tokens:
+            yield tokens
+        unfinished = [i for i, row in enumerate(histories) if row in tokens]
+        if not unfinished:
+            return
+        if len(unfinished) < len(histories):
+            index = torch.tensor(unfinished, device=cache_CBHSK.device)
+            cache_CBHSK = cache_CBHSK.index_select(1, index)
+            start_B = None if start_B is None else start_B[index.to(start_B.device)]
+        histories = {row: histories[row] for row in tokens}
+        starts = () if start_B is None else (start_B,)
+        logp_BV, cache_CBHSK = step(torch.tensor(list(tokens.values())), cache_CBHSK, *starts)
 
 
 def decode_in_blocks(
@@ -120,6 +127,7 @@ def decode_in_blocks(
     prompt_text_1L: Tensor,
     prompt_speech_1N: Tensor,
     max_tokens: int,
+    lead_1L: Tensor | None = None,
     block: tuple[int, int] = (5, 15),
     stutter: bool = False,
 ) -> Iterator[int]:
@@ -139,6 +147,7 @@ def decode_in_blocks(
         prompt_text_1L: Text of the prompt, (1, 0) without one.
         prompt_speech_1N: Speech tokens of the prompt, (1, 0) without one.
         max_tokens: Maximum number of chosen classes, fill tokens included.
+        lead_1L: Text of the instruction, before the first block; None without one.
         block: Text tokens and speech tokens of a block.
         stutter: Whether to feed the last speech token twice before the rest of the text, as the
             original does.
@@ -153,6 +162,8 @@ def decode_in_blocks(
     text, prompt = embed(prompt_text_1L), network.speech_embedding(prompt_speech_1N)
     # Embeddings that the network has not processed yet.
     pending, cache = [start], network.empty_cache(start)
+    if lead_1L is not None:
+        pending.append(embed(lead_1L))
     # All chosen classes, fill tokens included.
     history: list[int] = []
     # A block of speech ends at this length of the history.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from cosyexp.arguments import Count
-from cosyexp.models.llm.sequence import take
+from cosyexp.models.llm.sequence import prompt_index, seen_keys, take
 from cosyexp.registry import register
 
 
@@ -162,17 +162,45 @@ class QwenLM(nn.Module):
         start, task = self.sos_task_embedding(text_BL.size(0)).split(1, dim=1)
         return torch.cat([start, self.text_embedding(text_BL), task], dim=1)
 
+    def aligned_prompts(
+        self, text_BL: Tensor, text_lens_B: Tensor, speech_BN: Tensor, speech_lens_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeds the prompts [sos, text, task, speech], aligned at their ends.
+
+        Args:
+            text_BL: Text tokens; padding may be any valid token.
+            text_lens_B: Number of text tokens of each row.
+            speech_BN: Speech tokens to continue; padding may be any valid token. N is at least 1.
+            speech_lens_B: Number of speech tokens of each row.
+
+        Returns:
+            The embedded prompts, (B, L + N + 2, D), and the number of positions before the start of
+            each row, (B,).
+        """
+        parts = [
+            self.text_embedding(text_BL),
+            self.speech_embedding(speech_BN),
+            self.sos_task_embedding(text_BL.size(0)),
+        ]
+        index_BT, start_B = prompt_index(
+            text_lens_B, speech_lens_B, text_BL.size(1), speech_BN.size(1), False
+        )
+        return take(torch.cat(parts, dim=1), index_BT), start_B
+
     def empty_cache(self, x: Tensor) -> Tensor:
         """Returns an empty cache, (C, B, H, 0, 2K), with the batch size and dtype of `x`."""
         layers, heads, width = self.cache_shape
         return x.new_zeros(layers, x.size(0), heads, 0, width)
 
-    def decode(self, x_BTD: Tensor, cache_CBHSK: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, x_BTD: Tensor, cache_CBHSK: Tensor, start_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Appends embeddings to cached sequences and predicts the next token.
 
         Args:
-            x_BTD: The embeddings; no row may be padded.
+            x_BTD: The embeddings.
             cache_CBHSK: Keys and values of everything before, (C, B, H, S, 2K).
+            start_B: Number of positions before the start of each row; None if all start at 0.
 
         Returns:
             Log-probabilities after the last position (B, V), and the cache extended by T positions.
@@ -180,8 +208,18 @@ class QwenLM(nn.Module):
         past = DynamicCache()
         for layer, keys_and_values in enumerate(cache_CBHSK):
             past.update(*keys_and_values.chunk(2, dim=-1), layer)
+        mask = positions = None
+        if start_B is not None:
+            before, size = cache_CBHSK.size(3), x_BTD.size(1)
+            mask = seen_keys(start_B, size, before + size).unsqueeze(1)
+            places = torch.arange(size, device=x_BTD.device) + before
+            positions = (places - start_B.unsqueeze(1)).clamp(min=0)
         hidden = self.llm.model.model(
-            inputs_embeds=x_BTD, past_key_values=past, use_cache=True
+            inputs_embeds=x_BTD,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+            use_cache=True,
         ).last_hidden_state
         cache = torch.stack([torch.cat([keys, values], dim=-1) for keys, values, *_ in past])
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cosyexp.models.layers.encoder import Encoder
-from cosyexp.models.llm.sequence import take
+from cosyexp.models.llm.sequence import prompt_index, seen_keys, take
 from cosyexp.registry import register
 
 
@@ -99,21 +99,59 @@ class TransformerLM(nn.Module):
         speaker = start[:, :0] if speaker_BE is None else self._speaker(speaker_BE)
         return torch.cat([start, speaker, self._text(text_BL, lengths), task], dim=1)
 
+    def aligned_prompts(
+        self,
+        text_BL: Tensor,
+        text_lens_B: Tensor,
+        speech_BN: Tensor,
+        speech_lens_B: Tensor,
+        speaker_BE: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeds the prompts [sos, speaker, text, task, speech], aligned at their ends.
+
+        Args:
+            text_BL: Text tokens; padding may be any valid token.
+            text_lens_B: Number of text tokens of each row.
+            speech_BN: Speech tokens to continue; padding may be any valid token. N is at least 1.
+            speech_lens_B: Number of speech tokens of each row.
+            speaker_BE: Speaker embeddings.
+
+        Returns:
+            The embedded prompts, (B, L + N + 3, D), and the number of positions before the start of
+            each row, (B,).
+        """
+        parts = [
+            self._text(text_BL, text_lens_B),
+            self.speech_embedding(speech_BN),
+            self._sos_task_embedding(text_BL.size(0)),
+            self._speaker(speaker_BE),
+        ]
+        index_BT, start_B = prompt_index(
+            text_lens_B, speech_lens_B, text_BL.size(1), speech_BN.size(1), True
+        )
+        return take(torch.cat(parts, dim=1), index_BT), start_B
+
     def empty_cache(self, x: Tensor) -> Tensor:
         """Returns an empty cache with the batch size and dtype of `x`; see `Encoder`."""
         return self.llm.empty_cache(x)
 
-    def decode(self, x_BTD: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, x_BTD: Tensor, cache: Tensor, start_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Appends embeddings to cached sequences and predicts the next token.
 
         Args:
-            x_BTD: The embeddings; no row may be padded.
+            x_BTD: The embeddings.
             cache: The cache of everything before; see `Encoder`.
+            start_B: Number of positions before the start of each row; None if all start at 0.
 
         Returns:
             Log-probabilities after the last position (B, V), and the cache extended by T positions.
         """
-        hidden, cache = self.llm.extend(x_BTD, cache)
+        seen: Tensor | None = None
+        if start_B is not None:
+            seen = seen_keys(start_B, x_BTD.size(1), cache.size(3) + x_BTD.size(1))
+        hidden, cache = self.llm.extend(x_BTD, cache, seen)
         return torch.log_softmax(self.llm_decoder(hidden[:, -1]).float(), dim=-1), cache
 
     def _text(self, text_BL: Tensor, lengths_B: Tensor) -> Tensor:
