@@ -161,6 +161,8 @@ def register() -> None:
         "compare": config.CompareConfig,
         "export": config.ExportConfig,
         "synthesize": config.SynthesizeConfig,
+        "push": config.PushConfig,
+        "pull": config.PullConfig,
     }
     for name, schema in schemas.items():
         ConfigStore.instance().store(group="schema", name=name, node=schema, package="_global_")
