@@ -20,6 +20,8 @@ MODELS = {
     "finetune_flow": "flow",
     "finetune_vocoder": "hifigan",
     "dpo": "llm",
+    "lora_llm": "llm",
+    "lora_flow": "flow",
 }
 FINE_TUNING = [
     *product(["finetune_llm", "finetune_flow", "dpo"], ["cosyvoice", "cosyvoice3"]),
@@ -77,6 +79,20 @@ def test_a_recipe_fine_tunes_weights(recipe, family, lists, tmp_path):
     )
     assert all(torch.equal(first[name], initial[name]) for name in initial)
     assert not all(torch.equal(last[name], initial[name]) for name in initial)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family"), product(["lora_llm", "lora_flow"], ["cosyvoice", "cosyvoice3"])
+)
+def test_a_recipe_trains_an_adapter(recipe, family, lists, tmp_path):
+    model, source, run = MODELS[recipe], tmp_path / "source.safetensors", tmp_path / "run"
+    words = tiny(recipe, family, model, lists, run)
+    config = compose_train([*words, f"family={family}", f"init_from={source}"])
+    assert config.model.name == model and config.optimizer["lr"] == 1e-4
+    save_tensors(source, build(config.network, "network").state_dict())
+    assert rates(config, run) == [1e-4] * 2
+    adapter = read_tensors(run / "checkpoints/step_00000002/adapter_model.safetensors")
+    assert adapter and all("lora_" in name for name in adapter)
 
 
 @pytest.mark.parametrize("model", ["llm", "flow"])
