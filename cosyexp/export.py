@@ -3,6 +3,8 @@
   format=onnx|jit|pt2    components for ONNX Runtime, for libtorch, or as torch.export programs
                          (format.compile=true: compiled for this machine)
   format=official        weights for the runtime of the original: llm.pt, flow.pt or hift.pt
+  format=hf              an llm of cosyvoice2 or cosyvoice3 as a Hugging Face folder, for
+                         transformers, vLLM, SGLang and TensorRT-LLM
   format=peft            the adapter of a run with adapter=lora, alone; all others merge it
   run_dir=...            the run; default: the newest one under runs/
   weights=best|last|average|<a name under averages/>|<path>

@@ -10,6 +10,8 @@
   run_dir=...                  folder of the run; default runs/<family>/<model>
   init_from=...                weights to start from: another run, or a file, such as an official
                                llm.pt, flow.pt or hift.pt
+  tokenizer.extra=[...]        new tokens of the text; init_extra=mean|normal|copy:<token> is what
+                               their embeddings start from
   resume.change=[optimizer.lr] settings that a resumed run goes on with at another value
   reference=...                mode=dpo: weights of the reference model; default init_from
   adapter=none|lora            train all weights, or low-rank changes of those of init_from
@@ -18,7 +20,7 @@
 
 Examples
   python -m cosyexp.train model=flow
-  python -m cosyexp.train family=cosyvoice2 model=flow experiment=finetune init_from=flow.pt ...
+  python -m cosyexp.train family=cosyvoice2 experiment=finetune_flow init_from=flow.pt ...
   python -m cosyexp.train -m model=llm,flow optimizer.lr=1e-4,3e-4 hydra/launcher=slurm
 
 -m                     sweep over all combinations of the values, one after the other, or in

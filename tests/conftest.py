@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.qwen import save_tokenizer
 from tests.tones import prepare_demo, write_lists
 
 torch.set_num_threads(1)
@@ -112,3 +113,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lists(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with train.list and valid.list of tones for every family, by token rate."""
     return write_lists(tmp_path_factory.mktemp("tones"))
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tokenizer with the ids of Qwen2."""
+    return save_tokenizer(tmp_path_factory.mktemp("qwen"))

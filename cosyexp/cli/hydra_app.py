@@ -162,6 +162,8 @@ def register() -> None:
         "evaluate": config.EvaluateConfig,
         "export": config.ExportConfig,
         "synthesize": config.SynthesizeConfig,
+        "push": config.PushConfig,
+        "pull": config.PullConfig,
     }
     for name, schema in schemas.items():
         ConfigStore.instance().store(group="schema", name=name, node=schema, package="_global_")

@@ -11,7 +11,10 @@ from hydra.errors import HydraException
 from cosyexp.distributed import rank_environment
 from cosyexp.errors import UserError
 
-ALIASES = {"trainer.clip": "trainer.max_grad_norm"}
+ALIASES = {
+    "trainer.clip": "trainer.max_grad_norm",
+    "tokenizer.extra": "family.tokenizer.extra",
+}
 OVERLAYS = ("experiment", "debug", "hparams_search")  # null by default: + changes nothing
 CONFIG_DIR_FLAGS = ("-cd", "--config-dir")
 WITH_VALUE = {*CONFIG_DIR_FLAGS, "-cp", "--config-path", "-cn", "--config-name", "-c", "--cfg"}
@@ -29,8 +32,8 @@ def normalize_overrides(
 
     `text=Hello, world!` stays one sentence, a path that the grammar does not know is quoted,
     `precision=fp32,fp16` becomes a list, `+experiment=x` becomes `experiment=x`, `experiment=null`,
-    which is the default, is left out, an older name of a key becomes the current one, and a
-    launcher's `--local_rank=0` is left out. In a sweep (-m) commas separate the jobs: text and
+    which is the default, is left out, an alias of a key becomes its name, and a launcher's
+    `--local_rank=0` is left out. In a sweep (-m) commas separate the jobs: text and
     paths stay as typed, a list has one item in each job.
 
     Args:

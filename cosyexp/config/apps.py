@@ -96,6 +96,8 @@ class TrainConfig(ExportedConfig, AppConfig):
         run_dir: folder of the run.
         init_from: a run or a file of weights to start from.
         init_strict: whether all of these weights must fit.
+        init_extra: what the embeddings of family.tokenizer.extra start from: mean, normal or
+            copy:<token>; null: the weights have them.
         reference: reference model of mode=dpo, a run or a file of weights.
         resume: what a resumed run may change.
         plan: print what the run would need, and train nothing.
@@ -118,6 +120,7 @@ class TrainConfig(ExportedConfig, AppConfig):
     run_dir: str = "???"
     init_from: str | None = None
     init_strict: bool = True
+    init_extra: str | None = "mean"
     reference: str | None = None
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     plan: bool = False
@@ -240,6 +243,42 @@ class ExportConfig(AppConfig):
     license: str | None = None
     evaluation: str = "evaluation"
     tag: str = "${cosyexp.swept:}"
+
+
+@dataclass
+class PushConfig(AppConfig):
+    """Config of `push`.
+
+    Attributes:
+        run_dir: the run; null: the newest one.
+        format: folder of the run's exports whose files are pushed; null: all, as folders.
+        repo: the repository, such as me/voice.
+        private: whether a new repository is private.
+        endpoint: URL of the hub; null: HF_ENDPOINT, or huggingface.co.
+    """
+
+    run_dir: str | None = None
+    format: str | None = None
+    repo: str = "???"
+    private: bool = True
+    endpoint: str | None = None
+
+
+@dataclass
+class PullConfig(AppConfig):
+    """Config of `pull`.
+
+    Attributes:
+        repo: the repository, such as me/voice.
+        revision: branch, tag or commit; null: the main branch.
+        out: folder to write; it must not be there.
+        endpoint: URL of the hub; null: HF_ENDPOINT, or huggingface.co.
+    """
+
+    repo: str = "???"
+    revision: str | None = None
+    out: str = "???"
+    endpoint: str | None = None
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -33,9 +34,54 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extensible:
+    """Base class of tokenizers that can be given more tokens.
+
+    Attributes:
+        extra: the new tokens, whose ids follow those of the vocabulary. Where several begin at the
+            same character of a text, the longest counts.
+
+    Raises:
+        ValueError: a new token is empty, or is named twice.
+    """
+
+    extra: Sequence[str] | None = field(default=None, repr=False)  # counts by `content`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", tuple(self.extra or ()))
+        if "" in self.new_tokens or len(set(self.new_tokens)) < len(self.new_tokens):
+            raise ValueError("extra must be a list of different texts, none of them empty")
+
+    @property
+    def new_tokens(self) -> tuple[str, ...]:
+        """The new tokens, in the order of their ids."""
+        return tuple(self.extra or ())
+
+    @property
+    def content(self) -> str:
+        """What the token ids depend on besides the `repr`."""
+        return repr(self.new_tokens) if self.new_tokens else ""
+
+    def new_ids(self) -> list[int]:
+        """Returns the ids of the new tokens.
+
+        Raises:
+            UserError: a new token is a token of the vocabulary already.
+        """
+        raise NotImplementedError
+
+    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """Yields the pieces of a text, each with its id if it is a new token."""
+        ids = dict(zip(self.new_tokens, self.new_ids(), strict=True))
+        longest_first = sorted(ids, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if ids else [text]
+        return ((part, ids.get(part)) for part in parts)
+
+
 @register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
-class CharacterTokenizer:
+class CharacterTokenizer(Extensible):
     """One id per character, from 1; case is folded and unknown characters are left out.
 
     Attributes:
@@ -44,22 +90,28 @@ class CharacterTokenizer:
 
     alphabet: str
 
+    def new_ids(self) -> list[int]:
+        """Returns the ids of the new tokens, see `Extensible`."""
+        refuse_known(token for token in self.new_tokens if token in set(self.alphabet))
+        return [len(self.alphabet) + 1 + i for i in range(len(self.new_tokens))]
+
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of the known characters."""
-        return [
-            self.alphabet.index(character) + 1
-            for character in text.lower()
-            if character in self.alphabet
-        ]
+        """Returns the ids of the new tokens and the known characters."""
+        ids: list[int] = []
+        for part, token in self.split(text):
+            known = [self.alphabet.index(c) + 1 for c in part.lower() if c in self.alphabet]
+            ids += known if token is None else [token]
+        return ids
 
     def unknown(self, text: str) -> Sequence[str]:
         """Returns the characters that are not in the alphabet, in lower case."""
-        return sorted(set(text.lower()) - set(self.alphabet))
+        rest = "".join(part for part, token in self.split(text) if token is None)
+        return sorted(set(rest.lower()) - set(self.alphabet))
 
 
 @register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
-class WhisperTokenizer:
+class WhisperTokenizer(Extensible):
     """Whisper's multilingual byte-pair encoding, with the special tokens of 100 languages.
 
     (Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision")
@@ -72,12 +124,21 @@ class WhisperTokenizer:
 
     @property
     def content(self) -> str:
-        """Hash of the vocabulary file; empty for the one of the installed package."""
-        return digest([Path(self.vocabulary)]) if self.vocabulary else ""
+        """Hash of the vocabulary file, if it is not that of the package, and the new tokens."""
+        return (digest([Path(self.vocabulary)]) if self.vocabulary else "") + super().content
+
+    def new_ids(self) -> list[int]:
+        """Returns the ids of the new tokens, see `Extensible`."""
+        encoding = whisper_encoding(self.vocabulary)
+        refuse_known(token for token in self.new_tokens if token in encoding.special_tokens_set)
+        return [encoding.n_vocab + i for i in range(len(self.new_tokens))]
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text, in which special tokens are recognized."""
-        ids: list[int] = whisper_encoding(self.vocabulary).encode(text, allowed_special="all")
+        encoding = whisper_encoding(self.vocabulary)
+        ids: list[int] = []
+        for part, token in self.split(text):
+            ids += encoding.encode(part, allowed_special="all") if token is None else [token]
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
@@ -87,7 +148,7 @@ class WhisperTokenizer:
 
 @register("tokenizer")
 @dataclass(frozen=True, kw_only=True)
-class QwenTokenizer:
+class QwenTokenizer(Extensible):
     """Byte-pair encoding of Qwen2, with the special tokens of a family such as <|endofprompt|>.
 
     Attributes:
@@ -100,20 +161,41 @@ class QwenTokenizer:
 
     @property
     def content(self) -> str:
-        """Hash of the files of the tokenizer; empty without a folder."""
+        """Hash of the files of the tokenizer, if there is a folder, and the new tokens."""
         names = ("vocab.json", "merges.txt", "tokenizer.json")
-        return digest([Path(self.folder) / name for name in names]) if self.folder else ""
+        files = [Path(self.folder) / name for name in names] if self.folder else []
+        return (digest(files) if files else "") + super().content
+
+    @property
+    def library(self) -> Any:
+        """The tokenizer of transformers, with the special tokens and the new ones."""
+        return qwen_tokenizer(self.folder, self.special_tokens, self.new_tokens)
+
+    def new_ids(self) -> list[int]:
+        """Returns the ids of the new tokens, see `Extensible`."""
+        ids: list[int] = self.library.convert_tokens_to_ids(list(self.new_tokens))
+        return ids
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text, in which special tokens are recognized."""
-        ids: list[int] = qwen_tokenizer(self.folder, self.special_tokens).encode(
-            text, add_special_tokens=False
-        )
+        """Returns the token ids of a text, in which special and new tokens are recognized."""
+        ids: list[int] = self.library.encode(text, add_special_tokens=False)
         return ids
 
     def unknown(self, text: str) -> Sequence[str]:
         """Returns nothing, as a byte-level vocabulary covers every character."""
         return []
+
+
+def refuse_known(tokens: Iterable[str]) -> None:
+    """Checks that there are none of the new tokens that the vocabulary has already.
+
+    Raises:
+        UserError: there is one.
+    """
+    for token in tokens:
+        raise UserError(
+            f"family.tokenizer.extra={token!r} is a token of the vocabulary already: leave it out"
+        )
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -204,17 +286,19 @@ def shipped_vocabulary() -> Path:
 
 
 @cache
-def qwen_tokenizer(folder: str | None, added: str) -> Any:
+def qwen_tokenizer(folder: str | None, added: str, extra: tuple[str, ...] = ()) -> Any:
     """Returns the tokenizer of Qwen2 with the special tokens of a family, built once per process.
 
     Args:
         folder: of the pretrained tokenizer.
         added: name of the special tokens, see `read_special_tokens`.
+        extra: new tokens, whose ids follow.
 
     Raises:
-        UserError: if the folder does not exist or does not have the tokenizer of Qwen2.
+        UserError: if the folder does not exist or does not have the tokenizer of Qwen2, or if a new
+            token is in it already.
     """
-    from transformers import Qwen2Tokenizer
+    from transformers import AddedToken, Qwen2Tokenizer
 
     if folder is None or not Path(folder).is_dir():
         missing = "" if folder is None else f"there is no folder {folder}; "
@@ -247,4 +331,7 @@ def qwen_tokenizer(folder: str | None, added: str) -> Any:
             f"{folder} is not the tokenizer of Qwen2, as <|endofprompt|> has the id {actual} "
             f"instead of {END_OF_PROMPT}: give the folder of Qwen2 as family.tokenizer.folder="
         )
+    last = max(tokenizer.convert_tokens_to_ids(read_special_tokens(added)))
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in extra])
+    refuse_known(token for token in extra if tokenizer.convert_tokens_to_ids(token) <= last)
     return tokenizer

@@ -186,6 +186,23 @@ class ComponentFormat:
         return measured
 
 
+def refuse_parts(form: str, names: Sequence[str] | None, precision: str) -> None:
+    """Checks what is asked of a format that writes the weights of a whole model.
+
+    Raises:
+        UserError: components or another precision than fp32 are asked for.
+    """
+    if names is not None:
+        raise UserError(
+            f"format={form} writes the whole model, not single components: leave components= out"
+        )
+    if precision != "fp32":
+        raise UserError(
+            f"format={form} writes the weights as they are, not in {precision}: leave precision= "
+            f"out"
+        )
+
+
 def write_excerpt(source: ExportSource, folder: Path, node: dict[str, Any] | None) -> None:
     """Writes what synthesis reads besides: `<model>.yaml`, the speakers and the front ends.
 

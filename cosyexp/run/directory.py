@@ -30,6 +30,7 @@ CHANGEABLE = (
     "run_dir",
     "init_from",
     "init_strict",
+    "init_extra",
     # the content of the training data decides; on other validation data the best starts anew
     "data.dir",
     "data.train",

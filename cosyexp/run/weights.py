@@ -1,7 +1,7 @@
 """Selects the weights of a run, and loads weights into networks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,11 @@ def weights_of(source: str) -> Path:
 
 
 def init_weights(
-    networks: Mapping[str, nn.Module], model: str, source: str, strict: bool = True
+    networks: Mapping[str, nn.Module],
+    model: str,
+    source: str,
+    strict: bool = True,
+    extended: Collection[str] = (),
 ) -> Path:
     """Initializes the networks of a training from a run or a weights file.
 
@@ -276,6 +280,8 @@ def init_weights(
             keeps its random initialization if the source has no weights for it.
         source: a run or a weights file, see `weights_of`.
         strict: refuse weights whose names or shapes differ from the network's.
+        extended: names of parameters of the model that may have fewer rows in the file; the others
+            keep their random initialization.
 
     Returns:
         The file that the weights of the model come from.
@@ -283,7 +289,8 @@ def init_weights(
     path = weights_of(source)
     folder = Path(source).expanduser()
     content = read_weights(path)
-    _load_initial(networks[model], content["model"], path, strict)
+    whole = _add_rows(content["model"], networks[model], extended)
+    _load_initial(networks[model], whole, path, strict)
     for name, network in networks.items():
         if name == model:
             continue
@@ -296,6 +303,23 @@ def init_weights(
         else:
             log.info("%s has no %s, which starts from scratch", source, name)
     return path
+
+
+def _add_rows(
+    tensors: Mapping[str, Tensor], network: nn.Module, names: Collection[str]
+) -> dict[str, Tensor]:
+    """Returns tensors with the missing last rows of some parameters, as they are in the network."""
+    added = {
+        name: torch.cat([tensors[name], own[len(tensors[name]) :].to(tensors[name].dtype)])
+        for name, own in network.state_dict().items()
+        if name in names
+        and name in tensors
+        and tensors[name].dtype in FLOATS
+        and tensors[name].layout == torch.strided
+        and tensors[name].shape[1:] == own.shape[1:]
+        and len(tensors[name]) < len(own)
+    }
+    return {**tensors, **added}
 
 
 def _load_initial(

@@ -33,6 +33,7 @@ from cosyexp.training.nodes import check_nodes, engine_node
 from cosyexp.training.parameters import freeze, parameter_rules, table
 from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
+from cosyexp.training.vocabulary import check_extra, extended_parameters, initialize_extra
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ def assemble(config: TrainConfig, run: RunDirectory, engine: Engine) -> Trainer:
         UserError: a setting or a file cannot be used.
     """
     objective = build_objective(config)
+    check_extra(config, objective)
     callbacks = {name: build(node, "callback") for name, node in config.callbacks.items()}
     metrics = {name: build(node, "metric") for name, node in config.metrics.items()}
     loggers = build_loggers(config) if engine.rank == 0 else []
@@ -346,16 +348,21 @@ def _load_initial_weights(config: TrainConfig, trainer: Trainer) -> Path | None:
         return Path(str(config.init_from))
     trainables = trainer.objective.trainables
     networks: dict[str, Any] = {name: trainable.module for name, trainable in trainables.items()}
+    network, folder = networks[trainer.model], config.network.get("pretrained")
     if config.init_from:
-        return init_weights(networks, trainer.model, config.init_from, config.init_strict)
-    if not (folder := config.network.get("pretrained")):
+        extended = extended_parameters(config, network)
+        path = init_weights(networks, trainer.model, config.init_from, config.init_strict, extended)
+    elif folder:
+        path = Path(folder)
+        try:
+            network.load_pretrained(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"network.pretrained={folder} cannot be loaded: {reason}") from None
+    else:
         return None
-    try:
-        networks[trainer.model].load_pretrained(Path(folder))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"network.pretrained={folder} cannot be loaded: {reason}") from None
-    return Path(folder)
+    initialize_extra(config, network)
+    return path
 
 
 def hparams(config: TrainConfig, overrides: Sequence[str]) -> dict[str, str | float | bool]:

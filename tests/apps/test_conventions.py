@@ -11,7 +11,7 @@ import yaml
 from cosyexp.cli.hydra_app import CONFIG_DIR
 from tests.apps.test_sweeps import table
 from tests.apps.warm import Warm
-from tests.support import TINY, checkpoints, metrics, sentence, train_words
+from tests.support import ROOT, TINY, checkpoints, metrics, sentence, train_words
 
 
 def shown(warm: Warm, app: str, *words: str, cwd: Path) -> dict[str, Any]:
@@ -153,7 +153,8 @@ def test_a_config_dir_that_is_missing(refused):
 
 def test_an_experiment_that_is_missing_is_answered_with_those_there_are(mine, refused):
     words = ["--config-dir", "mine", "experiment=yours"]
-    refused("train", words, "experiment/yours", "Available options: finetune mine")
+    found = " ".join(sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")))
+    refused("train", words, "experiment/yours", f"Available options: {found} mine")
 
 
 # flags that exclude each other -------------------------------------------------------------------

@@ -46,6 +46,7 @@ APPS = {
     "average": ["run_dir=", "select=best|last", "num=", "metric=", "method=", "output="],
     "export": [
         "format=onnx|jit|pt2",
+        "format=hf",
         "run_dir=",
         "weights=",
         "precision=",
@@ -75,6 +76,8 @@ APPS = {
         "limit=",
         "seed=",
     ],
+    "push": ["run_dir=", "repo=", "format=", "private=", "endpoint=", "HF_TOKEN"],
+    "pull": ["repo=", "out=", "revision=", "endpoint=", "trusted_exports=true"],
 }
 # what --help of the train app says of Hydra's flags
 HYDRA_FLAGS = ["-m  ", "--cfg job", "--info defaults-tree", "--hydra-help", "hydra/launcher="]
@@ -204,7 +207,7 @@ def test_a_console_script_installs_tab_completion(tmp_path):
         ("train model=", "model=flow model=hifigan model=llm"),
         ("train debug=", "debug=fast_dev_run debug=overfit debug=profiler"),
         ("train trainer.acc", "trainer.accumulate="),
-        ("export format=", "format=jit format=official format=onnx format=pt2"),
+        ("export format=", "format=hf format=jit format=official format=onnx format=pt2"),
     ],
 )
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):

@@ -40,10 +40,8 @@ def nucleus(
     Returns:
         The sampled token.
     """
-    probabilities, tokens = logp_V.softmax(0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    kept = (before < top_p) & (torch.arange(len(tokens)) < top_k)
-    return int(tokens[draw(probabilities[kept])])
+    weights, tokens = _candidates(logp_V, top_p, top_k)
+    return int(tokens[draw(weights)])
 
 
 @register("token_sampler")
@@ -80,3 +78,46 @@ def ras(
         others[token] = -torch.inf
         token = draw(others.softmax(0))
     return token
+
+
+def ras_logits(
+    logp_V: Tensor,
+    history: Sequence[int],
+    *,
+    top_p: float = 0.8,
+    top_k: int = 25,
+    window: int = 10,
+    repetition: float = 0.1,
+) -> Tensor:
+    """Returns the logarithms of the probabilities with which `ras` chooses each token.
+
+    For a runtime that draws from logits alone. What is too frequent among the last tokens gives its
+    probability of being drawn first to all others, in proportion to theirs.
+
+    Args:
+        logp_V: Log-probabilities, or unnormalized scores.
+        history: The tokens so far.
+        top_p: As for the other arguments, see `ras`.
+        top_k: See `ras`.
+        window: See `ras`.
+        repetition: See `ras`.
+    """
+    p_V = logp_V.double().softmax(0)
+    weights, tokens = _candidates(logp_V.double(), top_p, top_k)
+    first_V = torch.zeros_like(p_V).index_copy(0, tokens, weights / weights.sum())
+    chosen_V, last = first_V.clone(), list(history[-window:])
+    frequent = [token for token in set(last) if last.count(token) >= window * repetition]
+    chosen_V[frequent] = 0
+    for token in frequent:
+        others_V = p_V.clone()
+        others_V[token] = 0
+        chosen_V += first_V[token] * others_V / others_V.sum()
+    return chosen_V.log()
+
+
+def _candidates(logp_V: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Returns the probabilities and the indices of the tokens that `nucleus` samples from."""
+    probabilities, tokens = logp_V.softmax(0).sort(descending=True, stable=True)
+    before = probabilities.cumsum(0) - probabilities
+    kept = (before < top_p) & (torch.arange(len(tokens), device=tokens.device) < top_k)
+    return probabilities[kept], tokens[kept]
