@@ -48,6 +48,8 @@ ROLES = {
     "format": "cosyexp.exporting",
     "corpus": "cosyexp.data.corpora",
     "front_end": "cosyexp.data.frontends",
+    "segmenter": "cosyexp.data.segmentation",
+    "transcriber": "cosyexp.evaluation.transcriber",
     "score": "cosyexp.preferences",
 }
 # what may stand inside another node: it computes, and touches neither files nor processes
