@@ -11,6 +11,13 @@
   family=demo            family of models, which defines the token rate; families of the same rate
                          can share a data set
   out=...                folder to write; default data/<corpus>_<rate>hz
+  segment=vad transcribe=whisper
+                         cut long recordings at pauses, and write the texts that are missing
+  verify=asr             compare the texts with what a speech recognizer hears
+  normalize=en|zh        write numbers and abbreviations as words
+  trim=true loudness=-23 cut silence at both ends; scale to a loudness in LUFS
+  filter='snr > 15 and wer < 0.3'
+                         keep these recordings only; dry_run=true writes report.html only
   cache=[mel,f0,wave]    compute now what flow (mel) and hifigan (all three) will read
   inspect=...            describe a data list, a parquet file or a prepared folder instead
 
@@ -26,7 +33,7 @@ from cosyexp.cli.hydra_app import hydra_app
 from cosyexp.config import PrepareConfig
 
 
-@hydra_app("prepare", PrepareConfig, lists=("cache",))
+@hydra_app("prepare", PrepareConfig, free=("filter",), lists=("cache",))
 def main(config: PrepareConfig) -> None:
     """Prepares a corpus or describes data, and prints a summary."""
     import os
@@ -36,6 +43,7 @@ def main(config: PrepareConfig) -> None:
     from cosyexp.data.preparation import prepare_corpus
     from cosyexp.data.prepared import audio_fields, fill_cache
     from cosyexp.data.report import lines
+    from cosyexp.data.treatment import Treatment
     from cosyexp.registry import build
     from cosyexp.run.logs import console
 
@@ -60,8 +68,20 @@ def main(config: PrepareConfig) -> None:
             processes=config.processes,
             max_bad=config.max_bad,
             seed=config.seed,
+            filter=config.filter,
+            max_unknown=config.max_unknown,
+            segment=config.segment and build(config.segment, "segmenter"),
+            treatment=Treatment(
+                transcribe=config.transcribe and build(config.transcribe, "transcriber"),
+                verify=config.verify and build(config.verify, "transcriber"),
+                normalize=config.normalize,
+                trim=config.trim,
+                loudness=config.loudness,
+            ),
+            dry_run=config.dry_run,
         )
-        fill_cache(out, fields, config.processes)
+        if not config.dry_run:
+            fill_cache(out, fields, config.processes)
     for line in lines(meta, out):
         print(line)
 

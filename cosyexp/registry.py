@@ -49,6 +49,8 @@ ROLES = {
     "format": "cosyexp.exporting",
     "corpus": "cosyexp.data.corpora",
     "front_end": "cosyexp.data.frontends",
+    "segmenter": "cosyexp.data.segmentation",
+    "transcriber": "cosyexp.evaluation.transcriber",
     "score": "cosyexp.preferences",
     "judge": "cosyexp.evaluation.judges",
 }

@@ -431,6 +431,15 @@ class PrepareConfig(AppConfig):
         max_seconds: maximum length of a recording in seconds.
         processes: number of parallel processes.
         max_bad: share of the recordings that may be unusable.
+        segment: cuts long recordings into utterances.
+        transcribe: gives the text of recordings without one.
+        verify: hears each recording, to compare its text with.
+        normalize: language whose numbers and abbreviations are written as words: en, zh, ja, auto.
+        trim: whether silence at both ends is cut.
+        loudness: integrated loudness in LUFS that the audio is scaled to.
+        filter: which recordings are kept, such as snr > 15 and wer < 0.3.
+        max_unknown: share of a text that the family's tokenizer may not know.
+        dry_run: write the report only.
         cache: fields of the audio to compute now: mel, f0, wave.
         inspect: data to describe, instead of preparing.
     """
@@ -445,9 +454,29 @@ class PrepareConfig(AppConfig):
     max_seconds: float = setting(30.0, gt=0)
     processes: int = setting(2, ge=1, le=1024)
     max_bad: float = setting(0.05, ge=0, le=1)
+    segment: Any = None
+    transcribe: Any = None
+    verify: Any = None
+    normalize: str | None = None
+    trim: bool = False
+    loudness: float | None = setting(None, ge=-70, le=0)
+    filter: str | None = None
+    max_unknown: float = setting(0.5, ge=0, le=1)
+    dry_run: bool = False
     cache: list[str] = field(default_factory=list)
     inspect: str | None = None
     seed: int = setting(0, ge=0)
+
+    def check(self) -> None:
+        """Checks that the pieces of long recordings get a text.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.segment and not self.transcribe:
+            raise UserError(
+                "segment= cuts long recordings into pieces without a text: add transcribe=whisper"
+            )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from cosyexp.data.audio import check_complete, decode, open_audio
 from cosyexp.data.cache import one_thread
 from cosyexp.data.corpora.base import AUDIO_SIZE, Recording
 from cosyexp.data.frontends.base import SAMPLE_RATE, FrontEnd
+from cosyexp.data.quality import OF_AUDIO
 from cosyexp.data.shards import read_note, write_shard
+from cosyexp.data.treatment import Sound, Treatment
 from cosyexp.errors import UserError
 from cosyexp.run.documents import DamagedFileError, read_bytes
 from cosyexp.run.files import replace_file
@@ -37,13 +39,18 @@ PART = pa.schema(
         ("audio", pa.binary()),
         ("tokens", pa.list_(pa.int32())),
         ("embedding", pa.list_(pa.float32())),
-        ("seconds", pa.float64()),
+        *((name, pa.float64()) for name in ("seconds", *OF_AUDIO)),
+        ("heard", pa.string()),
     ]
 )
 
 
-def check(recording: Recording) -> None:
+def check(recording: Recording, transcribed: bool = False) -> None:
     """Checks everything of a recording but its audio.
+
+    Args:
+        recording: a file, or a part of one.
+        transcribed: whether it need not have a text.
 
     Raises:
         ValueError: if the corpus found a fault, a value is missing, or one is not UTF-8.
@@ -52,7 +59,8 @@ def check(recording: Recording) -> None:
         raise ValueError(recording.fault)
     for name in ("utt", "text", "speaker", "instruct"):
         value = getattr(recording, name)
-        if not value.strip() and name != "instruct":
+        optional = name == "instruct" or (name == "text" and transcribed)
+        if not value.strip() and not optional:
             raise ValueError(f"it has no {name}")
         if not value.isprintable() and any(
             "\ud800" <= character <= "\udfff" for character in value
@@ -60,15 +68,12 @@ def check(recording: Recording) -> None:
             raise ValueError(f"the {name} is not UTF-8")
 
 
-def listen(recording: Recording, longest: float) -> tuple[np.ndarray, bytes | None]:
+def listen(recording: Recording, longest: float) -> Sound:
     """Decodes the audio of a recording.
 
     Args:
         recording: a file, or a part of one.
         longest: maximum length in seconds; no more is decoded.
-
-    Returns:
-        (S,) float32 at 16 kHz, and the bytes of an audio file if the recording is not a whole file.
 
     Raises:
         ValueError: if the audio is not fit for training.
@@ -87,7 +92,7 @@ def listen(recording: Recording, longest: float) -> tuple[np.ndarray, bytes | No
         raise ValueError(f"the audio of {seconds:.2f} s is shorter than {SHORTEST:g} s")
     if (peak := float(np.abs(wave).max())) < QUIET:
         raise ValueError(f"the audio is silent (its peak is at {20 * np.log10(peak):.0f} dB)")
-    return wave, audio
+    return Sound(wave, audio, samples, source.samplerate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +103,13 @@ class Encoder:
         tokenizer: front end of the speech tokens.
         speaker: front end of the speaker embeddings.
         longest: maximum length of a recording in seconds.
+        treatment: what is done to recordings first.
     """
 
     tokenizer: FrontEnd
     speaker: FrontEnd
     longest: float
+    treatment: Treatment = field(default_factory=Treatment)
 
     @one_thread()
     def __call__(self, path: Path, recordings: Sequence[Recording]) -> tuple[Path, bool]:
@@ -132,9 +139,12 @@ class Encoder:
         for recording in recordings:
             rows.append(row := row_of(recording))
             try:
-                check(recording)
-                wave, row["audio"] = listen(recording, longest)
-                usable.append((row, wave))
+                check(recording, transcribed=self.treatment.transcribe is not None)
+                sound = listen(recording, longest)
+                row.update(self.treatment.describe(row["text"], sound))
+                sound = self.treatment.sound(sound)
+                row["audio"] = sound.audio
+                usable.append((row, sound.speech_S))
             except ValueError as error:
                 row["fault"] = legible(str(error))
         waves = [wave for _, wave in usable]
@@ -218,17 +228,10 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
     Raises:
         UserError: if the audio file can no longer be read.
     """
-    path = os.fsdecode(row["path"])
-    try:
-        audio = row["audio"] or read_bytes(Path(path), AUDIO_SIZE)
-    except OSError as error:
-        raise UserError(
-            f"{path} can no longer be read ({error.strerror}): restore it, and repeat the command"
-        ) from None
     return {
         "utt": row["utt"],
-        "audio_data": audio,
-        "wav": legible(path),
+        "audio_data": audio_of(row),
+        "wav": legible(os.fsdecode(row["path"])),
         "text": row["text"],
         "spk": row["speaker"],
         "utt_embedding": row["embedding"],
@@ -236,6 +239,22 @@ def shard_row(row: Mapping[str, Any], speakers: Mapping[str, np.ndarray]) -> dic
         "speech_token": row["tokens"],
         **({"instruct": row["instruct"]} if row["instruct"] else {}),
     }
+
+
+def audio_of(row: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of the audio file of a row of a part.
+
+    Raises:
+        UserError: if the file can no longer be read.
+    """
+    path = os.fsdecode(row["path"])
+    try:
+        audio: bytes = row["audio"] or read_bytes(Path(path), AUDIO_SIZE)
+    except OSError as error:
+        raise UserError(
+            f"{path} can no longer be read ({error.strerror}): restore it, and repeat the command"
+        ) from None
+    return audio
 
 
 def read_part(path: Path) -> pa.Table:

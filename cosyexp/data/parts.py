@@ -5,20 +5,25 @@ A part is an Arrow file with the columns of `encoding.PART`, for some consecutiv
 
 import logging
 import time
+from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from cosyexp.data.corpora.base import Corpus, Recording
-from cosyexp.data.encoding import Encoder, ShardJob, digest, read_part
+from cosyexp.data.encoding import PART, Encoder, ShardJob, digest, read_part
+from cosyexp.data.population import Population, Rules, Voice
 from cosyexp.data.prepared import SPLITS
+from cosyexp.data.quality_report import QualityReport
 from cosyexp.data.report import Report
-from cosyexp.data.splits import Candidate, Split
+from cosyexp.data.splits import Split, text_key
 from cosyexp.data.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -27,17 +32,7 @@ CHUNK = 64  # recordings in a part
 MINUTE = 60.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 # The columns of a part except the audio.
-COLUMNS = [
-    "utt",
-    "text",
-    "speaker",
-    "fault",
-    "path",
-    "held_out",
-    "tokens",
-    "embedding",
-    "seconds",
-]
+COLUMNS = [name for name in PART.names if name not in ("audio", "instruct")]
 
 
 def encode(
@@ -145,41 +140,75 @@ def once(recordings: Iterable[Recording]) -> Iterator[Recording]:
         seen.add(key)
 
 
-def survey(
-    parts: Iterable[Path], split: Split, out: Path
-) -> tuple[Report, dict[str, np.ndarray], list[Candidate]]:
-    """Reads all parts once for statistics.
+@dataclass(frozen=True)
+class Survey:
+    """What the recordings are, and which of them are used.
+
+    Attributes:
+        report: statistics of the recordings.
+        quality: their measures.
+        speakers: mean embedding of each speaker by name, in alphabetical order.
+        held_out: whether each recording is for validation; None: it is left out.
+        leaks: number of recordings for training whose text is held out too.
+    """
+
+    report: Report
+    quality: QualityReport
+    speakers: dict[str, np.ndarray]
+    held_out: list[bool | None]
+    leaks: int
+
+
+def survey(parts: Sequence[Path], split: Split, rules: Rules, out: Path) -> Survey:
+    """Reads all parts twice: for what all recordings have in common, and to judge each of them.
 
     Args:
         parts: files of the parts.
         split: how utterances are chosen for validation.
-        out: the folder, where `dropped.tsv` is written.
-
-    Returns:
-        The statistics; the mean embedding of each speaker by name, in alphabetical order; and what
-        the split of each recording depends on.
+        rules: which recordings are left out.
+        out: the folder, where `dropped.tsv` and `quality.tsv` are written.
     """
-    sums: dict[str, np.ndarray] = {}
-    counts: dict[str, int] = {}
-    candidates = []
-    with Report(out / "dropped.tsv") as report:
+
+    def rows(columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], bool]]:
         for part in parts:
-            for row in read_part(part).select(COLUMNS).to_pylist():
-                report.add(row)
-                candidates.append(split.candidate(row))
-                if not row["fault"]:
-                    embedding = np.array(row["embedding"], np.float64)
-                    sums[row["speaker"]] = sums.get(row["speaker"], 0.0) + embedding
-                    counts[row["speaker"]] = counts.get(row["speaker"], 0) + 1
-    means = {
-        speaker: (sums[speaker] / counts[speaker]).astype(np.float32) for speaker in sorted(sums)
-    }
-    return report, means, candidates
+            for row in read_part(part).select(columns).to_pylist():
+                yield row, bool(split.planned(row["utt"], row["speaker"], row["held_out"]))
+
+    population, voices = Population(), defaultdict[str, Voice](Voice)
+    for row, planned in rows(["utt", "speaker", "held_out", "text", "fault", "embedding"]):
+        if not row["fault"]:
+            population.add(row, planned)
+    candidates, texts = [], array("Q")
+    with Report(out / "dropped.tsv") as report, QualityReport(out / "quality.tsv") as quality:
+        for row, planned in rows(COLUMNS):
+            row["unknown"] = rules.unknown_share(row["text"])
+            if not row["fault"]:
+                row.update(population.measures(row, planned))
+                row["fault"] = rules.fault(row)
+            chosen = bool(row["fault"]) or rules.filter(row)
+            if not chosen:
+                row["fault"] = rules.filter.reason(row)
+            report.add(row, chosen=chosen)
+            quality.add(row, chosen=chosen)
+            candidates.append(split.candidate(row))
+            texts.append(text_key(row["text"]))
+            if not row["fault"]:
+                voices[row["speaker"]].add(np.array(row["embedding"], np.float64))
+    held_out = [
+        valid if candidate.usable else None
+        for valid, candidate in zip(split.choose(candidates), candidates, strict=True)
+    ]
+    unseen = {text for text, valid in zip(texts, held_out, strict=True) if valid}
+    leaks = sum(
+        valid is False and text in unseen for text, valid in zip(texts, held_out, strict=True)
+    )
+    speakers = {name: voices[name].mean.astype(np.float32) for name in sorted(voices)}
+    return Survey(report, quality, speakers, held_out, leaks)
 
 
 def jobs(
     parts: Iterable[Path],
-    held_out: Iterable[bool],
+    held_out: Iterable[bool | None],
     speakers: Mapping[str, np.ndarray],
     out: Path,
     size: int,
@@ -188,7 +217,7 @@ def jobs(
 
     Args:
         parts: files of the parts.
-        held_out: whether each recording is for validation.
+        held_out: whether each recording is for validation; None: it is left out.
         speakers: mean embedding of each speaker.
         out: the folder of the data set.
         size: usable utterances per shard; the last one of a split may have fewer.
@@ -208,11 +237,11 @@ def jobs(
 
     choices = iter(held_out)
     for part in parts:
-        for number, row in enumerate(read_part(part).select(["fault", "speaker"]).to_pylist()):
+        for number, speaker in enumerate(read_part(part)["speaker"].to_pylist()):
             valid = next(choices)
-            if not row["fault"]:
+            if valid is not None:
                 split = SPLITS[valid]
-                rows[split].append((part, number, row["speaker"]))
+                rows[split].append((part, number, speaker))
                 if len(rows[split]) == size:
                     yield job(split)
     yield from (job(split) for split in SPLITS if rows[split])

@@ -6,7 +6,7 @@ where it stopped. The files of the folder are described in `prepared.py`.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,14 +21,18 @@ from cosyexp.config import FamilyConfig
 from cosyexp.data.corpora.auto import Auto
 from cosyexp.data.corpora.base import Corpus
 from cosyexp.data.encoding import Encoder, check, legible, listen, row_of, write
+from cosyexp.data.filtering import Filter
 from cosyexp.data.frontends.base import FrontEnd, Recipe, Wanted
 from cosyexp.data.frontends.kmeans import KMeans
 from cosyexp.data.frontends.mel_speaker import MelStatistics
 from cosyexp.data.parts import encode, jobs, survey
+from cosyexp.data.population import MAX_UNKNOWN, Rules
 from cosyexp.data.prepared import BEGUN, META, PARTS, SPLITS, WRITTEN, prepared, tidy
 from cosyexp.data.report import Report
+from cosyexp.data.segmentation import Segmented, Segmenter
 from cosyexp.data.shards import write_list
 from cosyexp.data.splits import Split
+from cosyexp.data.treatment import Treatment
 from cosyexp.data.workers import Workers
 from cosyexp.errors import UserError
 from cosyexp.registry import build
@@ -51,6 +55,10 @@ class PrepareOptions(Wanted):
         max_seconds: maximum length of a recording in seconds.
         processes: number of parallel processes.
         max_bad: share of the recordings that may be unusable.
+        treatment: what is done to recordings before they are encoded.
+        segment: cuts long recordings; None: none are cut.
+        rules: which recordings are left out.
+        dry_run: whether only the report is written.
     """
 
     tokenizer: Recipe = field(default_factory=KMeans)
@@ -60,6 +68,10 @@ class PrepareOptions(Wanted):
     max_seconds: float = 30.0
     processes: int = 2
     max_bad: float = 0.05
+    treatment: Treatment = field(default_factory=Treatment)
+    segment: Segmenter | None = None
+    rules: Rules = field(default_factory=Rules)
+    dry_run: bool = False
 
 
 def prepare(
@@ -67,23 +79,26 @@ def prepare(
     out: Path,
     options: PrepareOptions,
     settings: Mapping[str, Any],
-    unknown: Callable[[str], Iterable[str]] = lambda text: (),
+    choice: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the data set, unless it is there already, and returns the content of `meta.yaml`.
+
+    A dry run encodes the recordings and writes the report, and neither shards nor `meta.yaml`; the
+    same command without it goes on from there, also with another choice.
 
     Args:
         corpus: the recordings.
         out: the folder.
         options: front ends, sizes and limits.
         settings: what the data set depends on; a folder of other settings is refused.
-        unknown: returns the characters of a text that the family's tokenizer does not know.
+        choice: settings that say which recordings are used, once they are encoded.
 
     Raises:
         UserError: if the folder has other settings, the corpus is empty, too many recordings are
             unusable, or a process was killed.
     """
     if (done := prepared(out)) is not None:
-        if done["settings"] != settings:
+        if done["settings"] != {**settings, **(choice or {})}:
             raise UserError(
                 f"{out} holds a data set of other settings: give another out=, or remove "
                 f"that folder"
@@ -97,13 +112,26 @@ def prepare(
         log.info("%s", line)
     split: Split = getattr(corpus, "split", Split(held_out=0))
     shards: dict[str, list[Path]] = {name: [] for name in SPLITS}
+    refuse_begun(out, settings)
     with Workers(options.processes) as workers, resumable():
+        if options.segment is not None:
+            corpus = Segmented(corpus, options.segment, out / PARTS, workers)
+            total = len(corpus)
         encoder = front_ends(corpus, split, out, options, settings)
         log.info("preparing %d recordings in %s, once", total, out)
         parts = encode(encoder, corpus, total, out / PARTS, workers)
-        report, speakers, candidates = survey(parts, split, out)
+        found = survey(parts, split, options.rules, out)
+        report, speakers = found.report, found.speakers
         refuse_too_many(report, options.max_bad, out)
-        to_write = jobs(parts, split.choose(candidates), speakers, out, options.shard_size)
+        meta = {
+            "settings": {**settings, **(choice or {})},
+            **report.summary(options.rules.unknown),
+            "speakers": list(speakers),
+        }
+        found.quality.write(out, parts, {**report.facts(), "leaks": found.leaks})
+        if options.dry_run:
+            return meta
+        to_write = jobs(parts, found.held_out, speakers, out, options.shard_size)
         for path in workers.map(write, to_write):
             shards[path.parent.name].append(path)
     for name in SPLITS:
@@ -112,8 +140,6 @@ def prepare(
             log.warning("%s.list is empty: no utterance is left for it", name)
     with replacement(below(out, "speakers.safetensors")) as part:
         save_tensors(part, {name: torch.from_numpy(mean) for name, mean in speakers.items()})
-    report.draw(below(out, "lengths.png"), options.token_rate)
-    meta = {"settings": dict(settings), **report.summary(unknown), "speakers": list(speakers)}
     write_yaml(below(out, META), meta)
     tidy(out)
     return meta
@@ -151,16 +177,9 @@ def front_ends(
         settings: of the preparation, see `prepare`.
 
     Raises:
-        UserError: if a preparation with other settings was begun there, or a front end cannot be
-            fitted on these recordings.
+        UserError: if a front end cannot be fitted on these recordings.
     """
-    begun = to_yaml({"settings": dict(settings)})
     resumed = (out / BEGUN).exists()
-    if resumed and read_text(out / BEGUN) != begun:
-        raise UserError(
-            f"{out} holds the beginning of a data set of other settings: give another out=, or "
-            f"remove that folder"
-        )
     waves = Waves(corpus, split, out, options)
     ready: list[FrontEnd] = []
     for recipe, what, path in (
@@ -179,10 +198,29 @@ def front_ends(
             raise UserError(
                 f"the {what} cannot be fitted: {error}; take fewer, or more speech"
             ) from None
-    write_text(below(out, BEGUN), begun)
+    write_text(below(out, BEGUN), to_yaml({"settings": dict(settings)}))
     for front_end, name in zip(ready, ("speech_tokenizer", "speaker_encoder"), strict=True):
         front_end.save(below(out, f"{name}.safetensors"))
-    return Encoder(tokenizer=ready[0], speaker=ready[1], longest=options.max_seconds)
+    return Encoder(
+        tokenizer=ready[0],
+        speaker=ready[1],
+        longest=options.max_seconds,
+        treatment=options.treatment,
+    )
+
+
+def refuse_begun(out: Path, settings: Mapping[str, Any]) -> None:
+    """Checks that no preparation with other settings was begun in a folder.
+
+    Raises:
+        UserError: if one was.
+    """
+    begun = out / BEGUN
+    if begun.exists() and read_text(begun) != to_yaml({"settings": dict(settings)}):
+        raise UserError(
+            f"{out} holds the beginning of a data set of other settings: give another out=, or "
+            f"remove that folder"
+        )
 
 
 class Waves:
@@ -198,7 +236,7 @@ class Waves:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         faults: list[dict[str, Any]] = []
-        count = 0
+        treatment, count = self.options.treatment, 0
         for recording in islice(
             (
                 r
@@ -208,14 +246,14 @@ class Waves:
             self.options.fit_on,
         ):
             try:
-                check(recording)
-                wave, _ = listen(recording, self.options.max_seconds)
+                check(recording, transcribed=treatment.transcribe is not None)
+                sound = treatment.sound(listen(recording, self.options.max_seconds))
             except ValueError as error:  # reported when it is encoded, or if all have one
                 if not count:
                     faults.append({**row_of(recording), "fault": legible(str(error))})
                 continue
             count += 1
-            yield wave
+            yield sound.speech_S
         if not count:
             with Report(self.out / "dropped.tsv") as report:
                 for row in faults:
@@ -246,9 +284,9 @@ def refuse_too_many(report: Report, max_bad: float, out: Path) -> None:
             f"none of the first {report.total} recordings can be used: {report.causes()}; "
             f"{out}/dropped.tsv names all"
         )
-    if report.dropped > max_bad * report.total:
+    if (faults := report.dropped - report.filtered) > max_bad * report.total:
         raise UserError(
-            f"{report.dropped} of {report.total} recordings cannot be used, more than "
+            f"{faults} of {report.total} recordings cannot be used, more than "
             f"max_bad={max_bad} allows: {report.causes()}; {out}/dropped.tsv names all"
         )
 
@@ -259,6 +297,8 @@ def prepare_corpus(
     out: Path,
     speech_tokenizer: Recipe | None = None,
     speaker_encoder: Recipe | None = None,
+    filter: str | None = None,
+    max_unknown: float = MAX_UNKNOWN,
     **options: Any,
 ) -> dict[str, Any]:
     """Prepares a corpus for a family, see `prepare`.
@@ -269,6 +309,8 @@ def prepare_corpus(
         out: the folder.
         speech_tokenizer: front end of the speech tokens; None: k-means.
         speaker_encoder: front end of the speaker embeddings; None: statistics of the mel.
+        filter: which recordings are kept, see `Filter`; None: all.
+        max_unknown: share of a text that the family's tokenizer may not know.
         options: see `PrepareOptions`.
 
     Returns:
@@ -281,14 +323,26 @@ def prepare_corpus(
         speaker_dim=family.speaker_dim,
         tokenizer=tokenizer,
         speaker=speaker,
+        rules=Rules(
+            filter=Filter(filter or ""),
+            unknown=build(family.tokenizer, "tokenizer").unknown,
+            max_unknown=max_unknown,
+        ),
         **options,
     )
+    if "wer" in wanted.rules.filter.names and wanted.treatment.verify is None:
+        raise UserError("filter= reads wer, which is only measured with verify=asr: add it")
+    choice = {
+        **({"filter": filter} if filter else {}),
+        **({"max_unknown": max_unknown} if max_unknown != MAX_UNKNOWN else {}),
+    }
     names = ("token_rate", "codes", "speaker_dim", "fit_on", "max_seconds", "seed")
     settings = {
         "corpus": dict(corpus),
         **{name: getattr(wanted, name) for name in names},
         "speech_tokenizer": tokenizer.key,
         "speaker_encoder": speaker.key,
+        **wanted.treatment.settings,
+        **({} if wanted.segment is None else {"segment": repr(wanted.segment)}),
     }
-    unknown = build(family.tokenizer, "tokenizer").unknown
-    return prepare(build(corpus, "corpus"), out, wanted, settings, unknown)
+    return prepare(build(corpus, "corpus"), out, wanted, settings, choice)

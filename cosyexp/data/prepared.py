@@ -6,7 +6,8 @@
       speaker_encoder.safetensors
       speakers.safetensors                  mean embedding of each speaker
       dropped.tsv                           recordings that were left out, and why
-      lengths.png                           histogram of the lengths of the utterances
+      quality.tsv                           measures of each recording
+      report.html  report.json              measures of all, and the worst of them to listen to
       meta.yaml                             settings and statistics; written last
       preparing.yaml  parts/                only while the preparation is not finished
 """
@@ -27,7 +28,7 @@ from cosyexp.run.folders import remove_tree
 
 # What a preparation writes.
 WRITTEN = (
-    *("meta.yaml*", "preparing.yaml*", "*.list*", "*.safetensors*", "dropped.tsv*", "lengths.png*"),
+    *("meta.yaml*", "preparing.yaml*", "*.list*", "*.safetensors*", "*.tsv*", "report.*"),
     *("parts", "parts/*", "train", "train/*", "valid", "valid/*"),
 )
 META, BEGUN, PARTS = "meta.yaml", "preparing.yaml", "parts"

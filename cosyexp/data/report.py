@@ -28,14 +28,15 @@ class Report:
 
     Attributes:
         total: number of recordings.
-        dropped: number of recordings with a fault.
+        dropped: number of recordings that are left out.
+        filtered: how many of them the filter leaves out; the others have a fault.
         named: ids and reasons of the first of them.
         reasons: number of recordings of each kind of fault.
         examples: id and reason of the first recording of each kind.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.total, self.dropped = path, 0, 0
+        self.path, self.total, self.dropped, self.filtered = path, 0, 0, 0
         self.named: list[str] = []
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -51,11 +52,12 @@ class Report:
     def __exit__(self, *raised: Any) -> None:
         self._open.__exit__(*raised)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], *, chosen: bool = True) -> None:
         """Adds one recording.
 
         Args:
             row: its row in the file of a part, see `encoding.PART`.
+            chosen: False if it is left out by the filter.
         """
         self.total += 1
         if not row["fault"]:
@@ -64,6 +66,7 @@ class Report:
             self.characters.update(set(row["text"]))
             return
         self.dropped += 1
+        self.filtered += not chosen
         self.reasons[kind(row["fault"])] += 1
         self.examples.setdefault(kind(row["fault"]), f"{row['utt']}: {row['fault']}")
         if len(self.named) < NAMED:
@@ -124,37 +127,15 @@ class Report:
             self.characters[character.upper()] if len(character.upper()) == 1 else 0,
         )
 
-    def draw(self, path: Path, token_rate: int) -> None:
-        """Plots histograms of the lengths and of the token rates into a PNG file.
-
-        Args:
-            path: of the file.
-            token_rate: speech tokens per second that the family expects.
-        """
-        from matplotlib.figure import Figure
-
-        seconds, tokens = np.array(self.seconds), np.array(self.tokens)
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        left.hist(seconds, bins=40)
-        left.set(
-            xlabel="seconds",
-            ylabel="utterances",
-            title=f"{len(seconds)} utterances, {seconds.sum() / 3600:.2f} hours",
-        )
-        rates = tokens / seconds
-        right.hist(
-            rates,
-            bins=40,
-            range=(min(rates.min(), 0.9 * token_rate), max(rates.max(), 1.1 * token_rate)),
-        )
-        right.axvline(token_rate, color="black", linestyle=":", linewidth=1)
-        right.set(
-            xlabel="speech tokens per second",
-            title=f"{rates.mean():.1f} tokens per second, {token_rate} expected",
-        )
-        with replace_file(path) as file:
-            figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    def facts(self) -> dict[str, Any]:
+        """Returns the counts for the report on quality."""
+        seconds = np.array(self.seconds)
+        return {
+            "recordings": self.total,
+            "used": len(seconds),
+            "hours": round(float(seconds.sum()) / 3600, 3),
+            "left out": dict(self.reasons.most_common()),
+        }
 
 
 def kind(reason: str) -> str:
@@ -177,7 +158,7 @@ def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
     if "seconds" in meta:
         lengths = fields.inner("seconds")
         shortest, median, longest = (lengths.number(name) for name in LENGTHS)
-        yield (f"  lengths    {shortest} to {longest} s, median {median} s; {out}/lengths.png")
+        yield f"  lengths    {shortest} to {longest} s, median {median} s"
         yield f"  tokens     {fields.number('tokens_a_second')} per second"
     if left_out := fields.counts("left_out"):
         yield f"  left out   {sum(left_out.values())}, listed in {out}/dropped.tsv"
@@ -190,3 +171,4 @@ def lines(meta: Mapping[str, Any], out: Path) -> Iterable[str]:
             f"  unknown    {len(unknown)} characters that the tokenizer skips: "
             f"{frequent}{' ...' if len(unknown) > NAMED else ''}"
         )
+    yield f"  report     {out}/report.html"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from cosyexp.errors import UserError
 from cosyexp.run.documents import DamagedFileError, read_lines
@@ -67,7 +68,7 @@ class Split:
                 f"({getattr(error, 'reason', None) or getattr(error, 'strerror', error)}): give "
                 "0.05 or the like, or a text file with one id of an utterance or speaker per line"
             ) from None
-        return frozenset(line.strip() for line in lines if line.strip())
+        return frozenset(normalize("NFC", line.strip()) for line in lines if line.strip())
 
     def planned(self, utt: str, speaker: str, held_out: bool | None) -> bool | None:
         """Returns whether an utterance is held out, as the corpus or a list says; None: unknown."""
@@ -81,10 +82,9 @@ class Split:
         Args:
             row: with the columns utt, text, speaker, held_out and fault.
         """
-        name = row["speaker"] if self.by == "speaker" else " ".join(row["text"].casefold().split())
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        group = hashed(row["speaker"]) if self.by == "speaker" else text_key(row["text"])
         planned = self.planned(row["utt"], row["speaker"], row["held_out"])
-        return Candidate(not row["fault"], planned, int.from_bytes(digest))
+        return Candidate(not row["fault"], planned, group)
 
     def choose(self, candidates: Sequence[Candidate]) -> list[bool]:
         """Returns for each utterance whether it is held out; of those with a fault none is.
@@ -129,3 +129,13 @@ class Split:
                 "recordings, or train without validation (data.valid=null)",
                 self.by,
             )
+
+
+def text_key(text: str) -> int:
+    """Returns a hash of 64 bits of the letters and digits of a text, without case."""
+    return hashed("".join(filter(str.isalnum, text.casefold())))
+
+
+def hashed(content: str) -> int:
+    """Returns a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest())

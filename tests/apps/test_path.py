@@ -109,7 +109,9 @@ def test_prepare_writes_shards_and_front_ends_and_prints_a_summary(prepared):
         "speech_tokenizer.safetensors",
         "speaker_encoder.safetensors",
         "dropped.tsv",
-        "lengths.png",
+        "quality.tsv",
+        "report.html",
+        "report.json",
         "speakers.safetensors",
     }
 

@@ -148,7 +148,7 @@ def test_the_folder_of_an_export_may_be_a_link(tmp_path):
     assert everything(tmp_path / "disk") == {"a": b"new"}
 
 
-@pytest.mark.parametrize("place", ["meta.yaml", "train.list", "parts", "train", "lengths.png"])
+@pytest.mark.parametrize("place", ["meta.yaml", "train.list", "parts", "train", "report.html"])
 def test_a_preparation_is_written_through_no_link(tmp_path, place):
     out = tmp_path / "out"
     out.mkdir()

@@ -13,6 +13,7 @@ from gzip import GzipFile
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
+from unicodedata import normalize
 
 from cosyexp.arguments import Fraction
 from cosyexp.data.audio import cut
@@ -25,7 +26,7 @@ AUDIO_SIZE = 2**30  # bytes of an audio file
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One recording of a corpus.
+    """One recording of a corpus; its strings are in Unicode's composed form, NFC.
 
     Attributes:
         utt: unique id.
@@ -52,6 +53,10 @@ class Recording:
     end: float | None = None
     instruct: str = ""
     fault: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("utt", "text", "speaker", "instruct"):
+            object.__setattr__(self, name, normalize("NFC", getattr(self, name)))
 
     @property
     def is_file(self) -> bool:
