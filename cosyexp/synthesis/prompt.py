@@ -45,13 +45,14 @@ def read_prompt(
     """
     family = models["llm"].config.family
     tokenizer, encoder = (front_end(key, nodes[key], models, family) for key in KEYS)
-    recording = Recording(utt="prompt", text="", speaker="", path=path, held_out=False)
+    recording = Recording(utt="prompt", text="", speaker="", path=path)
     try:
-        wave = listen(recording, min(LONGEST, tokenizer.longest, encoder.longest))
-        tokens = np.asarray(tokenizer.encode(wave)).astype(np.int64)
-        speaker = np.asarray(encoder.encode(wave)).astype(np.float32)
+        longest = min(LONGEST, tokenizer.longest, encoder.longest)
+        speech_S = listen(recording, longest).speech_S
+        tokens = np.asarray(tokenizer.encode(speech_S)).astype(np.int64)
+        speaker = np.asarray(encoder.encode(speech_S)).astype(np.float32)
         mel_TF = Mel(sample_rate=family.sample_rate, **asdict(family.mel))(
-            Utterance({"audio_data": recording.read()})
+            Utterance({"audio_data": recording.read(longest)})
         ).reshape(-1, family.mel.bins)
     except ValueError as error:
         raise UserError(f"prompt={path} cannot be used: {error}") from None

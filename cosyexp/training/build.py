@@ -33,7 +33,12 @@ from cosyexp.training.nodes import check_nodes, engine_node
 from cosyexp.training.parameters import freeze, parameter_rules, table
 from cosyexp.training.reference import setup_reference
 from cosyexp.training.trainer import Trainer
-from cosyexp.training.vocabulary import check_extra, extended_parameters, initialize_extra
+from cosyexp.training.vocabulary import (
+    check_base,
+    check_extra,
+    extended_parameters,
+    initialize_extra,
+)
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +107,8 @@ def build_trainer(config: TrainConfig, overrides: Sequence[str] = ()) -> Iterato
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # for the next job
         _set_threads(engine_config(config.engine).threads, checkpoint)
         if config.adapter:
+            if checkpoint is None:
+                check_base(config)
             config.init_from = str(base_of(config, checkpoint))
 
         trainer = assemble(config, run, engine)

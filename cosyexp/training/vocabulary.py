@@ -38,10 +38,23 @@ def check_extra(config: TrainConfig, objective: Objective) -> None:
             f"fewer tokens"
         )
     reference = isinstance(objective, ReferenceObjective) and objective.needs_reference
-    if (unknown := _unknown(config)) and reference:
+    if reference and not config.adapter and (unknown := _unknown(config)):
         raise UserError(
             f"the reference model does not know the new token {unknown[0]!r}: train it with "
             f"mode=sft first, and give that run as init_from="
+        )
+
+
+def check_base(config: TrainConfig) -> None:
+    """Checks that the base of an adapter knows all new tokens, as its embedding is not trained.
+
+    Raises:
+        UserError: it does not.
+    """
+    if unknown := _unknown(config):
+        raise UserError(
+            f"an adapter does not train the text embedding, which the new token {unknown[0]!r} "
+            f"needs: train it with adapter=none first, and give that run as init_from="
         )
 
 

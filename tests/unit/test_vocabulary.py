@@ -186,6 +186,10 @@ def test_weights_that_have_the_rows_are_left_alone(start, tmp_path):
         (["init_extra='copy:ʃ'"], "and the text of one earlier token"),
         (["init_extra=zeros"], "init_extra=zeros must be mean, normal, or copy:"),
         (["mode=dpo"], "the reference model does not know the new token 'ab': train it with"),
+        (
+            ["adapter=lora"],
+            "an adapter does not train the text embedding, which the new token 'ab'",
+        ),
         (['family.tokenizer.extra=["a"]'], "'a' is a token of the vocabulary already"),
         (["family.tokenizer.extra=[1]"], r"extra=\[1\] must be a list in which each is text"),
     ],
