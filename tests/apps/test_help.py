@@ -207,7 +207,10 @@ def test_a_console_script_installs_tab_completion(tmp_path):
         ("train model=", "model=flow model=hifigan model=llm"),
         ("train debug=", "debug=fast_dev_run debug=overfit debug=profiler"),
         ("train trainer.acc", "trainer.accumulate="),
-        ("export format=", "format=hf format=jit format=official format=onnx format=pt2"),
+        (
+            "export format=",
+            "format=hf format=jit format=official format=onnx format=peft format=pt2",
+        ),
     ],
 )
 def test_tab_completion_offers_options_and_keys(typed, offered, tmp_path):

@@ -83,7 +83,8 @@ def required(schema: type[Any]) -> dict[str, Any]:
 
 def parsed(schema: type[Any], **values: Any) -> Any:
     """Returns a config with some values, and those that must be given."""
-    return parse(schema, {**required(schema), **values})
+    given = {"text": "hello"} if schema is SynthesizeConfig else {}
+    return parse(schema, {**required(schema), **given, **values})
 
 
 def outside(schema: type[Any], name: str, sign: str, bound: float) -> float:

@@ -351,7 +351,6 @@ EXCEPTIONS = {
     ("cosyexp/training/saving.py", "save"): "memory",
     ("cosyexp/run/pickles.py", "dump"): "memory",
     ("cosyexp/run/documents.py", "open"): "reads alone",
-    ("cosyexp/data/report.py", "savefig"): "an open file of replace_file",
     ("cosyexp/evaluation/curves.py", "savefig"): "an open file of replace_file",
     ("cosyexp/pages/__init__.py", "savefig"): "memory",
     ("cosyexp/data/corpora/espeak.py", "truncate"): "memory",

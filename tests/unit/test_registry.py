@@ -69,6 +69,9 @@ TARGETS = {
     "front_end": "cosyexp.data.frontends.kmeans.KMeans",
     "score": "cosyexp.preferences.scores.EditDistance",
     "judge": "cosyexp.evaluation.judges.mos.DistillMOS",
+    "adapter": "cosyexp.training.adapters.Lora",
+    "segmenter": "cosyexp.data.segmentation.PauseSegmenter",
+    "transcriber": "cosyexp.evaluation.transcriber.WhisperTranscriber",
 }
 
 
