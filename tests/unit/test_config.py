@@ -282,7 +282,7 @@ def test_a_run_ends_by_steps_or_by_epochs():
 
 @pytest.mark.parametrize(
     ("schema", "key"),
-    [(TrainConfig, "run_dir"), (SynthesizeConfig, "text"), (PrepareConfig, "out")],
+    [(TrainConfig, "run_dir"), (PrepareConfig, "out")],
 )
 def test_a_required_value_must_be_given(schema, key):
     values = {name: value for name, value in required(schema).items() if name != key}
