@@ -74,6 +74,7 @@ GIVEN = {
     "corpus/": ["corpus.root=corpus"],
     "speech_tokenizer/onnx": ["speech_tokenizer.path=a.onnx"],
     "speaker_encoder/onnx": ["speaker_encoder.path=a.onnx"],
+    "segment/vad": ["transcribe=whisper"],
 }
 ALWAYS_GIVEN = {
     "average": ["run_dir=run"],
