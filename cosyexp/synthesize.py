@@ -175,13 +175,7 @@ def load_models(config: SynthesizeConfig) -> "dict[str, LoadedModel]":
 
     backend, precision = config.backend, config.precision.value
     options = backend, precision, config.device, config.trusted_exports
-    given = {name: getattr(config, name) for name in MODELS}
-    runs = {name: RunDirectory(path) for name, path in given.items() if path is not None}
-    if config.exports and (runs or backend == "torch"):
-        raise UserError(
-            "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, and "
-            "give the format of the exports as backend=, such as onnx"
-        )
+    runs = {name: RunDirectory(path) for name, path in config.given.items()}
     if not config.exports and (missing := [name for name in MODELS if name not in runs]):
         raise UserError(
             f"{', '.join(missing)} must be given, for example {missing[0]}=..., or "

@@ -282,16 +282,62 @@ class PullConfig(AppConfig):
 
 
 @dataclass
-class SynthesizeConfig(AppConfig):
+class ModelsConfig(AppConfig):
+    """Config of an app that runs trained models.
+
+    Attributes:
+        llm: run of the llm; `evaluate` also takes a file of the official release.
+        flow: run of the flow, or such a file.
+        hifigan: run of the vocoder, or such a file.
+        exports: folders of exports, instead of runs.
+        backend: torch, or the format of the exports.
+        precision: of the exports.
+        weights: which weights of the runs.
+        metric: validation loss or metric that defines the best weights.
+        metric_mode: whether its lowest or its highest value is best.
+        trusted_exports: run exported files that an export of this user did not write.
+        device: auto, cpu, cuda, cuda:1, mps.
+        seed: of all random draws.
+    """
+
+    llm: str | None = None
+    flow: str | None = None
+    hifigan: str | None = None
+    exports: list[str] = field(default_factory=list)
+    backend: str = "torch"
+    precision: ExportPrecision = ExportPrecision.fp32
+    weights: str = "best"
+    metric: str = "loss"
+    metric_mode: MetricMode = MetricMode.min
+    trusted_exports: bool = False
+    device: str = "auto"
+    seed: int = setting(0, ge=0)
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The runs or files, by model."""
+        return {name: path for name in ("llm", "flow", "hifigan") if (path := getattr(self, name))}
+
+    def check(self) -> None:
+        """Checks that runs and exports are not both given.
+
+        Raises:
+            UserError: they are, or it is not said in which format the exports are.
+        """
+        if self.exports and (self.given or self.backend == "torch"):
+            raise UserError(
+                "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, "
+                "and give the format of the exports as backend=, such as onnx"
+            )
+
+
+@dataclass
+class SynthesizeConfig(ModelsConfig):
     """Config of `synthesize`.
 
     Attributes:
         text: what to say; "-" in a stream: standard input.
         texts: file with a text per line, instead.
-        llm: run of the llm.
-        flow: run of the flow.
-        hifigan: run of the vocoder.
-        exports: folders of exports, instead of runs.
         speaker: name of a speaker; null: the first.
         prompt: recording whose voice speaks, instead.
         prompt_text: what is said in it; null: the llm does not continue it.
@@ -301,22 +347,11 @@ class SynthesizeConfig(AppConfig):
         batch_size: maximum number of pieces of text that the llm speaks at once.
         speech_tokenizer: front end of the tokens of the prompt.
         speaker_encoder: front end of the speaker embedding of the prompt.
-        backend: torch, or the format of the exports.
-        precision: of the exports.
-        weights: which weights of the runs.
-        metric: validation loss or metric that defines the best weights.
-        metric_mode: whether its lowest or its highest value is best.
-        trusted_exports: run exported files that an export of this user did not write.
-        device: auto, cpu, cuda, cuda:1, mps.
         out: WAV file to write.
     """
 
     text: str | None = None
     texts: str | None = None
-    llm: str | None = None
-    flow: str | None = None
-    hifigan: str | None = None
-    exports: list[str] = field(default_factory=list)
     speaker: str | None = None
     prompt: str | None = None
     prompt_text: str | None = None
@@ -326,15 +361,7 @@ class SynthesizeConfig(AppConfig):
     batch_size: int = setting(8, ge=1)
     speech_tokenizer: Node = field(default_factory=dict)
     speaker_encoder: Node = field(default_factory=dict)
-    backend: str = "torch"
-    precision: ExportPrecision = ExportPrecision.fp32
-    weights: str = "best"
-    metric: str = "loss"
-    metric_mode: MetricMode = MetricMode.min
-    trusted_exports: bool = False
-    device: str = "auto"
     out: str = "out${cosyexp.swept:}.wav"
-    seed: int = setting(0, ge=0)
 
     def check(self) -> None:
         """Checks what is said, and by whom.
@@ -356,51 +383,28 @@ class SynthesizeConfig(AppConfig):
             raise UserError("prompt_text= is what is said in a recording: give prompt=<file>")
         if self.stream and self.speed != 1:
             raise UserError("a stream has speed=1: leave out stream=true, or speed=")
+        super().check()
 
 
 @dataclass
-class EvaluateConfig(AppConfig):
+class EvaluateConfig(ModelsConfig):
     """Config of `evaluate`.
 
     Attributes:
-        llm: run of the llm, or a file of the official release.
-        flow: run of the flow, or a file.
-        hifigan: run of the vocoder, or a file.
         official: family of the files; null: runs.
-        exports: folders of exports, instead of runs.
-        backend: torch, or the format of the exports.
-        precision: of the exports.
-        weights: which weights of the runs.
-        metric: validation loss or metric that defines the best weights.
-        metric_mode: whether its lowest or its highest value is best.
-        trusted_exports: run exported files that an export of this user did not write.
         valid: data list or parquet file; null: the validation data of the first run.
         limit: maximum number of utterances; null: all.
         judge: judges by name.
         shown: number of utterances on the page, the worst ones.
-        device: auto, cpu, cuda, cuda:1, mps.
         out: folder to write.
-        seed: of all random draws.
     """
 
-    llm: str | None = None
-    flow: str | None = None
-    hifigan: str | None = None
     official: str | None = None
-    exports: list[str] = field(default_factory=list)
-    backend: str = "torch"
-    precision: ExportPrecision = ExportPrecision.fp32
-    weights: str = "best"
-    metric: str = "loss"
-    metric_mode: MetricMode = MetricMode.min
-    trusted_exports: bool = False
     valid: str | None = None
     limit: int | None = setting(None, ge=1)
     judge: dict[str, Any] = field(default_factory=dict)
     shown: int = setting(30, ge=0)
-    device: str = "auto"
     out: str = "evaluation${cosyexp.swept:}"
-    seed: int = setting(0, ge=0)
 
     def check(self) -> None:
         """Checks that it is said once what to evaluate.
@@ -408,14 +412,9 @@ class EvaluateConfig(AppConfig):
         Raises:
             UserError: nothing is given, or keys exclude each other.
         """
-        models = [name for name in ("llm", "flow", "hifigan") if getattr(self, name)]
-        if not models and not self.exports:
+        if not self.given and not self.exports:
             raise UserError("there is nothing to evaluate: give llm=, flow= or hifigan=")
-        if self.exports and (models or self.backend == "torch"):
-            raise UserError(
-                "exports= excludes runs and backend=torch: leave out llm=, flow= and hifigan=, "
-                "and give the format of the exports as backend=, such as onnx"
-            )
+        super().check()
         if self.official and (self.exports or self.backend != "torch"):
             raise UserError("official= evaluates files of weights: leave out exports= and backend=")
 

@@ -35,7 +35,6 @@ def load_models(config: EvaluateConfig) -> Loaded:
     Raises:
         UserError: a model is missing, damaged or not trusted.
     """
-    given = {name: path for name in MODELS if (path := getattr(config, name))}
     options = config.backend, config.precision.value, config.device, config.trusted_exports
     if config.exports:
         models = from_exports(map(Path, config.exports), *options)
@@ -45,10 +44,10 @@ def load_models(config: EvaluateConfig) -> Loaded:
             name: source_from_file(
                 compose_train([f"family={config.official}", f"model={name}"]), path
             )
-            for name, path in given.items()
+            for name, path in config.given.items()
         }
         return Loaded(_load(sources, config.device), None, _about(sources))
-    runs = {name: RunDirectory(path) for name, path in given.items()}
+    runs = {name: RunDirectory(path) for name, path in config.given.items()}
     valid = next(iter(runs.values())).config().data.valid
     if config.backend != "torch":
         models = {name: from_run_exports(run, *options) for name, run in runs.items()}

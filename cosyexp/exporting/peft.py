@@ -6,6 +6,7 @@ from typing import Any
 
 from cosyexp.config.names import ADAPTER
 from cosyexp.errors import UserError
+from cosyexp.exporting.export import refuse_parts
 from cosyexp.exporting.source import ExportSource, load_network
 from cosyexp.registry import register
 from cosyexp.run.adapters import ADAPTER_CONFIG, adapter_note
@@ -36,10 +37,7 @@ class Peft:
             UserError: the weights are no adapter, do not fit their base, or components or another
                 precision than fp32 are asked for.
         """
-        if names is not None or precision != "fp32":
-            raise UserError(
-                "format=peft writes the adapter as it is: leave components= and precision= out"
-            )
+        refuse_parts(self.name, names, precision)
         config = source.weights.with_name(ADAPTER_CONFIG)
         if adapter_note(source.weights) is None or not config.is_file():
             raise UserError(
