@@ -459,7 +459,7 @@ def test_a_run_stores_its_config_and_overrides(tmp_path, model):
     assert RunDirectory(tmp_path).config() == before
     assert yaml.safe_load((tmp_path / "overrides.yaml").read_text()) == words
     assert (tmp_path / "config.yaml").read_text().startswith(f"format_version: {FORMAT_VERSION}\n")
-    of_the_command = {"trusted": [], "resume": {"change": []}}
+    of_the_command = {"trusted": [], "resume": {"change": []}, "plan": False}
     assert {**stored(run), **of_the_command} == {
         "format_version": FORMAT_VERSION,
         **to_dict(before),
