@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from cosyexp.config import FamilyConfig
-from cosyexp.data.corpora.auto import Auto
 from cosyexp.data.corpora.base import Corpus
 from cosyexp.data.encoding import Encoder, check, legible, listen, row_of, write
 from cosyexp.data.filtering import Filter
@@ -108,7 +107,7 @@ def prepare(
     refuse_links(out, *WRITTEN)
     if (total := len(corpus)) == 0:
         raise UserError("the corpus holds no recording: check its path")
-    for line in corpus.found() if isinstance(corpus, Auto) else ():
+    for line in getattr(corpus, "found", tuple)():
         log.info("%s", line)
     split: Split = getattr(corpus, "split", Split(held_out=0))
     shards: dict[str, list[Path]] = {name: [] for name in SPLITS}

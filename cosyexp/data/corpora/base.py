@@ -7,8 +7,8 @@ To read another corpus, write a class as in the other modules of this package, a
 import io
 import os
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from gzip import GzipFile
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,6 +17,7 @@ from unicodedata import normalize
 
 from cosyexp.arguments import Fraction
 from cosyexp.data.audio import cut
+from cosyexp.data.corpora.columns import Key
 from cosyexp.data.splits import Split
 from cosyexp.errors import UserError
 from cosyexp.run.documents import SIZE, DamagedFileError, open_regular, read_bytes
@@ -145,7 +146,8 @@ class Corpus(Protocol):
     """Protocol of corpora; `len` is the number of recordings.
 
     Recordings are yielded one by one, so that memory does not grow with the audio. A corpus that
-    leaves `held_out` to a split has it as the attribute `split`.
+    leaves `held_out` to a split has it as the attribute `split`. If it has a method `found()`, its
+    lines are logged before anything is read.
     """
 
     def __len__(self) -> int: ...
@@ -177,6 +179,33 @@ class SplitCorpus:
     def split(self) -> Split:
         """How utterances are chosen for validation."""
         return Split(held_out=self.held_out, by=self.held_out_by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerCorpus(SplitCorpus):
+    """Base class of corpora in files that hold the audio of many utterances.
+
+    Attributes:
+        files: their paths.
+        valid: those with the utterances for validation; none: a split is made.
+        columns: which of them to read, see `Table`.
+    """
+
+    files: Sequence[str]
+    valid: Sequence[str] = ()
+    columns: Mapping[str, Key | None] = field(default_factory=dict)
+
+    def paths(self) -> Iterator[tuple[Path, bool | None]]:
+        """Yields each file, and whether its utterances are held out; None: the split decides."""
+        for held_out, files in ((False, self.files), (True, self.valid)):
+            for file in files:
+                yield Path(file).expanduser(), held_out if self.valid else None
+
+    @property
+    def described(self) -> str:
+        """The first file, and how many more there are."""
+        more = len(self.files) + len(self.valid) - 1
+        return f"{self.files[0]}{f' and {more} more' if more else ''}"
 
 
 def text_lines(path: Path, hint: str) -> Iterator[tuple[int, str]]:

@@ -3,17 +3,17 @@
 The audio is a column of bytes, or of structures `{bytes, path}` as `datasets` writes them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cosyexp.data.corpora.base import Recording, SplitCorpus
-from cosyexp.data.corpora.columns import Columns, Key, columns_of
+from cosyexp.data.corpora.base import ContainerCorpus, Recording
+from cosyexp.data.corpora.columns import Columns, columns_of
 from cosyexp.data.corpora.names import AudioFinder, without_suffix
 from cosyexp.data.corpora.recordings import recording
 from cosyexp.errors import UserError, reason
@@ -25,29 +25,12 @@ ROWS = 32  # that are read at a time
 
 @register("corpus")
 @dataclass(frozen=True, kw_only=True)
-class Parquet(SplitCorpus):
-    """A corpus in parquet or Arrow files.
-
-    Attributes:
-        files: their paths.
-        valid: those with the utterances for validation; none: a split is made.
-        columns: see `Table`.
-    """
-
-    files: Sequence[str]
-    valid: Sequence[str] = ()
-    columns: Mapping[str, Key | None] = field(default_factory=dict)
-
-    def _opened(self) -> Iterator[tuple[Path, bool | None]]:
-        for held_out, files in ((False, self.files), (True, self.valid)):
-            for file in files:
-                yield Path(file).expanduser(), held_out if self.valid else None
+class Parquet(ContainerCorpus):
+    """A corpus in parquet or Arrow files."""
 
     def __str__(self) -> str:
-        path, _ = next(self._opened())
-        more = len(self.files) + len(self.valid) - 1
-        others = f" and {more} more" if more else ""
-        return f"tables with audio, {path}{others}: {self._columns(path)}"
+        path, _ = next(self.paths())
+        return f"tables with audio, {self.described}: {self._columns(path)}"
 
     def _columns(self, path: Path) -> Columns:
         with reading(path):
@@ -55,14 +38,14 @@ class Parquet(SplitCorpus):
 
     def __len__(self) -> int:
         total = 0
-        for path, _ in self._opened():
+        for path, _ in self.paths():
             with reading(path):
                 total += rows_of(path)
         return total
 
     def recordings(self) -> Iterator[Recording]:
         """Yields the recordings in the order of the files."""
-        for path, held_out in self._opened():
+        for path, held_out in self.paths():
             columns, number, find = self._columns(path), 0, AudioFinder(path.parent)
             with reading(path):
                 for batch in batches(path, sorted({str(key) for key in columns.keys.values()})):

@@ -5,15 +5,15 @@ The audio is read from where it lies in the tar file, which is not unpacked.
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cosyexp.data.corpora.base import Recording, SplitCorpus
-from cosyexp.data.corpora.columns import AUTO, NAMES, Key
+from cosyexp.data.corpora.base import ContainerCorpus, Recording
+from cosyexp.data.corpora.columns import AUTO, NAMES
 from cosyexp.data.corpora.names import is_audio
 from cosyexp.data.corpora.recordings import recording
 from cosyexp.errors import UserError, reason
@@ -26,35 +26,23 @@ SPEAKERS = ("speaker", "spk")
 
 @register("corpus")
 @dataclass(frozen=True, kw_only=True)
-class WebDataset(SplitCorpus):
-    """A corpus in tar files.
-
-    Attributes:
-        files: their paths.
-        valid: those with the utterances for validation; none: a split is made.
-        columns: keys of the JSON, see `Table`.
-    """
-
-    files: Sequence[str]
-    valid: Sequence[str] = ()
-    columns: Mapping[str, Key | None] = field(default_factory=dict)
+class WebDataset(ContainerCorpus):
+    """A corpus in tar files; the columns are keys of the JSON."""
 
     def _samples(self) -> Iterator[tuple[Path, bool | None, str, dict[str, Any]]]:
         """Yields file, split, key and members (by their extensions) of each utterance."""
-        for held_out, files in ((False, self.files), (True, self.valid)):
-            for path in (Path(file).expanduser() for file in files):
-                with opened(path) as tar:
-                    members = (member for member in tar if member.isreg())
-                    for key, group in groupby(members, lambda member: key_of(member.name)[0]):
-                        sample = {
-                            key_of(member.name)[1].lower(): content(tar, member) for member in group
-                        }
-                        if any(isinstance(value, tuple) for value in sample.values()):
-                            yield path, held_out if self.valid else None, key, sample
+        for path, held_out in self.paths():
+            with opened(path) as tar:
+                members = (member for member in tar if member.isreg())
+                for key, group in groupby(members, lambda member: key_of(member.name)[0]):
+                    sample = {
+                        key_of(member.name)[1].lower(): content(tar, member) for member in group
+                    }
+                    if any(isinstance(value, tuple) for value in sample.values()):
+                        yield path, held_out, key, sample
 
     def __str__(self) -> str:
-        more = len(self.files) + len(self.valid) - 1
-        return f"a webdataset: {self.files[0]}{f' and {more} more' if more else ''}"
+        return f"a webdataset: {self.described}"
 
     def __len__(self) -> int:
         return sum(1 for _ in self._samples())
