@@ -35,13 +35,11 @@ Examples
 from typing import TYPE_CHECKING
 
 from cosyexp.cli.hydra_app import hydra_app
-from cosyexp.config import SynthesizeConfig
+from cosyexp.config import MODELS, SynthesizeConfig
 
 if TYPE_CHECKING:
     from cosyexp.synthesis.backends import LoadedModel
     from cosyexp.synthesis.pipeline import Pipeline, Voice
-
-MODELS = ("llm", "flow", "hifigan")
 
 
 @hydra_app(

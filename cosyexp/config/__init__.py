@@ -9,6 +9,7 @@ not import torch.
 """
 
 from cosyexp.config.apps import (
+    MODELS,
     AverageConfig,
     CompareConfig,
     EvaluateConfig,
@@ -41,6 +42,7 @@ from cosyexp.config.groups import (
 )
 
 __all__ = [
+    "MODELS",
     "AverageConfig",
     "CheckpointConfig",
     "CompareConfig",

@@ -17,6 +17,8 @@ from cosyexp.config.groups import (
 from cosyexp.config.names import ADAPTER, plain_name
 from cosyexp.errors import UserError
 
+MODELS = ("llm", "flow", "hifigan")  # of a system, in the order of synthesis
+
 
 class Select(Enum):
     """Which checkpoints are averaged."""
@@ -316,7 +318,7 @@ class ModelsConfig(AppConfig):
     @property
     def given(self) -> dict[str, str]:
         """The runs or files, by model."""
-        return {name: path for name in ("llm", "flow", "hifigan") if (path := getattr(self, name))}
+        return {name: path for name in MODELS if (path := getattr(self, name))}
 
     def check(self) -> None:
         """Checks that runs and exports are not both given.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosyexp.config import MODELS
 from cosyexp.data import features
 from cosyexp.data.draws import keyed
 from cosyexp.data.fields import Mel, SpeechTokens, spectrogram
@@ -100,7 +101,7 @@ class Evaluator:
             "llm": (self.llm, ("llm",)),
             "vocoder": (self.vocoder, ("hifigan",)),
             "copy_synthesis": (self.copy_synthesis, ("flow",)),
-            "synthesis": (self.synthesis, ("llm", "flow", "hifigan")),
+            "synthesis": (self.synthesis, MODELS),
         }
         self.systems = {
             name: system

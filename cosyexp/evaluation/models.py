@@ -12,8 +12,6 @@ from cosyexp.run.directory import RunDirectory
 from cosyexp.run.weights import criteria
 from cosyexp.synthesis.backends import LoadedModel, from_exports, from_run_exports, from_source
 
-MODELS = ("llm", "flow", "hifigan")
-
 
 class Loaded(NamedTuple):
     """What is evaluated.

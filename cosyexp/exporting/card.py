@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cosyexp.config import MODELS
 from cosyexp.errors import UserError
 from cosyexp.exporting.source import ExportSource
 from cosyexp.run.checkpoint import META, file_hash
@@ -17,7 +18,7 @@ SYSTEMS = {  # of an evaluation: the models that take part in each
     "llm": ("llm",),
     "vocoder": ("hifigan",),
     "copy_synthesis": ("flow", "hifigan"),
-    "synthesis": ("llm", "flow", "hifigan"),
+    "synthesis": MODELS,
 }
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cosyexp.config import MODELS
 from cosyexp.errors import UserError
 from cosyexp.evaluation.evaluate import select_rows
 from cosyexp.evaluation.evaluator import Evaluator, Sample, Truth
 from cosyexp.evaluation.judges.base import Judge
-from cosyexp.evaluation.models import MODELS
 from cosyexp.evaluation.scores import Score, summarize
 from cosyexp.exporting.source import ExportSource
 from cosyexp.objectives.base import Audio
