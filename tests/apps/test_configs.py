@@ -22,7 +22,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from cosyexp import config as schemas
-from cosyexp import synthesize
 from cosyexp.cli.compose import compose, compose_train
 from cosyexp.cli.hydra_app import CONFIG_DIR, register
 from cosyexp.config import EngineConfig, TrainConfig, parse
@@ -437,8 +436,8 @@ def unread_fields(reads: set[tuple[str, str]]) -> set[str]:
     given_whole = {
         schemas.MelConfig: set(inspect.signature(Mel).parameters),
         schemas.EngineConfig: set(engine_node("ddp")),  # checked by `test_every_key_is_read`
-        schemas.SynthesizeConfig: set(synthesize.MODELS),  # by getattr
-        schemas.EvaluateConfig: set(synthesize.MODELS),
+        schemas.SynthesizeConfig: set(schemas.MODELS),  # by getattr
+        schemas.EvaluateConfig: set(schemas.MODELS),
         schemas.ModeConfig: {"name"},  # for the reader of a run's config.yaml
     }
     classes = [*config_classes(), (schemas.EngineConfig, "engine.")]
