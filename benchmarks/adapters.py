@@ -1,9 +1,10 @@
 """What LoRA costs and gains beside full fine-tuning: the demo llm learns a voice it never heard.
 
-Usage: python benchmarks/adapters.py <folder>
+Usage: python benchmarks/adapters.py <folder> [seed]
 
 The llm is trained on three of the four demo voices, then fine-tuned on the fourth, whole and by an
-adapter. Runs in the folder are resumed, so that the script can be stopped.
+adapter. The seed is that of the sentences, of the initial weights and of the batches. Runs in the
+folder are resumed, so that the script can be stopped.
 """
 
 import os
@@ -33,6 +34,7 @@ from cosyexp.run.weights import find_weights, read_weights
 from cosyexp.training.build import Job, train
 
 VOICE = "dora"
+CORPUS = {"minutes": 25, "held_out": 0.2}
 BASE = ["trainer.steps=400"]
 STEPS = ["trainer.steps=240", "trainer.valid_every=20", "model.warmup=20", "data.max_frames=300"]
 FULL = ["optimizer.lr=1e-3"]
@@ -45,10 +47,10 @@ LORA = [
 ]
 
 
-def make_data(folder: Path) -> None:
+def make_data(folder: Path, seed: int) -> None:
     """Prepares the demo corpus, and splits it into the voice and the others."""
     demo = compose_train(["model=llm"])
-    prepare_corpus(demo.data.corpus, demo.family, folder / "demo")
+    prepare_corpus({**demo.data.corpus, **CORPUS, "seed": seed}, demo.family, folder / "demo")
     for split in ("train", "valid"):
         table = pa.concat_tables(map(pq.read_table, read_list(str(folder / f"demo/{split}.list"))))
         own = pc.equal(table["spk"], VOICE)
@@ -153,12 +155,12 @@ def mixed_batch_error(run: RunDirectory, paths: Sequence[Path]) -> float:
 
 def main() -> None:
     """Trains, and prints the numbers."""
-    folder = Path(sys.argv[1]).resolve()
+    folder, seed = Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    make_data(folder)
-    base = find_weights(fit(words(folder, "others", "base", *BASE)), "best")
-    start = [f"init_from={base}", *STEPS]
+    make_data(folder, seed)
+    base = find_weights(fit(words(folder, "others", "base", *BASE, f"seed={seed}")), "best")
+    start = [f"init_from={base}", *STEPS, f"seed={seed}"]
     runs = {
         "full": fit(words(folder, "voice", "full", *start, *FULL)),
         "lora": fit(words(folder, "voice", "lora", *start, *LORA)),
