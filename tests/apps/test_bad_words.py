@@ -50,7 +50,7 @@ WORDS = {
     "misspelled format": (
         "export",
         ["format=onx"],
-        ["format/onx", "Available options", "jit official onnx pt2"],
+        ["format/onx", "Available options", "hf jit official onnx peft pt2"],
     ),
     "wrong type": ("train", ["trainer.steps=abc"], ["trainer.steps=abc", "Integer"]),
     "wrong choice": (
