@@ -489,7 +489,8 @@ def test_a_class_without_arguments_takes_none():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_optimizer_and_scheduler_builds_and_moves_the_network(model, tmp_path):
-    for optimizer, scheduler in product(options("optimizer"), options("scheduler")):
+    optimizers = set(options("optimizer")) - {"adamw_8bit"}  # needs a GPU
+    for optimizer, scheduler in product(sorted(optimizers), options("scheduler")):
         cfg = config(model, tmp_path, f"optimizer={optimizer}", f"scheduler={scheduler}")
         objective = build(cfg.objective, "objective")(build(cfg.network, "network"))
         trainable = objective.trainables[model]

@@ -50,7 +50,7 @@ def test_one_export_is_the_root_and_a_second_push_updates_it(exported, hub, warm
     order = ["push", f"run_dir={exported}/run", "format=official", "private=false", *words]
     for _ in range(2):
         warm(order[0], *order[1:], cwd=tmp_path, env=WITH_TOKEN)
-    assert hub.files["me/voice"].keys() == {"llm.pt", "report.fp32.json"}
+    assert hub.files["me/voice"].keys() == {"llm.pt", "report.fp32.json", "MODEL.md"}
     assert hub.visibility == {"me/voice": "public"}
 
 
