@@ -79,7 +79,8 @@ def test_the_wheel_holds_code_configs_license_and_notice(installed):
     (about,) = {name.split("/")[0] for name in files if ".dist-info/" in name}
     metadata = {name for name in files if name.startswith(f"{about}/")}
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in metadata}
-    assert files - metadata == {*configs, *tokens, *code}  # no tests, no benchmarks, no docs
+    texts = {*files_of(ROOT / "cosyexp", "*.html"), *files_of(ROOT / "cosyexp", "*.md")}
+    assert files - metadata == {*configs, *tokens, *texts, *code}  # no tests, benchmarks, docs
 
 
 def test_the_apps_compose_from_any_folder(installed, tmp_path):

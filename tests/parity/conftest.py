@@ -26,17 +26,17 @@ def fixture() -> Fixture:
 
 @pytest.fixture
 def close(record_property: Callable[[str, object], None]) -> Iterator[Callable[..., None]]:
-    """Asserts an absolute or relative difference below 1e-4.
+    """Asserts an absolute or relative difference below a limit, 1e-4 by default.
 
     The largest difference of each test is shown in pytest's summary.
     """
     seen: dict[str, float] = {}
 
-    def check(name: str, found: Any, wanted: Any) -> None:
+    def check(name: str, found: Any, wanted: Any, limit: float = 1e-4) -> None:
         found, wanted = torch.as_tensor(found).detach().double(), torch.as_tensor(wanted).double()
         assert found.shape == wanted.shape, (name, found.shape, wanted.shape)
         seen[name] = ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item()
-        assert seen[name] < 1e-4, (name, seen[name])
+        assert seen[name] < limit, (name, seen[name])
 
     yield check
     if seen:

@@ -71,8 +71,10 @@ def ours(network: Any, text_BL: Tensor) -> list[list[int]]:
 
     answers: list[list[int]] = [[] for _ in text_BL]
     choose = [partial(greedy, draw=lambda weights: 0)] * len(text_BL)
-    limits: dict[str, Any] = {"speech_vocabulary": SPEECH, "min_tokens": 0, "max_tokens": LENGTH}
-    for tokens in decode_batch(logp_BV, cache, step, choose, **limits):
+    limits = [(0, LENGTH)] * len(text_BL)
+    for tokens in decode_batch(
+        logp_BV, cache, step, choose, speech_vocabulary=SPEECH, limits=limits
+    ):
         for row, token in tokens.items():
             answers[row].append(token)
     return answers

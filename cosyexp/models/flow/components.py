@@ -71,7 +71,7 @@ class Conditions(nn.Module):
         tokens = torch.randint(vocabulary, (batch, size), generator=draw)
         speaker = torch.randn(batch, projection.in_features, generator=draw)
         noise = torch.randn(batch, projection.out_features, 2 * size, generator=draw)
-        prompts = torch.randint(size // 2, (batch,), generator=draw)
+        prompts = torch.randint((size + 1) // 2, (batch,), generator=draw)
         return tokens, speaker, noise, prompts, 2 * prompts
 
 
