@@ -58,7 +58,9 @@ def test_a_row_in_a_batch_is_generated_as_alone(family):
         return step(net, token, cache)
 
     logp, cache = net.decode(x, net.empty_cache(x))
-    for tokens in decode_batch(logp, cache, counted, choose, **limits):
+    for tokens in decode_batch(
+        logp, cache, counted, choose, speech_vocabulary=SPEECHES, limits=[(2, 60)] * len(text)
+    ):
         for row, token in tokens.items():
             together[row].append(token)
     for row, answer in enumerate(together):
@@ -78,11 +80,14 @@ def test_a_row_in_a_batch_is_generated_as_alone(family):
 def test_a_batch_ends_at_the_longest(max_tokens):
     net = network(FAMILIES[1])
     x = net.prompt(torch.tensor([[1, 2]] * 2))
-    limits: dict[str, Any] = {"speech_vocabulary": SPEECHES, "max_tokens": max_tokens}
-    limits["min_tokens"] = max_tokens
     choose = [partial(greedy, draw=None)] * 2  # type: ignore[arg-type]
     logp, cache = net.decode(x, net.empty_cache(x))
-    found = list(decode_batch(logp, cache, partial(step, net), choose, **limits))
+    limits = [(max_tokens, max_tokens)] * 2
+    found = list(
+        decode_batch(
+            logp, cache, partial(step, net), choose, speech_vocabulary=SPEECHES, limits=limits
+        )
+    )
     assert len(found) == max_tokens and all(tokens[0] == tokens[1] for tokens in found)
 
 

@@ -293,6 +293,7 @@ FREE: dict[str, tuple[Any, Any]] = {
     "run_dir": ("a", "b"),
     "init_from": (None, "b"),
     "init_strict": (True, False),
+    "init_extra": ("mean", "normal"),
     "data.dir": (None, "b"),
     "data.train": ("a", ["b", "c"]),
     "data.valid": (None, "b"),
