@@ -2,12 +2,15 @@
 
     python -m tests.chaos [--minutes 22] [--seed 0] [--only kill,disk] [--quick] [--write]
 
-Each scenario is tried in turn, until all were tried as often as they should be, or time is up.
+Each scenario is tried in turn, until all were tried as often as they should be, or time is up; the
+long ones are tried in a second process, beside the others.
 `--write` puts the table into docs/reliability.md. Files of what was lost stay in the folder that is
 printed last.
 """
 
 import argparse
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from tests.chaos import damage, disks, fuzzing, growth, interruptions, kills, nonfinite, processes
-from tests.chaos.runs import Chaos
+from tests.chaos.jobs import fork
+from tests.chaos.runs import Chaos, prepared
 from tests.chaos.scenarios import SCENARIOS, Scenario, table
 from tests.support import ROOT
 
@@ -53,6 +58,16 @@ def chosen(only: Sequence[str], quick: bool) -> list[Scenario]:
     return found
 
 
+def attempt_all(scenarios: Sequence[Scenario], chaos: Chaos, until: float) -> None:
+    """Tries the scenarios in turn, until none is due or the time is up."""
+    while due := [each for each in scenarios if each.is_due]:
+        for each in due:
+            if time.monotonic() > until:
+                return
+            each.attempt(chaos)
+            print(".!"[bool(each.losses)], end="", flush=True)
+
+
 def write(lines: Sequence[str]) -> None:
     """Replaces the table in docs/reliability.md."""
     git = ["git", "rev-parse", "--short", "HEAD"]
@@ -69,17 +84,24 @@ def main() -> int:
     only = [part.strip().lower() for part in options.only.split(",")]
     scenarios = chosen(only, options.quick)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    chaos = Chaos(folder, options.seed, options.fuzz_seconds, only)
-    limit = time.monotonic() + 60 * options.minutes
-    while due := [s for s in scenarios if s.is_due]:
-        for each in due:
-            if time.monotonic() > limit:
-                break
-            each.attempt(chaos)
-            print(".!"[bool(each.losses)], end="", flush=True)
-        else:
-            continue
-        break
+    data, until = prepared(folder / "data"), time.monotonic() + 60 * options.minutes
+    halves = {long: [each for each in scenarios if each.long == long] for long in (True, False)}
+
+    def try_all(long: bool) -> None:
+        """Tries one half of the scenarios in turn, and writes what became of them."""
+        (own := folder / ("long" if long else "short")).mkdir()
+        chaos = Chaos(own, data, options.seed, options.fuzz_seconds, only)
+        attempt_all(halves[long], chaos, until)
+        (own / "tried").write_bytes(pickle.dumps(halves[long]))
+
+    beside = fork(partial(try_all, True))
+    try_all(False)
+    os.waitpid(beside, 0)
+    scenarios = [
+        each
+        for half in ("short", "long")
+        for each in pickle.loads((folder / half / "tried").read_bytes())
+    ]
     losses = [f"{each.name}, {loss}" for each in scenarios for loss in each.losses]
     print("", *losses, *table(scenarios), sep="\n")
     if options.write:

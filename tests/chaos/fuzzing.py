@@ -10,7 +10,7 @@ from tests.chaos.runs import Chaos
 from tests.chaos.scenarios import Scenario, scenario
 
 
-@scenario("fuzz", quick=True)
+@scenario("fuzz", quick=True, long=True)
 def fuzz(chaos: Chaos, turn: int) -> Sequence[Scenario]:
     """Each reader has the same time; inputs that crash it are kept in `crashes`."""
     folder = chaos.new_folder()
@@ -28,7 +28,7 @@ def fuzz(chaos: Chaos, turn: int) -> Sequence[Scenario]:
         began = time.monotonic()
         found = fuzz(reader, chaos.fuzz_seconds, chaos.seed, chaos.folder / "crashes")
         losses = lines(reader, found)
-        row = Scenario(f"fuzz: {reader.name}", fuzz_row, 1, False, found.inputs)
+        row = Scenario(f"fuzz: {reader.name}", fuzz_row, 1, False, tried=found.inputs)
         row.losses, row.seconds = losses, time.monotonic() - began
         rows.append(row)
     return rows

@@ -19,6 +19,7 @@ WORDS = (
     "checkpoint.every=200",
 )
 GROWTH = 1.02
+LIMIT = 900  # seconds
 
 
 def last_step(run: Path) -> int:
@@ -30,11 +31,11 @@ def last_step(run: Path) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
-@scenario("2,000 steps: growth of memory or open files", times=3)
+@scenario("2,000 steps: growth of memory or open files", times=3, long=True)
 def grows(chaos: Chaos, turn: int) -> None:
     """The last 400 steps are compared with steps 600 to 1000."""
     folder = chaos.new_folder()
-    job = chaos.start(folder, MODELS[turn % 3], "ddp", *WORDS)
+    job = chaos.start(folder, MODELS[turn % 3], "ddp", *WORDS, seconds=LIMIT)
     process = Path(f"/proc/{job.pids[0]}")
     early: list[tuple[int, int]] = []
     late: list[tuple[int, int]] = []
@@ -51,7 +52,7 @@ def grows(chaos: Chaos, turn: int) -> None:
             late.append(now)
         return False
 
-    wait_until(measured, "2,000 steps", 600)
+    wait_until(measured, "2,000 steps", LIMIT)
     job.finish()
     typical = statistics.median_high  # a checkpoint that is being written is one more open file
     kinds: list[tuple[str, Any]] = [("bytes of memory", max), ("open files", typical)]

@@ -65,6 +65,7 @@ class Job:
         instead: of some ranks, the module that runs instead of the app, and its first words.
         env: more variables of the environment.
         output: folder for what it prints; None: where it runs.
+        seconds: after which it ends by itself.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Job:
         instead: Mapping[int, Sequence[object]] | None = None,
         env: Mapping[str, str] | None = None,
         output: Path | None = None,
+        seconds: float = 2 * PATIENCE,
     ) -> None:
         output = output or folder
         self.out, self.err = output / "stdout.txt", output / "stderr.txt"
@@ -93,7 +95,7 @@ class Job:
                 "module": module,
                 "words": [*first, *words],
                 "cwd": str(folder),
-                "seconds": int(2 * PATIENCE),
+                "seconds": int(seconds),
                 "out": str(self.out),
                 "err": str(self.err),
                 "env": {

@@ -4,7 +4,6 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -35,6 +34,7 @@ class Chaos:
 
     Attributes:
         folder: for all files.
+        data: folder of prepared demo speech, see `prepared`.
         seed: of all random numbers.
         fuzz_seconds: how long each reader is fuzzed.
         only: parts of the names of what is tried.
@@ -42,6 +42,7 @@ class Chaos:
     """
 
     folder: Path
+    data: Path
     seed: int = 0
     fuzz_seconds: float = 5.0
     only: Sequence[str] = ("",)
@@ -49,16 +50,6 @@ class Chaos:
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
-
-    @cached_property
-    def data(self) -> Path:
-        """A folder of prepared demo speech."""
-        import_heavy()
-        out = self.folder / "data"
-        job = fork(lambda: prepare_demo(out))
-        _, status = os.waitpid(job, 0)
-        assert status == 0, "the demo data could not be prepared"
-        return out
 
     def new_folder(self) -> Path:
         """Returns a new empty folder."""
@@ -89,6 +80,15 @@ class Chaos:
         """Starts a training in a folder."""
         ranks, own = ENGINES[engine]
         return Job(self.words(model, *own, *words), folder, ranks=ranks, **options)  # type: ignore[arg-type]
+
+
+def prepared(folder: Path) -> Path:
+    """Prepares demo speech in a fork, after this process has imported what every job needs."""
+    import_heavy()
+    job = fork(lambda: prepare_demo(folder))
+    _, status = os.waitpid(job, 0)
+    assert status == 0, "the demo data could not be prepared"
+    return folder
 
 
 def files(run: Path) -> set[str]:

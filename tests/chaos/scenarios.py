@@ -29,12 +29,14 @@ class Scenario:
         harm: does it once.
         times: how often it is tried, at most.
         quick: whether it is part of the short tier in CI.
+        long: whether it is tried in a process of its own, beside the others.
     """
 
     name: str
     harm: Harm
     times: int
     quick: bool
+    long: bool = False
     tried: int = 0
     seconds: float = 0.0
     losses: list[str] = field(default_factory=list)
@@ -63,11 +65,13 @@ class Scenario:
 SCENARIOS: list[Scenario] = []
 
 
-def scenario(name: str, *, times: int = 1, quick: bool = False) -> Callable[[Harm], Harm]:
+def scenario(
+    name: str, *, times: int = 1, quick: bool = False, long: bool = False
+) -> Callable[[Harm], Harm]:
     """Adds a function to the list of scenarios; the arguments are those of `Scenario`."""
 
     def add(harm: Harm) -> Harm:
-        SCENARIOS.append(Scenario(name, harm, times, quick))
+        SCENARIOS.append(Scenario(name, harm, times, quick, long))
         return harm
 
     return add

@@ -53,7 +53,7 @@ def test_what_is_lost_is_counted_and_what_cannot_be_tried_is_named():
     lossy, skipped = Scenario("lossy", breaks, 3, False), Scenario("other", cannot, 3, False)
     for each in (lossy, skipped):
         while each.is_due:
-            each.attempt(Chaos(Path()))
+            each.attempt(Chaos(Path(), Path()))
     assert len(lossy.losses) == 1 and "a loss" in lossy.losses[0]
     rows = ["| lossy | 3 | 2 | 1 | 0 |", "| other | 0 | no disk | 0 | 0 |"]
     assert table([lossy, skipped])[2:] == rows
