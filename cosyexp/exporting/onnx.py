@@ -55,8 +55,10 @@ class Onnx(ComponentFormat):
 
     def write(self, component: Component, path: Path, precision: str = "fp32") -> None:
         """Writes one self-contained file, with the dynamic sizes of the component."""
-        import onnx
+        self.save(self.program(component), component, path, precision)
 
+    def program(self, component: Component) -> "torch.onnx.ONNXProgram":
+        """Converts a component, in fp32."""
         from cosyexp.exporting.onnx_ops import ONNX_OPS
 
         with quiet():
@@ -73,13 +75,20 @@ class Onnx(ComponentFormat):
             )
             assert program is not None
             name_axes(program.model, component)
+        return program
+
+    def save(
+        self, program: "torch.onnx.ONNXProgram", component: Component, path: Path, precision: str
+    ) -> None:
+        """Writes what `program` returned for a component, in a precision."""
+        import onnx
+
+        with quiet():
             if precision == "fp32":
                 program.save(str(path), external_data=False)
             else:
-                onnx.save(
-                    CONVERTERS[precision](program.model_proto, getattr(component, "full", ())),
-                    str(path),
-                )
+                model = CONVERTERS[precision](program.model_proto, getattr(component, "full", ()))
+                onnx.save(model, str(path))
 
     def load(
         self, path: Path, precision: str = "fp32", device: torch.device = CPU

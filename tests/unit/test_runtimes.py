@@ -5,6 +5,7 @@ The runtimes are libtorch, the original's, OpenVINO, and torch.export.
 
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +192,12 @@ def files(
 ) -> Callable[[str, str], Path]:
     """Writes a component as ONNX in a precision, once, and returns the file."""
     folder, form = tmp_path_factory.mktemp("onnx"), Onnx()
+    program = cache(lambda name: form.program(components[name]))  # takes longest
 
     def write(name: str, precision: str) -> Path:
         path = folder / form.file(name, precision)
         if not path.exists():
-            form.write(components[name], path, precision)
+            form.save(program(name), components[name], path, precision)
         return path
 
     return write
