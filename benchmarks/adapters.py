@@ -36,7 +36,7 @@ from cosyexp.training.build import Job, train
 VOICE = "dora"
 CORPUS = {"minutes": 25, "held_out": 0.2}
 BASE = ["trainer.steps=400"]
-STEPS = ["trainer.steps=240", "trainer.valid_every=20", "model.warmup=20", "data.max_frames=300"]
+STEPS = ["trainer.steps=480", "trainer.valid_every=20", "model.warmup=20", "data.max_frames=300"]
 FULL = ["optimizer.lr=1e-3"]
 LORA = [
     "adapter=lora",

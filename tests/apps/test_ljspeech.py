@@ -76,7 +76,7 @@ def test_each_demo_model_learns_on_it(model, prepared, warm, tmp_path):
         "run_dir=run",
         "engine.threads=1",
     ]
-    more = ["trainer.steps=30", "trainer.valid_every=15", "trainer.previews=0"]
+    more = ["trainer.steps=12", "trainer.valid_every=6", "trainer.previews=0", "model.warmup=10"]
     result = warm.module("cosyexp.train", *words, *more, cwd=tmp_path, seconds=1500)
     assert result.returncode == 0, result.stdout + result.stderr
     losses = [line["valid/loss"] for line in metrics(tmp_path / "run") if "valid/loss" in line]
