@@ -68,13 +68,13 @@ def attempt_all(scenarios: Sequence[Scenario], chaos: Chaos, until: float) -> No
             print(".!"[bool(each.losses)], end="", flush=True)
 
 
-def write(lines: Sequence[str]) -> None:
-    """Replaces the table in docs/reliability.md."""
+def write(lines: Sequence[str], minutes: float) -> None:
+    """Replaces the table in docs/reliability.md, which says how long making it took."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = f"Made on {date.today()} at commit {commit or 'unknown'}."
+    made = f"Made on {date.today()} at commit {commit or 'unknown'}, in {minutes:.0f} minutes."
     PAGE.write_text("\n".join([f"{before}{BEGIN}", made, "", *lines, f"{END}{after}"]))
 
 
@@ -84,7 +84,8 @@ def main() -> int:
     only = [part.strip().lower() for part in options.only.split(",")]
     scenarios = chosen(only, options.quick)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    data, until = prepared(folder / "data"), time.monotonic() + 60 * options.minutes
+    began, data = time.monotonic(), prepared(folder / "data")
+    until = began + 60 * options.minutes
     halves = {long: [each for each in scenarios if each.long == long] for long in (True, False)}
 
     def try_all(long: bool) -> None:
@@ -105,7 +106,7 @@ def main() -> int:
     losses = [f"{each.name}, {loss}" for each in scenarios for loss in each.losses]
     print("", *losses, *table(scenarios), sep="\n")
     if options.write:
-        write(table(scenarios))
+        write(table(scenarios), (time.monotonic() - began) / 60)
     if losses:
         print(f"lost with seed {options.seed}; the files are in {folder}")
     else:
