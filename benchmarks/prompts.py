@@ -71,7 +71,7 @@ def main() -> None:
         "corpus=table",
         f"corpus.path={out}/all.tsv",
         f"out={out}/prepared",
-        "max_bad=0.2",
+        "max_bad=0.3",
         *sys.argv[3:],
     ]
     start = time.perf_counter()
