@@ -10,6 +10,7 @@ from cosyexp.models.layers.encoder import Encoder
 from tests.support import folder_from
 
 Fixture = Callable[[str], dict[str, Any]]
+LIMIT = 1e-4
 
 
 @pytest.fixture
@@ -26,13 +27,13 @@ def fixture() -> Fixture:
 
 @pytest.fixture
 def close(record_property: Callable[[str, object], None]) -> Iterator[Callable[..., None]]:
-    """Asserts an absolute or relative difference below a limit, 1e-4 by default.
+    """Asserts an absolute or relative difference below a limit.
 
     The largest difference of each test is shown in pytest's summary.
     """
     seen: dict[str, float] = {}
 
-    def check(name: str, found: Any, wanted: Any, limit: float = 1e-4) -> None:
+    def check(name: str, found: Any, wanted: Any, limit: float = LIMIT) -> None:
         found, wanted = torch.as_tensor(found).detach().double(), torch.as_tensor(wanted).double()
         assert found.shape == wanted.shape, (name, found.shape, wanted.shape)
         seen[name] = ((found - wanted).abs() / wanted.abs().clamp(min=1)).max().item()

@@ -18,6 +18,7 @@ from cosyexp.models.hifigan.source import HarmonicSource
 from cosyexp.models.layers.spectrogram import MelSpectrogram
 from cosyexp.objectives.adversarial import Adversarial
 from cosyexp.run.headers import our_name
+from tests.parity.conftest import LIMIT
 
 Numbers = dict[str, Any]  # a recording of the original
 
@@ -32,8 +33,9 @@ def folders(kind: str) -> list[str]:
 
 VOCODERS, GANS = folders("hift"), folders("hifigan")
 F0_LOOK_AHEAD = 3  # frames, of the original's causal predictor
-# of the recorded gradients: in double precision ours differ from them by up to 3.1e-4
-ROUNDING = 5e-4
+LIMITS = {  # on the difference of the gradients, where the recording's own rounding is larger:
+    ("hifigan_v3", "hifigan"): 5e-4,  # in double precision ours differ from it by up to 3.1e-4
+}
 
 
 def generator(numbers: Numbers, weights: Mapping[str, Tensor]) -> HiFTGenerator:
@@ -243,9 +245,10 @@ def test_losses_and_gradients(fixture, close, name, step, turn, trainable):
         close(theirs, loss[ours].sum / len(batch), recorded["out"][theirs])
     prefix = {"discriminator": "discriminator", "hifigan": "model"}[trainable]
     norms = {our_name(key): norm for key, norm in recorded["grad_norm"].items()}
+    limit = LIMITS.get((name, trainable), LIMIT)
     for key, parameter in objective.trainables[trainable].module.named_parameters():
         assert parameter.grad is not None, key
-        close(key, parameter.grad.norm(), norms.pop((prefix, key)), limit=ROUNDING)
+        close(key, parameter.grad.norm(), norms.pop((prefix, key)), limit)
     assert not any(network == prefix for network, _ in norms)
     for key, other in objective.trainables.items():
         assert key == trainable or all(
