@@ -48,7 +48,7 @@ def test_a_row_in_a_batch_is_generated_as_alone(family):
         partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(seed)), top_p=1.0)
         for seed in range(6)
     ]
-    limits: dict[str, Any] = {"speech_vocabulary": SPEECHES, "min_tokens": 2, "max_tokens": 60}
+    least, most = 2, 60
     x = net.prompt(text, speaker)
     together: list[list[int]] = [[] for _ in choose]
     sizes = []
@@ -58,8 +58,9 @@ def test_a_row_in_a_batch_is_generated_as_alone(family):
         return step(net, token, cache)
 
     logp, cache = net.decode(x, net.empty_cache(x))
+    limits = [(least, most)] * len(text)
     for tokens in decode_batch(
-        logp, cache, counted, choose, speech_vocabulary=SPEECHES, limits=[(2, 60)] * len(text)
+        logp, cache, counted, choose, speech_vocabulary=SPEECHES, limits=limits
     ):
         for row, token in tokens.items():
             together[row].append(token)
@@ -67,9 +68,14 @@ def test_a_row_in_a_batch_is_generated_as_alone(family):
         x = net.prompt(text[row : row + 1], speaker[row : row + 1])
         alone = partial(nucleus, draw=drawn_from(torch.Generator().manual_seed(row)), top_p=1.0)
         logp, cache = net.decode(x, net.empty_cache(x))
-        assert answer == list(decode(logp, cache, partial(step, net), alone, **limits))
+        own: dict[str, Any] = {
+            "speech_vocabulary": SPEECHES,
+            "min_tokens": least,
+            "max_tokens": most,
+        }
+        assert answer == list(decode(logp, cache, partial(step, net), alone, **own))
     lengths = list(map(len, together))
-    assert min(lengths) >= 2 and len(set(lengths)) > 2  # rows end at other times
+    assert min(lengths) >= least and len(set(lengths)) > 2  # rows end at other times
     assert sizes == [
         sum(length > i for length in lengths) for i in range(max(lengths))
     ]  # and leave the batch
