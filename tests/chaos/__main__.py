@@ -12,13 +12,13 @@ import argparse
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 from tests.chaos import damage, disks, fuzzing, growth, interruptions, kills, nonfinite, processes
@@ -86,23 +86,27 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     began, data = time.monotonic(), prepared(folder / "data")
     until = began + 60 * options.minutes
-    halves = {long: [each for each in scenarios if each.long == long] for long in (True, False)}
+    short = [each for each in scenarios if not each.long]
+    long = [each for each in scenarios if each.long]
 
-    def try_all(long: bool) -> None:
-        """Tries one half of the scenarios in turn, and writes what became of them."""
-        (own := folder / ("long" if long else "short")).mkdir()
-        chaos = Chaos(own, data, options.seed, options.fuzz_seconds, only)
-        attempt_all(halves[long], chaos, until)
-        (own / "tried").write_bytes(pickle.dumps(halves[long]))
+    def start(name: str) -> Chaos:
+        """Returns what the scenarios of one process need."""
+        (own := folder / name).mkdir()
+        return Chaos(own, data, options.seed, options.fuzz_seconds, only)
 
-    beside = fork(partial(try_all, True))
-    try_all(False)
-    os.waitpid(beside, 0)
-    scenarios = [
-        each
-        for half in ("short", "long")
-        for each in pickle.loads((folder / half / "tried").read_bytes())
-    ]
+    def try_long() -> None:
+        attempt_all(long, start("long"), until)
+        (folder / "tried").write_bytes(pickle.dumps(long))
+
+    beside = fork(try_long)
+    try:
+        attempt_all(short, start("short"), until)
+        _, status = os.waitpid(beside, 0)
+    except BaseException:
+        os.kill(beside, signal.SIGKILL)
+        raise
+    assert status == 0, "the process of the long scenarios failed"
+    scenarios = [*short, *pickle.loads((folder / "tried").read_bytes())]
     losses = [f"{each.name}, {loss}" for each in scenarios for loss in each.losses]
     print("", *losses, *table(scenarios), sep="\n")
     if options.write:
