@@ -5,7 +5,7 @@ import json
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 
@@ -93,29 +93,20 @@ class Demo:
         minutes: approximate amount of speech, over all voices.
         held_out: share of the utterances for validation, the last ones.
         seed: seed of sentences and voices.
-        voices: which of the voices speak.
-
-    Raises:
-        ValueError: one of the voices is unknown, or there is none.
     """
 
     name: str
     minutes: float
     held_out: Fraction
     seed: Count
-    voices: Sequence[str] = tuple(VOICES)
-
-    def __post_init__(self) -> None:
-        if not self.voices or set(self.voices) - set(VOICES):
-            raise ValueError(f"voices={list(self.voices)} must be some of {', '.join(VOICES)}")
 
     def __len__(self) -> int:
-        return max(round(self.minutes * 60 / SECONDS), 2 * len(self.voices))
+        return max(round(self.minutes * 60 / SECONDS), 2 * len(VOICES))
 
     def recordings(self) -> Iterator[Recording]:
         """Synthesizes and yields the recordings."""
         draw = keyed(self.seed, "demo voices")
-        voices = (name for _ in count() for name in draw.permutation(list(self.voices)).tolist())
+        voices = (name for _ in count() for name in draw.permutation(list(VOICES)).tolist())
         prompts = list(islice(zip(sentences(self.seed), voices, strict=False), len(self)))
         unseen = max(round(self.held_out * len(prompts)), 1)
         audios = speak({"text": text, **VOICES[name]} for text, name in prompts)
